@@ -1,0 +1,129 @@
+//! The one error type, whose kind tells the caller what to do next.
+
+use std::{error::Error as StdError, fmt};
+
+/// A [`Result`](std::result::Result) with Batchyard's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, to what, and (through its [`kind`](Error::kind)) what the caller should do.
+///
+/// `Display` prints the message alone; the cause is reachable through [`source`](StdError::source).
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The kinds of [`Error`]; each says what the caller should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The queue was closed by this process. Open it again.
+    Closed,
+    /// What is stored is damaged. Nothing wrong was served; the message names what to run.
+    Corrupt,
+    /// A bug in Batchyard or in a backend. Please report it.
+    Internal,
+    /// The call or its arguments can never work. Mend the caller; retrying does not help.
+    Invalid,
+    /// The batch has been claimed by another holder, or has ended. Drop the work on it.
+    LeaseLost,
+    /// Another process owns the store; the message names its pid. Stop it, or use another store.
+    Locked,
+    /// There is no such queue, request, batch or file. Check the name or the id.
+    NotFound,
+    /// A write or a sync failed, so nothing is promised any more. Open the store again.
+    Poisoned,
+    /// The queue's bounds or the disk's low-space mark are reached. Slow down and try again later.
+    QueueFull,
+    /// The backend can't be reached just now. Try again later; pushes with a key are safe to repeat.
+    Unavailable,
+}
+
+impl Error {
+    /// An error of this kind; `message` in lower case, without a full stop, with the key facts in it.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// The same error with its cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same error with `context` put before its message.
+    #[must_use]
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+/// Constructors named after their kind, for backends and handlers.
+macro_rules! constructors {
+    ($($name:ident => $kind:ident),* $(,)?) => {
+        impl Error {
+            $(
+                #[doc = concat!("An error of kind [`ErrorKind::", stringify!($kind), "`].")]
+                pub fn $name(message: impl Into<String>) -> Self {
+                    Self::new(ErrorKind::$kind, message)
+                }
+            )*
+        }
+    };
+}
+
+constructors! {
+    closed => Closed,
+    corrupt => Corrupt,
+    internal => Internal,
+    invalid => Invalid,
+    lease_lost => LeaseLost,
+    locked => Locked,
+    not_found => NotFound,
+    poisoned => Poisoned,
+    queue_full => QueueFull,
+    unavailable => Unavailable,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_its_kind_message_context_and_cause() {
+        let cause = std::io::Error::other("disk on fire");
+        let error = Error::poisoned("sync failed")
+            .with_source(cause)
+            .context("store a");
+        assert_eq!(error.kind(), ErrorKind::Poisoned);
+        assert_eq!(error.to_string(), "store a: sync failed");
+        assert_eq!(error.source().unwrap().to_string(), "disk on fire");
+    }
+}

@@ -1,0 +1,3 @@
+//! Formats: pure functions between bytes and values.
+
+pub mod template;

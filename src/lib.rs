@@ -1,0 +1,36 @@
+//! A durable, embedded batch queue and dispatcher.
+
+mod batch;
+mod clock;
+mod error;
+pub mod format;
+mod handler;
+mod policy;
+mod queue;
+mod request;
+mod stats;
+
+pub use self::{
+    batch::{
+        BatchId, Claim, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries, Then,
+        Update,
+    },
+    clock::{Timestamp, now},
+    error::{Error, ErrorKind, Result},
+    format::template::{RequestsType, Template},
+    handler::{
+        Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, JsonBatch, JsonHandler,
+        Report, Rest, json_handler,
+    },
+    policy::Policy,
+    queue::{
+        Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, QueueExt,
+        QueueOptions, ResultCursor, Settled, SettledPage, Store, WhenFull,
+    },
+    request::{
+        Attributes, Bookmark, DeadReason, MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_KEY_BYTES,
+        MAX_PAYLOAD_BYTES, MAX_QUEUE_NAME_BYTES, NewRequest, Position, Pushed, QueueName,
+        RequestId, State,
+    },
+    stats::{FirstSeen, Stats},
+};

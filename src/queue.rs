@@ -1,0 +1,269 @@
+//! The port of every backend: five required verbs with a written contract.
+//!
+//! [`Queue`] is one named queue. [`Store`] opens queues by name. [`Administration`] looks into a queue
+//! and mends it. [`QueueExt`] adds sugar to every queue. The contract below is tested, clause by
+//! clause, by the conformance suite (`testing` feature) on our backends and on yours.
+
+mod admin;
+mod ext;
+mod options;
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+pub use self::{
+    admin::{Administration, Cancelled, Entry, List, ResultCursor, Settled, SettledPage},
+    ext::QueueExt,
+    options::{QueueOptions, WhenFull},
+};
+use crate::{
+    batch::{Claim, Lease, Member, Page, Update},
+    clock::{self, Timestamp},
+    error::{Error, Result},
+    request::{Bookmark, NewRequest, Pushed, QueueName},
+    stats::Stats,
+};
+
+/// A durable queue of requests that leave in batches.
+///
+/// # Contract
+/// - **`now` is a value.** Each verb that takes `now` acts as if it were that time: expiry and
+///   promotion of due requests are applied by the first verb whose `now` is past them, before
+///   anything else. A `now` smaller than an earlier one is legal; nothing is undone by it.
+/// - **One step.** Each verb is atomic and isolated: all of it or nothing, and no other call sees a
+///   part of it. A verb that answered `Ok` is visible to every later call.
+/// - **Conservation.** Every acknowledged request is in exactly one [`State`](crate::State), and
+///   [`Stats::adds_up`] holds in every reading.
+/// - **Fencing.** [`update`](Self::update) and [`read`](Self::read) with a lease whose fence is no
+///   longer the batch's are [`LeaseLost`](crate::ErrorKind::LeaseLost) and change nothing. A lease
+///   whose `until` has passed is still good until another claim takes the batch: work that was
+///   done is not thrown away because a heartbeat was late.
+/// - **No spinning.** After a `claim` that answered `None`, the next `stats` shows nothing that the
+///   claim could have taken, or names a later time.
+///
+/// # Durability
+/// A verb that changes something answers after the change is as durable as
+/// [`capabilities`](Self::capabilities) say. There is no weaker mode.
+///
+/// # Ordering
+/// Batches form in position order, and members are read in position order. Requests of one push
+/// stay in their order and next to each other.
+///
+/// # Cancel safety
+/// Dropping the future of a verb leaves the queue consistent. Whether a dropped `push`, `claim` or
+/// `update` took effect is unknown: a dropped claim's batch is offered again when its lease runs out;
+/// give requests an idempotency key if their push may be repeated.
+///
+/// # Errors
+/// Every verb may fail with [`Closed`](crate::ErrorKind::Closed), [`Poisoned`](crate::ErrorKind::Poisoned),
+/// [`Unavailable`](crate::ErrorKind::Unavailable), [`Corrupt`](crate::ErrorKind::Corrupt) or
+/// [`Internal`](crate::ErrorKind::Internal), besides what it names itself.
+#[async_trait]
+pub trait Queue: Send + Sync + fmt::Debug + 'static {
+    /// Adds requests, all or none, at the tail; answers in their order. An empty push adds nothing.
+    ///
+    /// A request with `not_before` after `now` is delayed. An idempotency key that was pushed within
+    /// the queue's window, or earlier in this very push, answers with that request's id and
+    /// `duplicate`, whatever became of it since. The new requests of one push have consecutive ids.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid): a request over a limit ([`NewRequest::validate`]), or a
+    /// known key with another payload. [`QueueFull`](crate::ErrorKind::QueueFull): the bounds of the
+    /// queue would be exceeded, after waiting as [`WhenFull`] says, or the disk is nearly full.
+    async fn push(&self, now: Timestamp, requests: Vec<NewRequest>) -> Result<Vec<Pushed>>;
+
+    /// One consistent reading. Cheap at any depth: the oldest request is one seek, nothing is counted.
+    ///
+    /// # Errors
+    /// As every verb.
+    async fn stats(&self, now: Timestamp) -> Result<Stats>;
+
+    /// Takes a batch: the longest-formed one of those offered again (orphans, released ones, due
+    /// deferred ones), else, if `claim.form`, a new one of the first ready requests within both limits.
+    ///
+    /// Forming is one durable step. Its requests are in flight before the answer. A request that
+    /// alone exceeds `max_bytes` is dead-lettered as `TooLarge` and the claim goes on. A batch offered
+    /// again keeps its id, members, order, recorded outcomes, checkpoint and context, whatever the
+    /// limits of this claim; its attempt is one more and its fence is new. A new batch may be smaller
+    /// than the limits allow if the backend needs it, but not empty.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid): a context over 64 KiB.
+    async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>>;
+
+    /// Reads the next members of a held batch in position order, each with its recorded outcome; an
+    /// empty page is the end.
+    ///
+    /// # Errors
+    /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, or has ended.
+    async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>>;
+
+    /// Records outcomes, replaces the checkpoint and decides what is next, in one atomic durable step.
+    ///
+    /// The first outcome of a member wins. `Done` is visible at once; retry and reject take effect
+    /// when the batch ends. A retried member gets a position at the tail and keeps its id, payload and
+    /// attributes; if it was cancelled or its `ttl` has passed, that is what becomes of it instead.
+    ///
+    /// # Errors
+    /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, or has ended.
+    /// [`Invalid`](crate::ErrorKind::Invalid): an id that is not a member, a checkpoint over 64 KiB, or
+    /// a split with fewer than two members without an outcome. In either case nothing changes.
+    async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()>;
+
+    /// The time to call verbs with: the process's clock, which never steps; a shared backend answers
+    /// its server's time.
+    fn now(&self) -> Timestamp {
+        clock::now()
+    }
+
+    /// The queue's name, for logs, events and handlers.
+    fn name(&self) -> QueueName {
+        QueueName::default()
+    }
+
+    /// What this backend promises; the conformance suite tests all of it.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    /// A counter that moves whenever a call, of this process or another, may have given a dispatcher
+    /// something to do, a waiting push room, or a request its outcome.
+    ///
+    /// Mark it seen, look at the queue, then wait for a change: no wake-up is lost. A backend without
+    /// one (the default) relies on the dispatcher's `time_interval`.
+    fn pushed(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
+    /// [`push`](Self::push) that also stores how far its producer has read, in the same atomic step.
+    ///
+    /// # Errors
+    /// As `push`; and [`Invalid`](crate::ErrorKind::Invalid) on a backend without the `bookmarks`
+    /// capability, or with a source over 512 bytes or a value over 64 KiB.
+    async fn push_from(
+        &self,
+        now: Timestamp,
+        requests: Vec<NewRequest>,
+        bookmark: Bookmark,
+    ) -> Result<Vec<Pushed>> {
+        let _ = (now, requests);
+        Err(no_bookmarks(&bookmark.source))
+    }
+
+    /// The value of the last bookmark stored for this source.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) on a backend without the `bookmarks` capability.
+    async fn bookmark(&self, source: &str) -> Result<Option<Bytes>> {
+        Err(no_bookmarks(source))
+    }
+
+    /// The verbs that look into the queue and mend it, if this backend has them.
+    fn admin(&self) -> Option<&dyn Administration> {
+        None
+    }
+
+    /// Refuses new calls, waits for those under way, and lets go of what it holds. Dropping the last
+    /// handle does the same without waiting. What was answered is durable either way.
+    ///
+    /// # Errors
+    /// As every verb.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn no_bookmarks(source: &str) -> Error {
+    Error::invalid(format!(
+        "this backend keeps no bookmarks, so none for {source:?}"
+    ))
+}
+
+/// Opens queues by name: one directory, one server, or one process's memory.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// The queue of this name, made if it does not exist yet.
+    ///
+    /// # Errors
+    /// [`Closed`](crate::ErrorKind::Closed), [`Unavailable`](crate::ErrorKind::Unavailable),
+    /// [`Poisoned`](crate::ErrorKind::Poisoned).
+    async fn queue(&self, name: &QueueName) -> Result<Arc<dyn Queue>>;
+
+    /// The names of all queues that begin with `prefix` (the empty one: all), in order.
+    ///
+    /// # Errors
+    /// As [`queue`](Self::queue).
+    async fn queues(&self, prefix: &str) -> Result<Vec<QueueName>>;
+
+    /// A counter that moves when a queue was made, as [`Queue::pushed`]; `None`: ask now and then.
+    fn created(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
+    /// Closes every queue and lets go of the store.
+    ///
+    /// # Errors
+    /// As [`queue`](Self::queue).
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a backend promises.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent yes-or-no answers, read by name"
+)]
+pub struct Capabilities {
+    /// What an answered call survives.
+    pub durability: Durability,
+    /// Opening it again brings back what it held.
+    pub survives_restart: bool,
+    /// Several processes may use it at the same time.
+    pub shared: bool,
+    /// Resident memory grows neither with depth nor with batch size.
+    pub bounded_memory: bool,
+    /// Opens whatever was damaged, and serves the rest.
+    pub opens_after_damage: bool,
+    /// [`Queue::admin`] answers.
+    pub administration: bool,
+    /// [`Queue::push_from`] and [`Queue::bookmark`] work.
+    pub bookmarks: bool,
+    /// Kept results: a `done` request can be looked up for the queue's retention.
+    pub results: bool,
+}
+
+impl Default for Capabilities {
+    /// The least a backend can have: nothing beyond the five verbs.
+    fn default() -> Self {
+        Self {
+            durability: Durability::Process,
+            survives_restart: false,
+            shared: false,
+            bounded_memory: false,
+            opens_after_damage: false,
+            administration: false,
+            bookmarks: false,
+            results: false,
+        }
+    }
+}
+
+/// What an answered call survives.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Nothing beyond this process.
+    Process,
+    /// Power loss: the bytes are on stable storage.
+    Disk,
+    /// What the server's own settings survive, as read at connect.
+    Server {
+        /// The settings in words, such as `appendonly yes, appendfsync always`.
+        policy: String,
+    },
+}

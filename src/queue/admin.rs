@@ -1,0 +1,171 @@
+//! Looking into a queue and mending it: status, list, results, cancel, redrive, purge.
+
+use std::num::NonZeroU32;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{
+    batch::BatchId,
+    clock::Timestamp,
+    error::Result,
+    request::{Attributes, DeadReason, RequestId, State},
+};
+
+/// The optional verbs of a queue; [`Queue::admin`](crate::Queue::admin) answers whether it has them.
+///
+/// # Contract
+/// As [`Queue`](crate::Queue): `now` is a value, each verb is one step, durable when answered. Ids that
+/// are unknown, or in a state that the verb does not apply to, are passed over and not counted.
+#[async_trait]
+pub trait Administration: Send + Sync {
+    /// Where a request is and what is known of it, without its payload; `None` if it was never
+    /// pushed or is past its retention (done), or expired, cancelled or purged.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue).
+    async fn status(&self, now: Timestamp, id: RequestId) -> Result<Option<Entry>>;
+
+    /// The next requests in one state, in order of their ids. `Expired` and `Cancelled` ones are only
+    /// counted, so their lists are empty.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue).
+    async fn list(&self, now: Timestamp, list: &List) -> Result<Vec<Entry>>;
+
+    /// What was settled since a cursor, in the order in which it was: `done` as it is recorded,
+    /// dead letters as their batches end. Entries past their retention, purged or redriven since are
+    /// left out. An empty page is the end so far.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue).
+    async fn results(
+        &self,
+        now: Timestamp,
+        after: Option<ResultCursor>,
+        max_requests: NonZeroU32,
+    ) -> Result<SettledPage>;
+
+    /// Cancels requests: ready and delayed ones at once; those in flight are marked, and cancelled
+    /// if they would come back. What happened to each, in order.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue).
+    async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>>;
+
+    /// Makes dead letters ready again, at the tail, with no attempts counted and without their `ttl`;
+    /// how many. All of them or none.
+    ///
+    /// # Errors
+    /// [`QueueFull`](crate::ErrorKind::QueueFull): the bounds of the queue would be exceeded.
+    async fn redrive(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64>;
+
+    /// Forgets dead letters and their payloads; how many.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue).
+    async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64>;
+}
+
+/// Which requests to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct List {
+    /// In this state.
+    pub state: State,
+    /// With ids larger than this; `None` from the first.
+    pub after: Option<RequestId>,
+    /// The most entries.
+    pub max_requests: NonZeroU32,
+    /// Whether to read their payloads; then a page also ends after about 4 MiB of them. A done
+    /// request has none.
+    pub payloads: bool,
+}
+
+impl List {
+    /// The first 1,000 requests in this state, without payloads.
+    pub fn new(state: State) -> Self {
+        Self {
+            state,
+            after: None,
+            max_requests: NonZeroU32::new(1000).expect("not zero"),
+            payloads: false,
+        }
+    }
+
+    /// Those after this id.
+    #[must_use]
+    pub fn after(mut self, id: RequestId) -> Self {
+        self.after = Some(id);
+        self
+    }
+
+    /// With payloads.
+    #[must_use]
+    pub fn with_payloads(mut self) -> Self {
+        self.payloads = true;
+        self
+    }
+
+    /// At most this many.
+    #[must_use]
+    pub fn max_requests(mut self, most: NonZeroU32) -> Self {
+        self.max_requests = most;
+        self
+    }
+}
+
+/// What is known of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The request.
+    pub id: RequestId,
+    /// Where it is.
+    pub state: State,
+    /// How many attempts it has had since it was pushed or redriven.
+    pub attempts: u32,
+    /// When it was pushed.
+    pub pushed_at: Timestamp,
+    /// Since when it is in this state; for a delayed one: when it is due.
+    pub at: Timestamp,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// The bytes of its payload (0 for a done one).
+    pub bytes: u64,
+    /// Its payload, if asked for and still held.
+    pub payload: Option<Bytes>,
+    /// The batch it is in, or was settled by.
+    pub batch: Option<BatchId>,
+    /// Done: its result.
+    pub result: Option<Bytes>,
+    /// Dead: why.
+    pub reason: Option<DeadReason>,
+    /// Dead: what happened. Delayed or ready after a retry: the last error.
+    pub error: Option<String>,
+}
+
+/// A place in the order of settling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ResultCursor(pub u64, pub u64);
+
+/// A request that was settled.
+pub type Settled = Entry;
+
+/// A page of [`Administration::results`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettledPage {
+    /// Done and dead requests, in the order in which they were settled.
+    pub entries: Vec<Settled>,
+    /// Where the next page begins; `None` if there was nothing after the cursor.
+    pub next: Option<ResultCursor>,
+}
+
+/// What [`Administration::cancel`] did to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It was ready or delayed and is cancelled now.
+    Now,
+    /// It is in flight, and will be cancelled if it would come back.
+    IfItComesBack,
+    /// It is settled or unknown.
+    No,
+}

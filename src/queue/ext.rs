@@ -1,0 +1,77 @@
+//! Sugar on every queue.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result},
+    queue::{Entry, Queue},
+    request::{NewRequest, Pushed, RequestId, State},
+};
+
+/// Shorthands for every [`Queue`], with the queue's own clock.
+#[async_trait]
+pub trait QueueExt: Queue {
+    /// Pushes one request.
+    ///
+    /// # Errors
+    /// As [`Queue::push`].
+    async fn push_one(&self, request: NewRequest) -> Result<Pushed> {
+        let pushed = self.push(self.now(), vec![request]).await?;
+        pushed
+            .first()
+            .copied()
+            .ok_or_else(|| Error::internal("a push of one request answered none"))
+    }
+
+    /// Pushes one request with `value` as its JSON payload.
+    ///
+    /// # Errors
+    /// As [`Queue::push`], and `Invalid` if it can't be written as JSON.
+    async fn push_json<T: Serialize + Sync + ?Sized>(&self, value: &T) -> Result<Pushed>
+    where
+        Self: Sized,
+    {
+        self.push_one(NewRequest::json(value)?).await
+    }
+
+    /// Waits until a request is done or dead, and answers with what became of it.
+    ///
+    /// Cancel safe. Looks again at every change, and every second where the backend tells none.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound): it was never pushed, is past its retention, or was
+    /// cancelled, has expired or was purged. [`Invalid`](crate::ErrorKind::Invalid): the backend has
+    /// no administration.
+    async fn wait(&self, id: RequestId) -> Result<Entry> {
+        let admin = self.admin().ok_or_else(|| {
+            Error::invalid(
+                "this backend has no administration, so it can't tell one request's state",
+            )
+        })?;
+        let mut changes = self.pushed();
+        loop {
+            if let Some(changes) = &mut changes {
+                changes.mark_unchanged();
+            }
+            match admin.status(self.now(), id).await? {
+                None => return Err(Error::not_found(format!("no request {id} is known"))),
+                Some(entry) if matches!(entry.state, State::Done | State::Dead) => {
+                    return Ok(entry);
+                }
+                Some(_) => {}
+            }
+            match &mut changes {
+                Some(changes) => changes
+                    .changed()
+                    .await
+                    .map_err(|_| Error::closed("the queue was closed"))?,
+                None => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        }
+    }
+}
+
+impl<Q: Queue + ?Sized> QueueExt for Q {}
