@@ -26,6 +26,7 @@ pub use self::{
     queue::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, QueueExt,
         QueueOptions, ResultCursor, Settled, SettledPage, Store, WhenFull,
+        memory::{MemoryQueue, MemoryStore},
     },
     request::{
         Attributes, Bookmark, DeadReason, MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_KEY_BYTES,

@@ -6,6 +6,7 @@
 
 mod admin;
 mod ext;
+pub(crate) mod memory;
 mod options;
 
 use std::{fmt, sync::Arc};

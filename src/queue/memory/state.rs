@@ -1,0 +1,776 @@
+//! What a queue in memory holds, and each verb as one step on it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    batch::{
+        BatchId, Claim, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries, Then,
+        Update,
+    },
+    clock::Timestamp,
+    error::{Error, Result},
+    queue::QueueOptions,
+    request::{Attributes, Bookmark, DeadReason, NewRequest, Position, Pushed, RequestId},
+    stats::{FirstSeen, Stats},
+};
+
+#[derive(Debug)]
+pub(super) struct State {
+    options: QueueOptions,
+    salt: u64,
+    pub(super) closed: bool,
+    last_position: u64,
+    last_batch: u64,
+    last_fence: u64,
+    last_settled: u64,
+    /// Where every request is that is more than a counter.
+    pub(super) places: BTreeMap<RequestId, Place>,
+    ready: BTreeMap<Position, Request>,
+    /// By due time, then by the position they had.
+    delayed: BTreeMap<(Timestamp, Position), Request>,
+    expiry: BTreeSet<(Timestamp, RequestId)>,
+    batches: BTreeMap<BatchId, OpenBatch>,
+    done: BTreeMap<RequestId, Ended>,
+    dead: BTreeMap<RequestId, Ended>,
+    /// Done and dead requests in the order in which they were settled.
+    pub(super) settled: BTreeMap<u64, RequestId>,
+    retained: BTreeSet<(Timestamp, RequestId)>,
+    keys: HashMap<String, Key>,
+    key_expiry: BTreeSet<(Timestamp, String)>,
+    pub(super) bookmarks: HashMap<String, Bytes>,
+    counts: Stats,
+    first_seen: FirstSeen,
+}
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    Delayed(Timestamp, Position),
+    Ready(Position),
+    InFlight(BatchId, Position),
+    Done,
+    Dead,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) id: RequestId,
+    pub(super) pushed_at: Timestamp,
+    pub(super) ready_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    pub(super) attempts: u32,
+    pub(super) error: Option<String>,
+    pub(super) attributes: Attributes,
+    pub(super) payload: Bytes,
+}
+
+#[derive(Debug)]
+pub(super) struct OpenBatch {
+    parent: Option<BatchId>,
+    fence: Fence,
+    /// Whether a holder has it; then `until` is the end of its lease, else the time it is offered from.
+    held: bool,
+    until: Timestamp,
+    pub(super) attempt: u32,
+    /// Attempts of the batches that it was split from.
+    pub(super) prior: u32,
+    formed_at: Timestamp,
+    context: Bytes,
+    checkpoint: Option<Bytes>,
+    pub(super) members: BTreeMap<Position, Membership>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Membership {
+    pub(super) request: Request,
+    pub(super) cancelled: bool,
+    outcome: Option<Outcome>,
+}
+
+/// A done or dead request.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) request: Request,
+    pub(super) at: Timestamp,
+    pub(super) batch: Option<BatchId>,
+    pub(super) result: Option<Bytes>,
+    pub(super) reason: Option<DeadReason>,
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Key {
+    id: RequestId,
+    payload: [u8; 32],
+    expires_at: Timestamp,
+}
+
+impl State {
+    pub(super) fn new(options: QueueOptions, salt: u64) -> Self {
+        Self {
+            options,
+            salt,
+            closed: false,
+            last_position: 0,
+            last_batch: 0,
+            last_fence: 0,
+            last_settled: 0,
+            places: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            delayed: BTreeMap::new(),
+            expiry: BTreeSet::new(),
+            batches: BTreeMap::new(),
+            done: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            retained: BTreeSet::new(),
+            keys: HashMap::new(),
+            key_expiry: BTreeSet::new(),
+            bookmarks: HashMap::new(),
+            counts: Stats::default(),
+            first_seen: FirstSeen::default(),
+        }
+    }
+
+    /// Applies what time alone brings: expiry first, then promotion; forgets keys and old results.
+    pub(super) fn advance(&mut self, now: Timestamp) {
+        while let Some(&(at, id)) = self.expiry.first().filter(|(at, _)| *at <= now) {
+            self.expiry.remove(&(at, id));
+            if self.take_waiting(id).is_some() {
+                self.counts.expired += 1;
+            }
+        }
+        while let Some(entry) = self
+            .delayed
+            .first_entry()
+            .filter(|entry| entry.key().0 <= now)
+        {
+            let ((due, _), request) = entry.remove_entry();
+            self.make_ready(now, due, request);
+        }
+        while let Some((at, key)) = self
+            .key_expiry
+            .first()
+            .filter(|(at, _)| *at <= now)
+            .cloned()
+        {
+            self.keys.remove(&key);
+            self.key_expiry.remove(&(at, key));
+        }
+        while let Some(&(at, id)) = self.retained.first().filter(|(at, _)| *at <= now) {
+            self.retained.remove(&(at, id));
+            if let Some(ended) = self.done.remove(&id) {
+                self.settled.remove(&ended.sequence);
+                self.places.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn push(
+        &mut self,
+        now: Timestamp,
+        requests: &[NewRequest],
+        bookmark: Option<&Bookmark>,
+    ) -> Result<Vec<Pushed>> {
+        let mut next = self.next_position(now);
+        let mut pushed = Vec::with_capacity(requests.len());
+        let mut keys: HashMap<&str, Key> = HashMap::new();
+        let mut bytes = 0;
+        for request in requests {
+            let id = RequestId::from_u64(next);
+            if let Some(key) = request.idempotency_key.as_deref() {
+                let payload = Sha256::digest(&request.payload).into();
+                match self.keys.get(key).or_else(|| keys.get(key)) {
+                    Some(known) if known.payload != payload => {
+                        return Err(Error::invalid(format!(
+                            "idempotency key {key:?} was pushed with another payload, as request {}",
+                            known.id
+                        )));
+                    }
+                    Some(known) => {
+                        pushed.push(Pushed {
+                            id: known.id,
+                            duplicate: true,
+                        });
+                        continue;
+                    }
+                    None => {
+                        let expires_at = now.after(self.options.idempotency_window);
+                        keys.insert(
+                            key,
+                            Key {
+                                id,
+                                payload,
+                                expires_at,
+                            },
+                        );
+                    }
+                }
+            }
+            next += 1;
+            bytes += request.payload.len() as u64;
+            pushed.push(Pushed {
+                id,
+                duplicate: false,
+            });
+        }
+        let added = pushed.iter().filter(|pushed| !pushed.duplicate).count() as u64;
+        self.check_bounds(added, bytes)?;
+        for (key, known) in keys {
+            self.key_expiry.insert((known.expires_at, key.to_owned()));
+            self.keys.insert(key.to_owned(), known);
+        }
+        if added > 0 {
+            self.last_position = next - 1;
+        }
+        self.counts.pushed += added;
+        self.counts.held_bytes += bytes;
+        for (request, pushed) in requests.iter().zip(&pushed) {
+            if !pushed.duplicate {
+                self.add(now, pushed.id, request);
+            }
+        }
+        if let Some(bookmark) = bookmark {
+            self.bookmarks
+                .insert(bookmark.source.clone(), bookmark.value.clone());
+        }
+        Ok(pushed)
+    }
+
+    pub(super) fn stats(&mut self, now: Timestamp) -> Stats {
+        let oldest = self.ready.first_key_value();
+        let seen = &mut self.first_seen;
+        let offered = |batch: &&OpenBatch| batch.until <= now;
+        Stats {
+            delayed: self.delayed.len() as u64,
+            next_due: self.delayed.first_key_value().map(|((due, _), _)| *due),
+            oldest_ready_at: oldest
+                .map(|(position, oldest)| seen.clamp(*position, oldest.ready_at, now)),
+            batches: self.batches.len() as u64,
+            offered: self.batches.values().filter(offered).count() as u64,
+            next_offer: self
+                .batches
+                .values()
+                .filter(|batch| !offered(batch))
+                .map(|batch| batch.until)
+                .min(),
+            dead: self.dead.len() as u64,
+            ..self.counts
+        }
+    }
+
+    pub(super) fn claim(&mut self, now: Timestamp, claim: &Claim) -> Option<Lease> {
+        let offered = self.batches.iter().find(|(_, batch)| batch.until <= now);
+        let id = match offered.map(|(id, _)| *id) {
+            Some(id) => id,
+            None if claim.form => self.form(now, claim)?,
+            None => return None,
+        };
+        self.last_fence += 1;
+        let batch = self.batches.get_mut(&id)?;
+        batch.fence = Fence(self.last_fence);
+        batch.held = true;
+        batch.until = now.after(claim.lease_duration);
+        batch.attempt += 1;
+        Some(Lease {
+            batch: id,
+            parent: batch.parent,
+            fence: batch.fence,
+            attempt: batch.attempt,
+            requests: u32::try_from(batch.members.len()).unwrap_or(u32::MAX),
+            unsettled: u32::try_from(batch.unsettled().count()).unwrap_or(u32::MAX),
+            bytes: batch
+                .members
+                .values()
+                .map(|member| member.request.bytes())
+                .sum(),
+            formed_at: batch.formed_at,
+            until: batch.until,
+            checkpoint: batch.checkpoint.clone(),
+            context: batch.context.clone(),
+        })
+    }
+
+    pub(super) fn read(&mut self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
+        let batch = self.held(lease)?;
+        let after = page
+            .after
+            .map_or(0, |position| position.as_u64().saturating_add(1));
+        let mut members = Vec::new();
+        let mut bytes = 0;
+        for (position, member) in batch.members.range(Position::from_u64(after)..) {
+            bytes += member.request.bytes();
+            let full =
+                members.len() >= page.max_requests.get() as usize || bytes > page.max_bytes.get();
+            if full && !members.is_empty() {
+                break;
+            }
+            members.push(Member {
+                id: member.request.id,
+                position: *position,
+                attempt: member.request.attempts + batch.prior + batch.attempt,
+                pushed_at: member.request.pushed_at,
+                payload: member.request.payload.clone(),
+                attributes: member.request.attributes.clone(),
+                outcome: member.outcome.clone(),
+            });
+        }
+        Ok(members)
+    }
+
+    pub(super) fn update(&mut self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
+        let batch = self.held(lease)?;
+        let positions: HashMap<RequestId, Position> = batch
+            .members
+            .iter()
+            .map(|(position, member)| (member.request.id, *position))
+            .collect();
+        if let Some((id, _)) = update
+            .outcomes
+            .iter()
+            .find(|(id, _)| !positions.contains_key(id))
+        {
+            return Err(Error::invalid(format!(
+                "request {id} is not a member of batch {}",
+                lease.batch
+            )));
+        }
+        let checkpoint_bytes = update.checkpoint.as_ref().map_or(0, Bytes::len);
+        if checkpoint_bytes > MAX_CHECKPOINT_BYTES {
+            return Err(Error::invalid(format!(
+                "a checkpoint has {checkpoint_bytes} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed"
+            )));
+        }
+        check_split(batch, &update.then, &update.outcomes)?;
+        if update.checkpoint.is_some() {
+            batch.checkpoint = update.checkpoint;
+        }
+        for (id, outcome) in update.outcomes {
+            self.record(now, lease.batch, positions[&id], outcome);
+        }
+        match update.then {
+            Then::Hold { until } => self.held(lease)?.until = until,
+            Then::Release => {
+                let batch = self.held(lease)?;
+                (batch.held, batch.until) = (false, Timestamp::EPOCH);
+                batch.attempt = batch.attempt.saturating_sub(1);
+            }
+            Then::Defer { until } => {
+                let batch = self.held(lease)?;
+                (batch.held, batch.until) = (false, until);
+            }
+            Then::Split { retries } => self.split(now, lease.batch, retries),
+            Then::Finish { rest, retries } => {
+                let open: Vec<Position> = self.held(lease)?.unsettled().collect();
+                for position in open {
+                    self.record(now, lease.batch, position, rest.clone());
+                }
+                if let Some(batch) = self.batches.remove(&lease.batch) {
+                    self.end(now, lease.batch, batch, retries);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch, if this lease still holds it.
+    fn held(&mut self, lease: &Lease) -> Result<&mut OpenBatch> {
+        self.batches
+            .get_mut(&lease.batch)
+            .filter(|batch| batch.held && batch.fence == lease.fence)
+            .ok_or_else(|| {
+                Error::lease_lost(format!(
+                    "batch {} has ended, was given back, or has another holder",
+                    lease.batch
+                ))
+            })
+    }
+
+    pub(super) fn check_bounds(&self, requests: u64, bytes: u64) -> Result<()> {
+        let held = self.delayed.len() as u64 + self.counts.ready + self.counts.in_flight;
+        let most = self.options;
+        let full = requests > 0
+            && (held.saturating_add(requests) > most.max_requests
+                || self.counts.held_bytes.saturating_add(bytes) > most.max_bytes);
+        if full {
+            return Err(Error::queue_full(format!(
+                "the queue holds {held} requests and {} bytes, and {requests} requests of {bytes} bytes more are over its bounds",
+                self.counts.held_bytes
+            )));
+        }
+        Ok(())
+    }
+
+    fn next_position(&self, now: Timestamp) -> u64 {
+        now.as_nanos().max(self.last_position + 1)
+    }
+
+    fn add(&mut self, now: Timestamp, id: RequestId, new: &NewRequest) {
+        let request = Request {
+            id,
+            pushed_at: now,
+            ready_at: now,
+            expires_at: new.ttl.map(|ttl| now.after(ttl)),
+            attempts: 0,
+            error: None,
+            attributes: new.attributes.clone(),
+            payload: new.payload.clone(),
+        };
+        if let Some(at) = request.expires_at {
+            self.expiry.insert((at, id));
+        }
+        let position = Position::from_u64(id.as_u64());
+        match new.not_before.filter(|due| *due > now) {
+            Some(due) => self.delay(due, position, request),
+            None => self.insert_ready(position, request),
+        }
+    }
+
+    fn delay(&mut self, due: Timestamp, position: Position, request: Request) {
+        self.places
+            .insert(request.id, Place::Delayed(due, position));
+        self.delayed.insert((due, position), request);
+    }
+
+    /// Ready at the tail.
+    pub(super) fn make_ready(&mut self, now: Timestamp, ready_at: Timestamp, mut request: Request) {
+        request.ready_at = ready_at;
+        self.last_position = self.next_position(now);
+        self.insert_ready(Position::from_u64(self.last_position), request);
+    }
+
+    fn insert_ready(&mut self, position: Position, request: Request) {
+        self.places.insert(request.id, Place::Ready(position));
+        self.counts.ready_bytes += request.bytes();
+        self.counts.ready += 1;
+        self.ready.insert(position, request);
+    }
+
+    fn take_ready(&mut self, position: Position) -> Option<Request> {
+        let request = self.ready.remove(&position)?;
+        self.counts.ready_bytes -= request.bytes();
+        self.counts.ready -= 1;
+        Some(request)
+    }
+
+    /// Takes a request out of the queue if it is ready or delayed, and forgets its place.
+    fn take_waiting(&mut self, id: RequestId) -> Option<Request> {
+        let request = match *self.places.get(&id)? {
+            Place::Ready(position) => self.take_ready(position),
+            Place::Delayed(due, position) => self.delayed.remove(&(due, position)),
+            Place::InFlight(..) | Place::Done | Place::Dead => None,
+        }?;
+        self.counts.held_bytes -= request.bytes();
+        self.places.remove(&id);
+        Some(request)
+    }
+
+    /// Makes a batch of the first ready requests; dead-letters what no batch could take.
+    fn form(&mut self, now: Timestamp, claim: &Claim) -> Option<BatchId> {
+        let mut members = BTreeMap::new();
+        let mut bytes = 0;
+        while let Some((&position, first)) = self.ready.first_key_value() {
+            let size = first.bytes();
+            let too_large = size > claim.max_bytes.get();
+            let most = claim.max_requests.get() as usize;
+            if members.len() >= most || (!too_large && bytes + size > claim.max_bytes.get()) {
+                break;
+            }
+            let request = self.take_ready(position)?;
+            if too_large {
+                let error = format!(
+                    "payload of {size} bytes is over max_batch_bytes {}",
+                    claim.max_bytes
+                );
+                self.counts.held_bytes -= size;
+                self.bury(now, None, request, DeadReason::TooLarge, error);
+                continue;
+            }
+            bytes += size;
+            members.insert(
+                position,
+                Membership {
+                    request,
+                    cancelled: false,
+                    outcome: None,
+                },
+            );
+        }
+        (!members.is_empty()).then(|| self.open(now, members, None, 0, claim.context.clone()))
+    }
+
+    /// Opens a batch that is offered at once.
+    fn open(
+        &mut self,
+        now: Timestamp,
+        members: BTreeMap<Position, Membership>,
+        parent: Option<BatchId>,
+        prior: u32,
+        context: Bytes,
+    ) -> BatchId {
+        self.last_batch = now.as_nanos().max(self.last_batch + 1);
+        let id = BatchId::new(self.last_batch, self.salt);
+        for (position, member) in &members {
+            self.places
+                .insert(member.request.id, Place::InFlight(id, *position));
+        }
+        self.counts.in_flight += members.len() as u64;
+        let batch = OpenBatch {
+            parent,
+            fence: Fence(0),
+            held: false,
+            until: Timestamp::EPOCH,
+            attempt: 0,
+            prior,
+            formed_at: now,
+            context,
+            checkpoint: None,
+            members,
+        };
+        self.batches.insert(id, batch);
+        id
+    }
+
+    /// Records a member's outcome unless it has one; a done request is visible from here on.
+    fn record(&mut self, now: Timestamp, id: BatchId, position: Position, outcome: Outcome) {
+        let Some(batch) = self.batches.get_mut(&id) else {
+            return;
+        };
+        let attempts = batch.prior + batch.attempt;
+        let Some(member) = batch.members.get_mut(&position) else {
+            return;
+        };
+        if member.outcome.is_some() {
+            return;
+        }
+        member.outcome = Some(outcome.clone());
+        if let Outcome::Done { result } = outcome {
+            let mut request = member.request.clone();
+            request.attempts += attempts;
+            self.counts.in_flight -= 1;
+            self.counts.held_bytes -= request.bytes();
+            self.counts.done += 1;
+            request.payload = Bytes::new();
+            let request_id = request.id;
+            let ended = self.ended(now, Some(id), request, result, None);
+            self.places.insert(request_id, Place::Done);
+            self.done.insert(request_id, ended);
+        }
+    }
+
+    fn split(&mut self, now: Timestamp, id: BatchId, retries: Retries) {
+        let Some(mut batch) = self.batches.remove(&id) else {
+            return;
+        };
+        let unsettled: Vec<Position> = batch.unsettled().collect();
+        let (context, prior) = (batch.context.clone(), batch.prior + batch.attempt);
+        let half = unsettled.len().div_ceil(2);
+        self.counts.in_flight -= unsettled.len() as u64;
+        for positions in [&unsettled[..half], &unsettled[half..]] {
+            let members: BTreeMap<_, _> = positions
+                .iter()
+                .filter_map(|at| batch.members.remove_entry(at))
+                .collect();
+            self.open(now, members, Some(id), prior, context.clone());
+        }
+        self.end(now, id, batch, retries);
+    }
+
+    /// Settles members that all have an outcome; their batch is gone already.
+    fn end(&mut self, now: Timestamp, id: BatchId, batch: OpenBatch, retries: Retries) {
+        let attempts = batch.prior + batch.attempt;
+        for (
+            position,
+            Membership {
+                mut request,
+                cancelled,
+                outcome,
+            },
+        ) in batch.members
+        {
+            request.attempts += attempts;
+            let (size, expired) = (
+                request.bytes(),
+                request.expires_at.is_some_and(|at| at <= now),
+            );
+            let (mut left, request_id) = (true, request.id);
+            match outcome {
+                Some(Outcome::Done { .. }) => {
+                    self.retained
+                        .insert((now.after(self.options.retention), request_id));
+                    continue;
+                }
+                Some(Outcome::Reject { reason, error }) => {
+                    self.bury(now, Some(id), request, reason, error)
+                }
+                _ if cancelled => {
+                    self.places.remove(&request_id);
+                    self.counts.cancelled += 1;
+                }
+                _ if expired => {
+                    self.places.remove(&request_id);
+                    self.counts.expired += 1;
+                }
+                Some(Outcome::Retry { error, .. })
+                    if request.attempts >= retries.max_attempts.get() =>
+                {
+                    self.bury(now, Some(id), request, DeadReason::Exhausted, error);
+                }
+                Some(Outcome::Retry { error, not_before }) => {
+                    left = false;
+                    let due = not_before.map_or(retries.at, |at| at.max(retries.at));
+                    request.error = Some(error);
+                    if due > now {
+                        self.delay(due, position, request);
+                    } else {
+                        self.make_ready(now, now, request);
+                    }
+                }
+                None => {}
+            }
+            self.counts.in_flight -= 1;
+            if left {
+                self.counts.held_bytes -= size;
+            }
+        }
+    }
+
+    /// Dead-letters a request that is nowhere else any more.
+    fn bury(
+        &mut self,
+        now: Timestamp,
+        batch: Option<BatchId>,
+        mut request: Request,
+        reason: DeadReason,
+        error: String,
+    ) {
+        let id = request.id;
+        request.error = Some(error);
+        let ended = self.ended(now, batch, request, None, Some(reason));
+        self.places.insert(id, Place::Dead);
+        self.dead.insert(id, ended);
+    }
+
+    fn ended(
+        &mut self,
+        now: Timestamp,
+        batch: Option<BatchId>,
+        request: Request,
+        result: Option<Bytes>,
+        reason: Option<DeadReason>,
+    ) -> Ended {
+        self.last_settled += 1;
+        self.settled.insert(self.last_settled, request.id);
+        Ended {
+            request,
+            at: now,
+            batch,
+            result,
+            reason,
+            sequence: self.last_settled,
+        }
+    }
+
+    pub(super) fn find_ended(&self, id: RequestId) -> Option<&Ended> {
+        self.done.get(&id).or_else(|| self.dead.get(&id))
+    }
+
+    pub(super) fn find_ready(&self, position: Position) -> Option<&Request> {
+        self.ready.get(&position)
+    }
+
+    pub(super) fn find_delayed(&self, due: Timestamp, position: Position) -> Option<&Request> {
+        self.delayed.get(&(due, position))
+    }
+
+    pub(super) fn find_batch(&self, id: BatchId) -> Option<&OpenBatch> {
+        self.batches.get(&id)
+    }
+
+    /// Cancels a waiting request; `None` if it is not waiting.
+    pub(super) fn cancel_waiting(&mut self, id: RequestId) -> Option<()> {
+        self.take_waiting(id)?;
+        self.counts.cancelled += 1;
+        Some(())
+    }
+
+    /// Marks a member without a `done` outcome; `None` if it is not one.
+    pub(super) fn cancel_member(&mut self, id: RequestId) -> Option<()> {
+        let Place::InFlight(batch, position) = *self.places.get(&id)? else {
+            return None;
+        };
+        let member = self.batches.get_mut(&batch)?.members.get_mut(&position)?;
+        member.cancelled = true;
+        Some(())
+    }
+
+    /// Takes a dead letter out of the dead.
+    fn take_dead(&mut self, id: RequestId) -> Option<Request> {
+        let ended = self.dead.remove(&id)?;
+        self.settled.remove(&ended.sequence);
+        self.places.remove(&id);
+        Some(ended.request)
+    }
+
+    pub(super) fn redrive(&mut self, now: Timestamp, ids: &BTreeSet<RequestId>) -> Result<u64> {
+        let dead = ids.iter().filter_map(|id| self.dead.get(id));
+        let (count, bytes) = dead.fold((0, 0), |(count, bytes), dead| {
+            (count + 1, bytes + dead.request.bytes())
+        });
+        self.check_bounds(count, bytes)?;
+        for id in ids {
+            if let Some(mut request) = self.take_dead(*id) {
+                (request.attempts, request.error, request.expires_at) = (0, None, None);
+                self.counts.held_bytes += request.bytes();
+                self.make_ready(now, now, request);
+            }
+        }
+        Ok(count)
+    }
+
+    pub(super) fn purge(&mut self, ids: &BTreeSet<RequestId>) -> u64 {
+        let purged = ids.iter().filter_map(|id| self.take_dead(*id)).count() as u64;
+        self.counts.purged += purged;
+        purged
+    }
+}
+
+impl OpenBatch {
+    pub(super) fn formed_at(&self) -> Timestamp {
+        self.formed_at
+    }
+
+    /// The positions of members without an outcome, in order.
+    fn unsettled(&self) -> impl Iterator<Item = Position> {
+        let open = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.outcome.is_none());
+        open.map(|(position, _)| *position)
+    }
+}
+
+impl Request {
+    pub(super) fn bytes(&self) -> u64 {
+        self.payload.len() as u64
+    }
+}
+
+/// A split needs two members without an outcome, those in the same update taken off.
+fn check_split(batch: &OpenBatch, then: &Then, outcomes: &[(RequestId, Outcome)]) -> Result<()> {
+    if !matches!(then, Then::Split { .. }) {
+        return Ok(());
+    }
+    let named: BTreeSet<RequestId> = outcomes.iter().map(|(id, _)| *id).collect();
+    let open =
+        |member: &&Membership| member.outcome.is_none() && !named.contains(&member.request.id);
+    match batch.members.values().filter(open).count() {
+        0 | 1 => Err(Error::invalid(
+            "a batch with fewer than two members without an outcome can't be split",
+        )),
+        _ => Ok(()),
+    }
+}
