@@ -124,7 +124,7 @@ impl Claim {
     /// A claim of up to 50,000 requests of any size, held for 60 seconds, without a context.
     pub fn new() -> Self {
         Self {
-            max_requests: NonZeroU32::new(50_000).expect("not zero"),
+            max_requests: DEFAULT_BATCH_REQUESTS,
             max_bytes: NonZeroU64::MAX,
             lease_duration: Duration::from_secs(60),
             form: true,
@@ -182,8 +182,8 @@ impl Page {
     pub fn first() -> Self {
         Self {
             after: None,
-            max_requests: NonZeroU32::new(1000).expect("not zero"),
-            max_bytes: NonZeroU64::new(4 << 20).expect("not zero"),
+            max_requests: PAGE_REQUESTS,
+            max_bytes: PAGE_BYTES,
         }
     }
 
@@ -335,6 +335,10 @@ pub struct Retries {
     /// Those that have had this many attempts are dead-lettered as exhausted instead.
     pub max_attempts: NonZeroU32,
 }
+
+const DEFAULT_BATCH_REQUESTS: NonZeroU32 = NonZeroU32::new(50_000).expect("not zero");
+const PAGE_REQUESTS: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
+const PAGE_BYTES: NonZeroU64 = NonZeroU64::new(4 << 20).expect("not zero");
 
 #[cfg(test)]
 mod tests {

@@ -1,1 +1,2 @@
+//! The `batchyard` command line.
 fn main() {}

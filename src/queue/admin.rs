@@ -87,7 +87,7 @@ impl List {
         Self {
             state,
             after: None,
-            max_requests: NonZeroU32::new(1000).expect("not zero"),
+            max_requests: LIST_REQUESTS,
             payloads: false,
         }
     }
@@ -169,3 +169,5 @@ pub enum Cancelled {
     /// It is settled or unknown.
     No,
 }
+
+const LIST_REQUESTS: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");

@@ -39,7 +39,7 @@ impl Administration for MemoryQueue {
                 break;
             }
             if let Some(entry) = held.entry(*id, *place, list.payloads) {
-                bytes += entry.payload.as_ref().map_or(0, |payload| payload.len());
+                bytes += entry.payload.as_ref().map_or(0, bytes::Bytes::len);
                 entries.push(entry);
             }
         }
