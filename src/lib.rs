@@ -2,12 +2,14 @@
 
 mod batch;
 mod clock;
+mod dispatcher;
 mod error;
 pub mod format;
 mod handler;
 mod policy;
 mod queue;
 mod request;
+mod retry;
 mod stats;
 
 pub use self::{
@@ -16,13 +18,16 @@ pub use self::{
         Update,
     },
     clock::{Timestamp, now},
+    dispatcher::{
+        Dispatcher, DispatcherBuilder, Event, Explanation, RunningDispatcher, ShutdownReport,
+    },
     error::{Error, ErrorKind, Result},
     format::template::{RequestsType, Template},
     handler::{
         Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, JsonBatch, JsonHandler,
         Report, Rest, json_handler,
     },
-    policy::Policy,
+    policy::{Decision, Policy, Trigger, decide},
     queue::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, QueueExt,
         QueueOptions, ResultCursor, Settled, SettledPage, Store, WhenFull,

@@ -1,9 +1,12 @@
 //! The handle of a batch that a handler works with.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,10 @@ struct Inner {
     template: Template,
     options: BatchOptions,
     checkpoint: Mutex<Option<Bytes>>,
+    /// Requests whose outcome was recorded through this handle.
+    recorded: Mutex<HashSet<RequestId>>,
+    /// The most attempts that a member read so far has had.
+    attempts: AtomicU32,
 }
 
 /// What a [`Batch`] is made with, besides its queue and its lease.
@@ -62,6 +69,8 @@ impl Batch {
             queue,
             template: Template::decode(&lease.context)?,
             checkpoint: Mutex::new(lease.checkpoint.clone()),
+            recorded: Mutex::default(),
+            attempts: AtomicU32::new(lease.attempt),
             lease,
             options,
         })))
@@ -150,7 +159,7 @@ impl Batch {
 
     /// The checkpoint that was saved last, by this holder or one before it.
     pub fn checkpoint(&self) -> Option<Bytes> {
-        self.checkpoint_slot().clone()
+        locked(&self.0.checkpoint).clone()
     }
 
     /// Saves a note on how far the work is; the next holder gets it if this one dies.
@@ -179,6 +188,7 @@ impl Batch {
         checkpoint: Option<Bytes>,
     ) -> Result<()> {
         let now = self.0.queue.now();
+        let ids: Vec<RequestId> = outcomes.iter().map(|(id, _)| *id).collect();
         let update = Update {
             outcomes,
             checkpoint: checkpoint.clone(),
@@ -187,8 +197,9 @@ impl Batch {
             },
         };
         self.0.queue.update(now, &self.0.lease, update).await?;
+        locked(&self.0.recorded).extend(ids);
         if checkpoint.is_some() {
-            *self.checkpoint_slot() = checkpoint;
+            *locked(&self.0.checkpoint) = checkpoint;
         }
         Ok(())
     }
@@ -212,6 +223,7 @@ impl Batch {
             if member.outcome.is_some() {
                 continue;
             }
+            self.0.attempts.fetch_max(member.attempt, Ordering::Relaxed);
             match self.0.template.apply(member.payload) {
                 Ok(payload) => {
                     member.payload = payload;
@@ -229,10 +241,22 @@ impl Batch {
         Ok(ready)
     }
 
-    fn checkpoint_slot(&self) -> std::sync::MutexGuard<'_, Option<Bytes>> {
-        let slot = self.0.checkpoint.lock();
-        slot.unwrap_or_else(PoisonError::into_inner)
+    /// How many members may still have no outcome. Never too high a count of what is settled by
+    /// somebody else: a handler that records again what an earlier holder recorded makes it too low,
+    /// so zero is a reason to end the batch, never to call a member done.
+    pub(crate) fn remaining(&self) -> usize {
+        let recorded = locked(&self.0.recorded).len();
+        (self.0.lease.unsettled as usize).saturating_sub(recorded)
     }
+
+    /// The most attempts that a member read so far has had, this one included.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.0.attempts.load(Ordering::Relaxed)
+    }
+}
+
+fn locked<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Batch {

@@ -1,0 +1,478 @@
+//! One batch through its handler: heartbeats, time-out, outcome, and what a failure leads to.
+//!
+//! ```text
+//! claimed ─▶ handle ─▶ record ─▶ on_results ─▶ Finish
+//!              │ outage ─────────────────────▶ Release, and the breaker opens
+//!              │ transient (panic, time-out, foreign error, member without an outcome)
+//!              │    attempts left ───────────▶ Defer, with backoff
+//!              │    used up ─┐
+//!              │ permanent ──┴▶ isolate ─────▶ Split; the last one alone: Finish, dead-lettered
+//!              │ shut down ──────────────────▶ Release
+//!              └ lease lost ─────────────────▶ nothing: it is another holder's now
+//! ```
+
+use std::{any::Any, future::Future, sync::Arc, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{
+    engine::Ended,
+    event::{Event, Events},
+};
+use crate::{
+    batch::{Lease, Outcome, Page, Retries, Then, Update},
+    error::{Error, ErrorKind},
+    handler::{Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, Report, Rest},
+    policy::Policy,
+    queue::Queue,
+    request::{DeadReason, QueueName, RequestId},
+    retry::backoff,
+};
+
+/// One claim of a batch in the hands of a dispatcher.
+pub(super) struct Attempt {
+    pub(super) queue: Arc<dyn Queue>,
+    pub(super) name: QueueName,
+    pub(super) policy: Arc<Policy>,
+    pub(super) handler: Arc<dyn BatchHandler>,
+    pub(super) events: Events,
+    pub(super) lease: Lease,
+    /// Cancelled when handlers have no time left.
+    pub(super) shutdown: CancellationToken,
+}
+
+/// How an attempt ended, for the driver.
+#[derive(Debug)]
+pub(super) struct AttemptEnd {
+    pub(super) queue: QueueName,
+    pub(super) ended: Ended,
+    /// The outage, if it was one.
+    pub(super) error: Option<String>,
+    /// Given back because the dispatcher shut down.
+    pub(super) released: bool,
+    /// The queue itself failed while the batch was being settled.
+    pub(super) queue_error: Option<Error>,
+}
+
+/// Why the work on a batch stopped.
+enum Failure {
+    Handler(HandlerError),
+    LeaseLost,
+    ShutDown,
+    Queue(Error),
+}
+
+impl Attempt {
+    pub(super) async fn run(self) -> AttemptEnd {
+        let stop = CancellationToken::new();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let options = BatchOptions {
+            lease_duration: self.policy.lease_duration,
+            stop: stop.clone(),
+        };
+        let batch = match Batch::new(self.queue.clone(), self.lease.clone(), options) {
+            Ok(batch) => batch,
+            Err(error) => return self.failed_queue(error),
+        };
+        let ended = match self.attempt(&batch, &stop).await {
+            Err(Failure::Handler(error)) => self.fail(&batch, &stop, error).await,
+            Ok(()) => {
+                let (queue, requests) = (self.name.clone(), self.lease.requests);
+                let batch = self.lease.batch;
+                self.events.emit(Event::Finished {
+                    queue,
+                    batch,
+                    requests,
+                });
+                Ok(self.end(Ended::Tried))
+            }
+            Err(failure) => Err(failure),
+        };
+        match ended {
+            Ok(end) => end,
+            Err(Failure::ShutDown) => self.release().await,
+            Err(Failure::Queue(error)) => self.failed_queue(error),
+            Err(Failure::LeaseLost | Failure::Handler(_)) => {
+                let (queue, batch) = (self.name.clone(), self.lease.batch);
+                self.events.emit(Event::LeaseLost { queue, batch });
+                self.end(Ended::Tried)
+            }
+        }
+    }
+
+    fn end(&self, ended: Ended) -> AttemptEnd {
+        AttemptEnd {
+            queue: self.name.clone(),
+            ended,
+            error: None,
+            released: false,
+            queue_error: None,
+        }
+    }
+
+    fn failed_queue(&self, error: Error) -> AttemptEnd {
+        AttemptEnd {
+            queue_error: Some(error),
+            ..self.end(Ended::Untried)
+        }
+    }
+
+    /// The whole way of a batch that succeeds.
+    async fn attempt(&self, batch: &Batch, stop: &CancellationToken) -> Result<(), Failure> {
+        let mut rest = Outcome::retry("no outcome was recorded for it");
+        if self.lease.unsettled > 0 {
+            self.check_deaths()?;
+            let (handler, given) = (self.handler.clone(), batch.clone());
+            let work = async move { handler.handle(given).await };
+            let report = self.supervise(stop, work).await?;
+            rest = self.record(batch, report).await?.unwrap_or(rest);
+        }
+        self.tell_results(batch, stop).await?;
+        let retries = self.retries(batch);
+        self.update(Then::Finish { rest, retries }).await
+    }
+
+    /// A batch that was claimed more often than allowed killed its holders: handing it out again
+    /// would kill this one too.
+    fn check_deaths(&self) -> Result<(), Failure> {
+        // A half of a split batch has a short leash, but one crash of a host is not yet its fault.
+        let most = match self.lease.parent {
+            Some(_) => self.policy.max_attempts.get().min(2),
+            None => self.policy.max_attempts.get(),
+        };
+        if self.lease.attempt <= most {
+            return Ok(());
+        }
+        Err(Failure::Handler(HandlerError::transient(format!(
+            "its holder died, or lost it, {most} times in a row"
+        ))))
+    }
+
+    /// Runs a part of the handler in a task of its own, so that a panic costs only this batch, and
+    /// keeps the lease alive meanwhile.
+    async fn supervise<T: Send + 'static>(
+        &self,
+        stop: &CancellationToken,
+        work: impl Future<Output = Result<T, HandlerError>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let mut task = AbortOnDropHandle::new(tokio::spawn(work));
+        let every = self.policy.heartbeat_interval;
+        let mut heartbeats = interval_at(tokio::time::Instant::now() + every, every);
+        heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let deadline = async {
+            match self.policy.handler_timeout {
+                Some(limit) => sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(deadline);
+        let failure = loop {
+            tokio::select! {
+                biased;
+                joined = &mut task => {
+                    return match joined {
+                        Ok(Ok(value)) => Ok(value),
+                        Ok(Err(error)) if error.is_lease_lost() => Err(Failure::LeaseLost),
+                        Ok(Err(error)) => Err(Failure::Handler(error)),
+                        Err(panic) => Err(Failure::Handler(panicked(panic))),
+                    };
+                }
+                () = self.shutdown.cancelled() => break Failure::ShutDown,
+                () = &mut deadline => {
+                    let limit = self.policy.handler_timeout.unwrap_or_default();
+                    break Failure::Handler(HandlerError::transient(format!(
+                        "the handler did not finish within {limit:?}"
+                    )));
+                }
+                _ = heartbeats.tick() => {
+                    if self.heartbeat().await.is_err() {
+                        break Failure::LeaseLost;
+                    }
+                }
+            }
+        };
+        stop.cancel();
+        task.abort();
+        if timeout(STOP_GRACE, &mut task).await.is_err() {
+            let (queue, batch) = (self.name.clone(), self.lease.batch);
+            self.events.emit(Event::HandlerHung { queue, batch });
+        }
+        Err(failure)
+    }
+
+    /// Extends the lease; only a lost one is an error, since a queue that is away may come back.
+    async fn heartbeat(&self) -> Result<(), ()> {
+        let now = self.queue.now();
+        let until = now.after(self.policy.lease_duration);
+        let hold = self
+            .queue
+            .update(now, &self.lease, Update::then(Then::Hold { until }));
+        match timeout(self.policy.heartbeat_interval, hold).await {
+            Ok(Err(error)) if error.kind() == ErrorKind::LeaseLost => Err(()),
+            Ok(Err(error)) => {
+                tracing::warn!(queue = %self.name, batch = %self.lease.batch, %error, "heartbeat failed");
+                Ok(())
+            }
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Records what the handler reported; answers the outcome of the members that it did not name,
+    /// for the step that ends the batch.
+    async fn record(&self, batch: &Batch, report: Report) -> Result<Option<Outcome>, Failure> {
+        let mut outcomes = report.outcomes.into_iter().peekable();
+        while outcomes.peek().is_some() {
+            let page = outcomes.by_ref().take(PAGE).collect();
+            self.record_page(batch, page).await?;
+        }
+        match report.rest {
+            Rest::Missing if batch.remaining() > 0 => {
+                Err(Failure::Handler(HandlerError::transient(format!(
+                    "the handler left {} of {} requests without an outcome",
+                    batch.remaining(),
+                    batch.len()
+                ))))
+            }
+            Rest::Missing => Ok(None),
+            Rest::Outcome(rest) if self.handler.wants_results() => {
+                self.record_rest(batch, &rest).await?;
+                Ok(None)
+            }
+            Rest::Outcome(rest) => Ok(Some(rest)),
+        }
+    }
+
+    async fn record_page(
+        &self,
+        batch: &Batch,
+        page: Vec<(RequestId, Outcome)>,
+    ) -> Result<(), Failure> {
+        self.persist(|| batch.record(page.clone()))
+            .await
+            .map_err(|failure| match failure {
+                Failure::Queue(error) if error.kind() == ErrorKind::Invalid => Failure::Handler(
+                    HandlerError::transient("the handler's report was refused").with_source(error),
+                ),
+                failure => failure,
+            })
+    }
+
+    /// Gives every member that has no outcome this one, page by page.
+    async fn record_rest(&self, batch: &Batch, rest: &Outcome) -> Result<(), Failure> {
+        let mut page = Page::first();
+        loop {
+            let members = self.persist(|| batch.page(page)).await?;
+            let Some(last) = members.last() else {
+                return Ok(());
+            };
+            page = page.after(last.position);
+            let open = members.iter().filter(|member| member.outcome.is_none());
+            let outcomes: Vec<_> = open.map(|member| (member.id, rest.clone())).collect();
+            if !outcomes.is_empty() {
+                self.record_page(batch, outcomes).await?;
+            }
+        }
+    }
+
+    /// Calls `on_results`, if the handler has it.
+    async fn tell_results(&self, batch: &Batch, stop: &CancellationToken) -> Result<(), Failure> {
+        if !self.handler.wants_results() {
+            return Ok(());
+        }
+        let (handler, given) = (self.handler.clone(), batch.clone());
+        self.supervise(stop, async move { handler.on_results(given).await })
+            .await
+    }
+
+    fn retries(&self, batch: &Batch) -> Retries {
+        let wait = backoff(&self.policy, batch.attempts(), fastrand::f64(), None);
+        Retries {
+            at: self.queue.now().after(wait),
+            max_attempts: self.policy.max_attempts,
+        }
+    }
+
+    async fn update(&self, then: Then) -> Result<(), Failure> {
+        self.persist(|| {
+            self.queue
+                .update(self.queue.now(), &self.lease, Update::then(then.clone()))
+        })
+        .await
+    }
+
+    /// Makes a call until it is answered: what a handler has done is not thrown away because the
+    /// queue is away for a moment.
+    async fn persist<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<T, Failure> {
+        let mut tries = 0;
+        loop {
+            let error = match call().await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::LeaseLost => return Err(Failure::LeaseLost),
+                ErrorKind::Unavailable => {
+                    tries += 1;
+                    tracing::warn!(queue = %self.name, batch = %self.lease.batch, %error, "trying again");
+                    let wait = backoff(&self.policy, tries, 1.0, None);
+                    tokio::select! {
+                        () = self.shutdown.cancelled() => return Err(Failure::ShutDown),
+                        () = sleep(wait) => {}
+                    }
+                }
+                _ => return Err(Failure::Queue(error)),
+            }
+        }
+    }
+
+    /// What follows from a handler's error, by its kind.
+    async fn fail(
+        &self,
+        batch: &Batch,
+        stop: &CancellationToken,
+        error: HandlerError,
+    ) -> Result<AttemptEnd, Failure> {
+        let text = error.to_string();
+        let (queue, id) = (self.name.clone(), self.lease.batch);
+        let used_up = match self.lease.parent {
+            // A half of a batch that failed often enough is not tried often again.
+            Some(_) => true,
+            None => self.lease.attempt >= self.policy.max_attempts.get(),
+        };
+        match error.kind() {
+            FailureKind::Outage => {
+                self.update(Then::Release).await?;
+                self.events.emit(Event::Released {
+                    queue,
+                    batch: id,
+                    error: Some(text.clone()),
+                });
+                let end = self.end(Ended::Outage(error.wait()));
+                return Ok(AttemptEnd {
+                    error: Some(text),
+                    ..end
+                });
+            }
+            FailureKind::Permanent if batch.remaining() > 0 => {
+                self.isolate(batch, stop, DeadReason::Rejected, text)
+                    .await?;
+            }
+            FailureKind::Transient if used_up && batch.remaining() > 0 => {
+                self.isolate(batch, stop, DeadReason::Exhausted, text)
+                    .await?;
+            }
+            // With every outcome recorded, only `on_results` can have failed: nobody is guilty, and
+            // it is called until it succeeds.
+            FailureKind::Permanent | FailureKind::Transient => {
+                let wait = backoff(
+                    &self.policy,
+                    batch.attempts(),
+                    fastrand::f64(),
+                    error.wait(),
+                );
+                let until = self.queue.now().after(wait);
+                self.update(Then::Defer { until }).await?;
+                self.events.emit(Event::Deferred {
+                    queue,
+                    batch: id,
+                    until,
+                    error: text,
+                });
+            }
+        }
+        Ok(self.end(Ended::Tried))
+    }
+
+    /// Narrows a failing batch down: splits it in two, or dead-letters the one request that is left.
+    ///
+    /// Each half is handed out once and, if it fails, split again, so that one guilty request among n
+    /// costs about 2 log2(n) calls, and the worst case, all of them guilty, less than 2 n.
+    async fn isolate(
+        &self,
+        batch: &Batch,
+        stop: &CancellationToken,
+        reason: DeadReason,
+        error: String,
+    ) -> Result<(), Failure> {
+        let (queue, id) = (self.name.clone(), self.lease.batch);
+        if batch.remaining() < batch.len() as usize {
+            // The members that are settled are not in the halves.
+            self.tell_results(batch, stop).await?;
+        }
+        let retries = self.retries(batch);
+        match self.update(Then::Split { retries }).await {
+            Ok(()) => {
+                self.events.emit(Event::Split {
+                    queue,
+                    batch: id,
+                    error,
+                });
+                return Ok(());
+            }
+            // One member without an outcome, or none: nothing to split.
+            Err(Failure::Queue(refused)) if refused.kind() == ErrorKind::Invalid => {}
+            Err(failure) => return Err(failure),
+        }
+        let rest = Outcome::Reject {
+            reason,
+            error: error.clone(),
+        };
+        if self.handler.wants_results() {
+            self.record_rest(batch, &rest).await?;
+            self.tell_results(batch, stop).await?;
+        }
+        self.update(Then::Finish { rest, retries }).await?;
+        self.events.emit(Event::Rejected {
+            queue,
+            batch: id,
+            error,
+        });
+        Ok(())
+    }
+
+    async fn release(&self) -> AttemptEnd {
+        // One try: without it the batch is offered again all the same, when its lease runs out.
+        let now = self.queue.now();
+        match self
+            .queue
+            .update(now, &self.lease, Update::then(Then::Release))
+            .await
+        {
+            Ok(()) => self.events.emit(Event::Released {
+                queue: self.name.clone(),
+                batch: self.lease.batch,
+                error: None,
+            }),
+            Err(error) => {
+                tracing::warn!(queue = %self.name, batch = %self.lease.batch, %error, "not given back");
+            }
+        }
+        AttemptEnd {
+            released: true,
+            ..self.end(Ended::Untried)
+        }
+    }
+}
+
+fn panicked(error: tokio::task::JoinError) -> HandlerError {
+    let said = match error.try_into_panic() {
+        Ok(panic) => panic_text(&*panic),
+        Err(_) => "it was aborted".to_owned(),
+    };
+    HandlerError::transient(format!("the handler panicked: {said}"))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "(no text)".to_owned())
+}
+
+/// How many outcomes are recorded in one step.
+const PAGE: usize = 1000;
+/// How long a handler may take to stop when it is dropped, before it is reported as hung.
+const STOP_GRACE: Duration = Duration::from_secs(2);
