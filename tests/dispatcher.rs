@@ -1,6 +1,7 @@
 //! The dispatcher on a queue in memory, in paused time: triggers, failures, shutting down.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::match_bool, reason = "two outcomes side by side read better")]
 
 use std::{
     collections::BTreeMap,
@@ -74,6 +75,7 @@ async fn event<T>(events: &mut broadcast::Receiver<Event>, pick: impl Fn(Event) 
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what `event` takes")]
 fn claimed(event: Event) -> Option<(BatchId, u32, u32, Option<Trigger>)> {
     match event {
         Event::Claimed {
