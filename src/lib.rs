@@ -9,6 +9,8 @@ mod policy;
 mod queue;
 mod request;
 mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use self::{
     batch::{
