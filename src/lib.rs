@@ -11,6 +11,8 @@ mod queue;
 mod request;
 mod retry;
 mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use self::{
     batch::{

@@ -77,20 +77,17 @@ impl MemoryQueue {
     /// Pushes now, or as soon as there is room.
     async fn push_all(
         &self,
-        now: Timestamp,
+        asked: Timestamp,
         requests: &[NewRequest],
         bookmark: Option<&Bookmark>,
     ) -> Result<Vec<Pushed>> {
         requests.iter().try_for_each(NewRequest::validate)?;
         let start = Instant::now();
+        let mut now = asked;
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
-            let pushed = self.at(now.after(start.elapsed()))?.push(
-                now.after(start.elapsed()),
-                requests,
-                bookmark,
-            );
+            let pushed = self.at(now)?.push(now, requests, bookmark);
             match (pushed, self.options.when_full) {
                 (Err(full), WhenFull::Block { timeout })
                     if full.kind() == ErrorKind::QueueFull && self.could_ever_fit(requests) =>
@@ -99,6 +96,7 @@ impl MemoryQueue {
                     if room.await.is_err() {
                         return Err(full.context(format!("no room within {timeout:?}")));
                     }
+                    now = asked.after(start.elapsed());
                 }
                 (pushed, _) => {
                     if pushed.is_ok() {

@@ -1,0 +1,251 @@
+//! The list of all clauses: the one place to add a name. A function that is not listed is dead code,
+//! and a name without a function does not compile.
+
+/// Opens a test module in which every clause of the contract of [`Queue`](crate::Queue) is a test.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use batchyard::{MemoryQueue, Queue, QueueOptions, testing::Harness};
+/// struct Memory;
+///
+/// #[async_trait::async_trait]
+/// impl Harness for Memory {
+///     async fn open(&self, options: QueueOptions) -> Arc<dyn Queue> {
+///         Arc::new(MemoryQueue::new(options))
+///     }
+/// }
+///
+/// batchyard::conformance!(memory, Memory);
+/// # fn main() {}
+/// ```
+/// The expression makes the [`Harness`](crate::testing::Harness) and is evaluated for each test, in a
+/// tokio runtime of that test.
+#[macro_export]
+macro_rules! conformance {
+    ($name:ident, $harness:expr) => {
+        #[cfg(test)]
+        fn $name() -> impl $crate::testing::Harness {
+            $harness
+        }
+
+        #[cfg(test)]
+        mod $name {
+            $crate::__clauses!(__clause_tests[$name]);
+        }
+    };
+}
+
+/// A test for each clause.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __clause_tests {
+    ([$name:ident] $($topic:ident { $($clause:ident $(: $($need:ident)+)?,)* })*) => {
+        $($(
+            #[test]
+            fn $clause() {
+                $crate::testing::conformance::check(stringify!($clause), super::$name);
+            }
+        )*)*
+
+        #[test]
+        fn lists_what_it_skips() {
+            $crate::testing::conformance::print_skipped(super::$name);
+        }
+    };
+}
+
+/// The same clauses as values.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __clause_table {
+    ([] $($topic:ident { $($clause:ident $(: $($need:ident)+)?,)* })*) => {
+        &[$($(Clause {
+            name: stringify!($clause),
+            topic: stringify!($topic),
+            needs: &[$($(Need::$need),+)?],
+            run: |bench| Box::pin($topic::$clause(bench)),
+        },)*)*]
+    };
+}
+
+/// The list: topics, their clauses, and what a clause needs beyond the five verbs.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __clauses {
+    ($then:ident $arguments:tt) => {
+        $crate::$then! {
+            $arguments
+            push {
+                push_answers_one_id_for_each_request,
+                push_answers_in_the_order_of_its_requests,
+                ids_of_one_push_are_consecutive,
+                ids_of_later_pushes_are_larger_even_if_now_went_back,
+                an_id_is_the_time_of_its_push_or_one_more_than_the_last,
+                an_empty_push_adds_nothing,
+                an_answered_push_is_visible_to_the_next_call,
+                a_push_with_one_invalid_request_adds_none,
+                an_empty_payload_is_legal,
+                a_payload_comes_back_byte_for_byte,
+                a_payload_larger_than_a_page_comes_back_whole,
+                the_largest_payload_is_taken_and_one_byte_more_is_invalid,
+                attributes_come_back_as_they_were_pushed,
+                as_many_attributes_as_allowed_are_taken_and_more_are_invalid,
+                equal_requests_without_a_key_are_separate,
+                a_push_of_many_requests_is_one_push,
+                queues_share_nothing,
+            }
+            keys {
+                a_known_key_adds_nothing_and_answers_the_first_id,
+                a_known_key_with_another_payload_is_invalid,
+                a_key_twice_in_one_push_is_one_request,
+                a_key_twice_in_one_push_with_two_payloads_is_invalid,
+                new_requests_among_duplicates_have_consecutive_ids,
+                a_key_is_known_whatever_became_of_its_request,
+                a_key_is_known_after_retention_and_cancelling: Administration,
+                a_key_is_forgotten_when_its_window_has_passed,
+                a_duplicate_does_not_lengthen_the_window,
+                a_duplicate_changes_nothing_of_the_first,
+                keys_are_told_apart_to_the_last_byte,
+                duplicates_need_no_room: Bounds,
+                a_push_refused_for_room_leaves_no_key_behind: Bounds,
+            }
+            claim {
+                a_small_batch_is_formed_whole,
+                claim_of_an_empty_queue_is_none,
+                claim_takes_requests_in_order,
+                position_decides_the_order_when_now_went_back,
+                claim_takes_no_more_than_max_requests,
+                claim_takes_no_more_than_max_bytes,
+                both_limits_of_a_claim_hold_together,
+                a_request_of_exactly_max_bytes_is_taken,
+                a_request_over_max_bytes_is_dead_and_the_claim_goes_on,
+                a_claim_of_only_too_large_requests_answers_none,
+                a_lease_tells_what_was_claimed,
+                requests_are_in_flight_before_the_claim_answers,
+                no_request_is_in_two_batches,
+                batch_ids_sort_by_when_they_were_formed,
+                every_claim_has_a_larger_fence,
+                a_claim_that_may_not_form_takes_no_ready_request,
+                a_context_of_64_kib_is_taken_and_more_is_invalid,
+                a_lease_may_last_for_ever,
+                an_orphan_is_offered_when_its_lease_has_run_out_and_not_before,
+                an_orphan_keeps_its_id_members_and_order,
+                an_orphan_ignores_the_limits_and_context_of_its_next_claim,
+                batches_offered_again_come_before_new_ones_oldest_first,
+                after_a_claim_that_answers_none_nothing_invites_another,
+            }
+            read {
+                read_tells_everything_of_a_member,
+                read_answers_in_pages_of_max_requests,
+                read_answers_in_pages_of_max_bytes,
+                a_page_has_at_least_one_member_until_the_end,
+                a_page_may_be_read_again,
+                read_shows_each_outcome_as_it_was_recorded,
+                read_with_a_fence_that_is_not_the_batch_s_is_lease_lost,
+                read_after_a_takeover_is_lease_lost,
+            }
+            update {
+                the_first_outcome_of_a_member_wins,
+                done_is_visible_at_once,
+                retry_and_reject_take_effect_when_the_batch_ends,
+                recorded_outcomes_survive_a_takeover,
+                a_checkpoint_comes_back_with_the_next_claim,
+                a_checkpoint_may_come_with_release_and_defer,
+                an_empty_checkpoint_is_a_checkpoint,
+                a_checkpoint_of_64_kib_is_taken_and_more_is_invalid,
+                an_update_naming_a_request_that_is_not_a_member_changes_nothing,
+                outcomes_checkpoint_and_what_is_next_land_together,
+                an_update_may_record_a_thousand_outcomes,
+                update_with_an_old_fence_is_lease_lost,
+                a_lease_that_ran_out_is_good_until_another_claim,
+                after_each_end_of_a_hold_the_lease_is_lost,
+                a_lease_of_no_batch_is_lease_lost,
+                an_answered_update_is_visible_to_the_next_call,
+            }
+            hold {
+                a_held_batch_is_offered_to_nobody,
+                a_hold_may_be_shortened,
+                a_holder_that_was_late_may_hold_again,
+                a_released_batch_is_offered_at_once,
+                a_release_burns_no_attempt,
+                a_deferred_batch_is_offered_at_its_time_and_not_before,
+                a_deferred_attempt_counts,
+                a_defer_to_the_past_is_offered_at_once,
+                a_batch_may_be_deferred_for_ever,
+            }
+            ending {
+                finish_settles_the_rest_as_done,
+                finish_settles_the_rest_as_rejected,
+                a_retried_request_is_ready_at_the_tail_and_keeps_what_it_was,
+                retried_requests_stay_in_order_among_themselves,
+                a_retry_in_the_future_is_delayed_until_then,
+                an_outcome_may_delay_its_retry_further_but_not_less,
+                attempts_count_over_batches_and_redeliveries,
+                a_request_whose_attempts_are_used_up_is_dead,
+                a_split_makes_two_batches_of_equal_size_in_order,
+                a_split_drops_the_checkpoint,
+                a_split_settles_members_that_have_an_outcome,
+                attempts_count_on_across_a_split,
+                a_split_of_fewer_than_two_without_an_outcome_changes_nothing,
+                splitting_isolates_one_poisonous_request,
+                a_half_is_a_batch_like_any_other,
+                a_batch_whose_members_are_all_settled_is_still_open_until_it_ends,
+                a_dead_letter_tells_its_reason_error_and_attempts: Administration,
+                an_exhausted_request_keeps_its_last_error: Administration,
+                a_request_too_large_for_a_batch_tells_so: Administration,
+            }
+            schedule {
+                a_request_before_its_time_is_delayed,
+                a_delayed_request_is_ready_at_its_time,
+                a_time_that_has_come_is_no_delay,
+                a_request_may_never_be_due,
+                due_requests_are_promoted_in_order_of_their_times,
+                requests_due_at_the_same_time_keep_their_order,
+                times_are_told_apart_to_the_nanosecond,
+                promotion_happens_before_a_push_adds,
+                promotion_happens_before_an_update_settles,
+                promotion_happens_before_a_claim_forms,
+                a_now_that_went_back_undoes_nothing,
+                a_claim_at_an_earlier_now_is_legal,
+                a_request_expires_when_its_ttl_has_passed_and_not_before,
+                a_claim_takes_no_expired_request,
+                a_request_whose_ttl_has_no_end_never_expires,
+                a_delayed_request_expires_too,
+                expiry_comes_before_promotion,
+                a_promoted_request_still_expires,
+                a_request_in_flight_does_not_expire,
+                a_request_that_would_come_back_after_its_ttl_expires,
+                a_ttl_does_not_keep_a_rejected_request_from_the_dead,
+                a_retried_request_expires_while_it_waits,
+            }
+            stats {
+                stats_of_an_empty_queue_are_zero,
+                every_request_is_counted_in_exactly_one_state,
+                looking_twice_shows_the_same,
+                next_due_is_the_first_of_the_delayed,
+                next_offer_is_the_first_of_those_not_offered_yet,
+                duplicates_are_not_counted,
+                the_age_is_that_of_the_first_ready_request,
+                a_batch_in_flight_has_no_part_in_the_age,
+                the_age_of_a_retried_request_counts_from_its_return,
+                the_age_of_a_promoted_request_counts_from_its_due_time,
+                an_expired_request_has_no_part_in_the_age,
+                a_ready_time_in_the_future_counts_from_when_it_was_first_seen,
+                the_age_is_never_past_the_now_that_was_asked_with,
+                every_reading_adds_up_along_the_way,
+            }
+            limits {
+                a_push_over_max_requests_is_queue_full_and_adds_none: Bounds,
+                a_push_over_max_bytes_is_queue_full_and_adds_none: Bounds,
+                delayed_and_in_flight_requests_take_room: Bounds,
+                settled_requests_take_no_room: Bounds,
+                a_full_queue_still_takes_back_what_is_retried: Bounds,
+                an_empty_push_fits_into_a_full_queue: Bounds,
+                a_blocked_push_goes_on_when_there_is_room: Bounds,
+                a_blocked_push_is_queue_full_when_its_time_is_up: Bounds,
+                a_push_that_alone_exceeds_the_bounds_does_not_wait: Bounds,
+                a_dropped_waiting_push_adds_nothing: Bounds,
+            }
+        }
+    };
+}
