@@ -116,6 +116,10 @@ pub struct Claim {
     pub lease_duration: Duration,
     /// Whether to form a new batch if none is offered again. Default: true.
     pub form: bool,
+    /// Form one only if the queue is due at that very moment, whatever a reading said before: of two
+    /// dispatchers that saw the same full queue, the second does not get the few requests that the
+    /// first left over. Default: whenever anything is ready.
+    pub due: Option<Due>,
     /// Stored with a new batch, at most 64 KiB, and given back at every claim of it.
     pub context: Bytes,
 }
@@ -128,6 +132,7 @@ impl Claim {
             max_bytes: NonZeroU64::MAX,
             lease_duration: Duration::from_secs(60),
             form: true,
+            due: None,
             context: Bytes::new(),
         }
     }
@@ -136,6 +141,28 @@ impl Claim {
 impl Default for Claim {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// When a queue is due for a new batch: as soon as any of these holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// This many requests are ready.
+    pub requests: u64,
+    /// This many payload bytes are ready.
+    pub bytes: u64,
+    /// The oldest ready request became ready at this time or before.
+    pub oldest_at: Option<Timestamp>,
+}
+
+impl Due {
+    /// Whether a queue that holds this is due; never if nothing is ready.
+    pub fn is_met(&self, ready: u64, ready_bytes: u64, oldest_ready_at: Option<Timestamp>) -> bool {
+        oldest_ready_at.is_some_and(|oldest| {
+            ready >= self.requests
+                || ready_bytes >= self.bytes
+                || self.oldest_at.is_some_and(|latest| oldest <= latest)
+        })
     }
 }
 

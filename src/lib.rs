@@ -16,8 +16,8 @@ pub mod testing;
 
 pub use self::{
     batch::{
-        BatchId, Claim, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries, Then,
-        Update,
+        BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,
+        Then, Update,
     },
     clock::{Timestamp, now},
     dispatcher::{

@@ -8,6 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    batch::Due,
     clock::Timestamp,
     error::{Error, Result},
     stats::Stats,
@@ -124,6 +125,18 @@ impl Policy {
         self.max_batch_requests.unwrap_or(self.queue_threshold)
     }
 
+    /// When a queue is due under this policy at `now`. `flush` asks for everything that became ready
+    /// up to that time.
+    pub fn due(&self, flush: Option<Timestamp>, now: Timestamp) -> Due {
+        let aged = (now.since(Timestamp::EPOCH) >= self.time_threshold)
+            .then(|| now.before(self.time_threshold));
+        Due {
+            requests: u64::from(self.queue_threshold.get()),
+            bytes: self.max_batch_bytes.get(),
+            oldest_at: aged.max(flush),
+        }
+    }
+
     /// Checks that the fields fit together.
     ///
     /// # Errors
@@ -205,17 +218,27 @@ fn trigger(
     flush: Option<Timestamp>,
     now: Timestamp,
 ) -> Option<Trigger> {
-    let oldest = stats.oldest_ready_at?;
-    if stats.ready >= u64::from(policy.queue_threshold.get()) {
+    let met = |due: Due| due.is_met(stats.ready, stats.ready_bytes, stats.oldest_ready_at);
+    let never = Due {
+        requests: u64::MAX,
+        bytes: u64::MAX,
+        oldest_at: None,
+    };
+    let due = policy.due(None, now);
+    if met(Due {
+        requests: due.requests,
+        ..never
+    }) {
         Some(Trigger::Count)
-    } else if stats.ready_bytes >= policy.max_batch_bytes.get() {
+    } else if met(Due {
+        bytes: due.bytes,
+        ..never
+    }) {
         Some(Trigger::Bytes)
-    } else if now.since(oldest) >= policy.time_threshold {
+    } else if met(due) {
         Some(Trigger::Age)
-    } else if flush.is_some_and(|asked| oldest <= asked) {
-        Some(Trigger::Flush)
     } else {
-        None
+        met(policy.due(flush, now)).then_some(Trigger::Flush)
     }
 }
 

@@ -83,7 +83,8 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     async fn stats(&self, now: Timestamp) -> Result<Stats>;
 
     /// Takes a batch: the longest-formed one of those offered again (orphans, released ones, due
-    /// deferred ones), else, if `claim.form`, a new one of the first ready requests within both limits.
+    /// deferred ones), else, if `claim.form` and the queue is [`due`](Claim::due), a new one of the first
+    /// ready requests within both limits.
     ///
     /// Forming is one durable step. Its requests are in flight before the answer. A request that
     /// alone exceeds `max_bytes` is dead-lettered as `TooLarge` and the claim goes on. A batch offered

@@ -21,7 +21,7 @@ use super::{
     explain::Explanation,
 };
 use crate::{
-    batch::Claim,
+    batch::{Claim, Due},
     clock::{self, Timestamp},
     error::{Error, ErrorKind, Result},
     policy::Trigger,
@@ -98,7 +98,7 @@ impl Driver {
             let now = self.now();
             match self.engine.next(now) {
                 Action::Look(queue) => self.look(&queue, now).await?,
-                Action::Claim(queue, trigger) => self.claim(&queue, trigger, now).await?,
+                Action::Claim(queue, trigger, due) => self.claim(&queue, trigger, due, now).await?,
                 Action::Wait { until } => {
                     self.answer_drained();
                     let rescan = self.dispatcher.default_policy().time_interval;
@@ -192,6 +192,7 @@ impl Driver {
         &mut self,
         name: &QueueName,
         trigger: Option<Trigger>,
+        due: Due,
         now: Timestamp,
     ) -> Result<()> {
         let (Some(queue), Some(policy)) =
@@ -204,6 +205,7 @@ impl Driver {
             max_bytes: policy.max_batch_bytes,
             lease_duration: policy.lease_duration,
             form: trigger.is_some(),
+            due: Some(due),
             context: self.dispatcher.context.clone(),
         };
         let lease = match queue.claim(now, &claim).await {

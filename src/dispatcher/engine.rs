@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use crate::{
+    batch::Due,
     clock::Timestamp,
     policy::{Decision, Policy, Trigger, decide},
     request::QueueName,
@@ -49,8 +50,8 @@ struct Lane {
 pub(super) enum Action {
     /// Read the stats of this queue and tell [`Engine::looked`].
     Look(QueueName),
-    /// Claim from this queue, a new batch only for the trigger, and tell [`Engine::claimed`].
-    Claim(QueueName, Option<Trigger>),
+    /// Claim from this queue, a new batch only for the trigger and only while it is due, and tell [`Engine::claimed`].
+    Claim(QueueName, Option<Trigger>, Due),
     /// Nothing until this time, or until something happens.
     Wait { until: Option<Timestamp> },
 }
@@ -146,7 +147,12 @@ impl Engine {
             }
         }
         match due {
-            Some((_, name, trigger)) => Action::Claim(name.clone(), trigger),
+            Some((_, name, trigger)) => {
+                let due = self.lanes[name]
+                    .policy
+                    .due(self.flush_of(&self.lanes[name]), now);
+                Action::Claim(name.clone(), trigger, due)
+            }
             None => Action::Wait { until: wake },
         }
     }
@@ -178,12 +184,7 @@ impl Engine {
         {
             return Standing::NoTotalSlot;
         }
-        let flush = if self.draining {
-            Some(Timestamp::MAX)
-        } else {
-            lane.flush
-        };
-        let decision = decide(&lane.policy, &stats, flush, now);
+        let decision = decide(&lane.policy, &stats, self.flush_of(lane), now);
         // What a reading says about later times is only a hint: at its time, and as often as
         // `time_interval`, look again.
         match decision {
@@ -194,6 +195,14 @@ impl Engine {
                 Standing::NotLooked
             }
             decision => Standing::Free(decision),
+        }
+    }
+
+    fn flush_of(&self, lane: &Lane) -> Option<Timestamp> {
+        if self.draining {
+            Some(Timestamp::MAX)
+        } else {
+            lane.flush
         }
     }
 
@@ -377,7 +386,7 @@ mod tests {
         let mut engine = engine(&["a", "b", "c"], 2, Some(4));
         let readings = [("a", 100), ("b", 100), ("c", 5)];
         let mut order = Vec::new();
-        while let Action::Claim(queue, trigger) = settle(&mut engine, &readings, NOON) {
+        while let Action::Claim(queue, trigger, _) = settle(&mut engine, &readings, NOON) {
             assert_eq!(trigger, Some(Trigger::Count));
             order.push(queue.to_string());
             engine.claimed(&queue, true);
@@ -389,7 +398,7 @@ mod tests {
         );
         engine.ended(&name("b"), Ended::Tried, NOON, 0.0);
         assert!(
-            matches!(settle(&mut engine, &readings, NOON), Action::Claim(queue, _) if queue == name("b"))
+            matches!(settle(&mut engine, &readings, NOON), Action::Claim(queue, ..) if queue == name("b"))
         );
     }
 
@@ -399,7 +408,7 @@ mod tests {
         let readings = [("a", 1000), ("b", 1000)];
         let mut order = String::new();
         for _ in 0..6 {
-            let Action::Claim(queue, _) = settle(&mut engine, &readings, NOON) else {
+            let Action::Claim(queue, ..) = settle(&mut engine, &readings, NOON) else {
                 panic!()
             };
             engine.claimed(&queue, true);
@@ -464,7 +473,7 @@ mod tests {
     fn a_flush_is_over_when_what_was_ready_has_left() {
         let mut engine = engine(&["a"], 1, None);
         engine.flush(NOON);
-        let Action::Claim(queue, trigger) = settle(&mut engine, &[("a", 3)], NOON) else {
+        let Action::Claim(queue, trigger, _) = settle(&mut engine, &[("a", 3)], NOON) else {
             panic!()
         };
         assert_eq!(trigger, Some(Trigger::Flush));
@@ -510,7 +519,7 @@ mod tests {
     fn draining_takes_everything_and_is_over_when_nothing_is_left() {
         let mut engine = engine(&["a"], 1, None);
         engine.drain(true);
-        let Action::Claim(queue, trigger) = settle(&mut engine, &[("a", 1)], NOON) else {
+        let Action::Claim(queue, trigger, _) = settle(&mut engine, &[("a", 1)], NOON) else {
             panic!()
         };
         assert_eq!(trigger, Some(Trigger::Flush));

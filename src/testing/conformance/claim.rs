@@ -7,7 +7,7 @@ use super::bench::{
     requests, secs,
 };
 use crate::{
-    batch::{Claim, Lease},
+    batch::{Claim, Due, Lease, Then, Update},
     clock::Timestamp,
     error::ErrorKind,
     request::NewRequest,
@@ -44,6 +44,60 @@ pub(super) async fn claim_of_an_empty_queue_is_none(bench: Bench) {
     queue.has_nothing_to_take(at(0)).await;
     let stats = queue.look(at(0)).await;
     assert_eq!((stats.next_due, stats.next_offer), (None, None));
+}
+
+pub(super) async fn claim_forms_no_batch_before_the_queue_is_due(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put(at(0), &["aaaa", "bbbb"]).await;
+    let never = Due {
+        requests: u64::MAX,
+        bytes: u64::MAX,
+        oldest_at: None,
+    };
+    let claim = |due| Claim {
+        due: Some(due),
+        ..Claim::new()
+    };
+    for undue in [
+        never,
+        Due {
+            requests: 3,
+            ..never
+        },
+        Due { bytes: 9, ..never },
+        Due {
+            oldest_at: Some(just_before(at(0))),
+            ..never
+        },
+    ] {
+        assert_eq!(
+            queue.try_take(at(1), &claim(undue)).await,
+            None,
+            "{undue:?}"
+        );
+    }
+    for due in [
+        Due {
+            requests: 2,
+            ..never
+        },
+        Due { bytes: 8, ..never },
+        Due {
+            oldest_at: Some(at(0)),
+            ..never
+        },
+    ] {
+        let lease = queue.try_take(at(1), &claim(due)).await.expect("it is due");
+        // What is offered again needs no trigger.
+        queue.give(at(1), &lease, Update::then(Then::Release)).await;
+        let again = queue
+            .try_take(at(1), &claim(never))
+            .await
+            .expect("it is offered");
+        assert_eq!(again.batch, lease.batch);
+        queue.finish_done(at(1), &again).await;
+        queue.put(at(0), &["aaaa", "bbbb"]).await;
+    }
 }
 
 pub(super) async fn claim_takes_requests_in_order(bench: Bench) {

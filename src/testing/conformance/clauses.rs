@@ -111,6 +111,7 @@ macro_rules! __clauses {
             }
             claim {
                 a_small_batch_is_formed_whole,
+                claim_forms_no_batch_before_the_queue_is_due,
                 claim_of_an_empty_queue_is_none,
                 claim_takes_requests_in_order,
                 position_decides_the_order_when_now_went_back,

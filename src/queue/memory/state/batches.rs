@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{Ended, Membership, OpenBatch, Place, Request, State};
 use crate::{
     batch::{
-        BatchId, Claim, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries, Then,
-        Update,
+        BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,
+        Then, Update,
     },
     clock::Timestamp,
     error::{Error, Result},
@@ -20,7 +20,7 @@ impl State {
         let offered = self.batches.iter().find(|(_, batch)| batch.until <= now);
         let id = match offered.map(|(id, _)| *id) {
             Some(id) => id,
-            None if claim.form => self.form(now, claim)?,
+            None if claim.form && self.is_due(now, claim) => self.form(now, claim)?,
             None => return None,
         };
         self.last_fence += 1;
@@ -146,6 +146,12 @@ impl State {
                     lease.batch
                 ))
             })
+    }
+
+    fn is_due(&mut self, now: Timestamp, claim: &Claim) -> bool {
+        let stats = self.stats(now);
+        let met = |due: Due| due.is_met(stats.ready, stats.ready_bytes, stats.oldest_ready_at);
+        claim.due.is_none_or(met)
     }
 
     /// Makes a batch of the first ready requests; dead-letters what no batch could take.
