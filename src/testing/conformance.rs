@@ -8,7 +8,7 @@
 //!        └─ memory::lists_what_it_skips ... ok      (with --nocapture: each clause skipped, and why)
 //! ```
 //! A clause opens fresh queues from the [`Harness`], moves a `now` of its own, never sleeps and never
-//! looks at the clock. What a backend does not declare in its [`Capabilities`] is not asked of it: such
+//! looks at the clock. What a backend does not declare in its [`Capabilities`](crate::Capabilities) is not asked of it: such
 //! a clause prints `skipped:`, its name and what it needs, and passes. What a backend declares is
 //! tested; a harness that can't show it (no [`Harness::reopen`] where
 //! [`survives_restart`](crate::Capabilities::survives_restart) is declared) fails.
@@ -19,16 +19,24 @@
 mod bench;
 mod clauses;
 
+mod admin;
+mod bookmarks;
+mod capabilities;
 mod claim;
+mod concurrency;
 mod ending;
 mod hold;
 mod keys;
 mod limits;
 mod push;
 mod read;
+mod restart;
+mod results;
 mod schedule;
+mod shared;
 mod stats;
 mod update;
+mod wakeups;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
