@@ -121,7 +121,7 @@ impl Batch {
     ///
     /// `request_kwargs` are merged under their payloads; a payload that they can't be merged under
     /// is rejected as undecodable on the way and left out. The stream borrows nothing.
-    pub fn members(&self) -> impl Stream<Item = Result<Member>> + Send + Unpin + 'static {
+    pub fn members(&self) -> impl Stream<Item = Result<Member>> + Send + Unpin + use<> {
         let start = (self.clone(), Some(Page::first()), VecDeque::new());
         Box::pin(stream::try_unfold(
             start,
