@@ -57,7 +57,8 @@ impl<'a> PayloadField<'a> {
             }
             Self::Text(text) => {
                 line.extend_from_slice(b"\"payload_text\":");
-                serde_json::to_writer(line, text).expect("a string and a Vec are always writable");
+                let quoted = serde_json::Value::from(text).to_string();
+                line.extend_from_slice(quoted.as_bytes());
             }
             Self::Bytes(bytes) => {
                 line.extend_from_slice(b"\"payload_base64\":\"");
