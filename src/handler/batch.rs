@@ -22,7 +22,7 @@ use crate::{
     request::{DeadReason, QueueName, RequestId},
 };
 
-/// A batch in the hands of its handler: cheap to clone, and free to move between tasks.
+/// A batch in the hands of its handler: cheap to clone, and free to move between threads.
 ///
 /// Its members, their order and its id are the same at every redelivery. Everything that it records is
 /// durable when the call answers, is fenced, and extends the lease.
