@@ -1,3 +1,4 @@
 //! Formats: pure functions between bytes and values.
 
+pub mod json_lines;
 pub mod template;

@@ -1,6 +1,8 @@
 //! The port of whatever works on a batch: [`BatchHandler`], closures included.
 
 mod batch;
+#[cfg(feature = "http")]
+mod http;
 mod report;
 mod typed;
 
@@ -8,6 +10,8 @@ use std::future::Future;
 
 use async_trait::async_trait;
 
+#[cfg(feature = "http")]
+pub use self::http::{HttpHandler, HttpHandlerBuilder};
 pub use self::{
     batch::{Batch, BatchOptions},
     report::{FailureKind, HandlerError, Report, Rest},

@@ -14,6 +14,8 @@ mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "http")]
+pub use self::handler::{HttpHandler, HttpHandlerBuilder};
 pub use self::{
     batch::{
         BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,

@@ -22,7 +22,7 @@ use crate::{
     request::{DeadReason, QueueName, RequestId},
 };
 
-/// A batch in the hands of its handler: cheap to clone, and free to move between tasks.
+/// A batch in the hands of its handler: cheap to clone, and free to move between threads.
 ///
 /// Its members, their order and its id are the same at every redelivery. Everything that it records is
 /// durable when the call answers, is fenced, and extends the lease.
@@ -121,7 +121,7 @@ impl Batch {
     ///
     /// `request_kwargs` are merged under their payloads; a payload that they can't be merged under
     /// is rejected as undecodable on the way and left out. The stream borrows nothing.
-    pub fn members(&self) -> impl Stream<Item = Result<Member>> + Send + Unpin + 'static {
+    pub fn members(&self) -> impl Stream<Item = Result<Member>> + Send + Unpin + use<> {
         let start = (self.clone(), Some(Page::first()), VecDeque::new());
         Box::pin(stream::try_unfold(
             start,
