@@ -389,7 +389,10 @@ impl State {
         self.check_bounds(count, bytes)?;
         for id in ids {
             if let Some(mut request) = self.take_dead(*id) {
-                (request.attempts, request.error, request.expires_at) = (0, None, None);
+                if let Some(at) = request.expires_at.take() {
+                    self.expiry.remove(&(at, *id));
+                }
+                (request.attempts, request.error) = (0, None);
                 self.counts.held_bytes += request.bytes();
                 self.make_ready(now, now, request);
             }

@@ -309,6 +309,8 @@ impl State {
                     left = false;
                     let due = not_before.map_or(retries.at, |at| at.max(retries.at));
                     request.error = Some(error);
+                    self.expiry
+                        .extend(request.expires_at.map(|at| (at, request_id)));
                     if due > now {
                         self.delay(due, position, request);
                     } else {
