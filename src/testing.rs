@@ -4,5 +4,6 @@
 //! contract of [`Queue`](crate::Queue) is a named clause and becomes a test of its own.
 
 pub mod conformance;
+mod random;
 
-pub use self::conformance::Harness;
+pub use self::{conformance::Harness, random::differential};

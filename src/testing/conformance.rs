@@ -29,6 +29,7 @@ mod hold;
 mod keys;
 mod limits;
 mod push;
+mod random;
 mod read;
 mod restart;
 mod results;

@@ -387,7 +387,7 @@ pub(super) async fn a_redriven_request_has_no_ttl_any_more(bench: Bench) {
         .await;
     let lease = queue.take(at(0)).await;
     queue.finish(at(0), &lease, Outcome::reject("bad")).await;
-    assert_eq!(redrive(&queue, at(100), &[id]).await, 1);
+    assert_eq!(redrive(&queue, at(5), &[id]).await, 1);
     let stats = queue.look(at(10_000)).await;
     assert_eq!((stats.ready, stats.expired), (1, 0));
     let lease = queue.take(at(10_000)).await;

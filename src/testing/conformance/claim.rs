@@ -294,6 +294,44 @@ pub(super) async fn a_claim_that_may_not_form_takes_no_ready_request(bench: Benc
     assert_eq!(orphan.expect("an orphan").batch, lease.batch);
 }
 
+pub(super) async fn what_is_promoted_by_a_claim_counts_for_whether_the_queue_is_due(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put(at(0), &["a", "b"]).await;
+    queue
+        .put_one(at(0), NewRequest::new("c").not_before(at(5)))
+        .await;
+    let claim = Claim {
+        due: Some(Due {
+            requests: 3,
+            bytes: 100,
+            oldest_at: None,
+        }),
+        ..Claim::new()
+    };
+    assert_eq!(queue.try_take(at(4), &claim).await, None);
+    let lease = queue.try_take(at(5), &claim).await;
+    assert_eq!(lease.expect("three are ready").requests, 3);
+}
+
+pub(super) async fn a_batch_offered_again_is_taken_whether_or_not_the_queue_is_due(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put(at(0), &["a", "b", "far too large"]).await;
+    let lease = queue.take_up_to(at(0), 1).await;
+    let claim = Claim {
+        due: Some(Due {
+            requests: 100,
+            bytes: 100,
+            oldest_at: None,
+        }),
+        ..claim_bytes(5)
+    };
+    assert_eq!(queue.try_take(at(1), &claim).await, None);
+    let orphan = queue.try_take(lease.until, &claim).await;
+    assert_eq!(orphan.expect("an orphan").batch, lease.batch);
+    let stats = queue.look(lease.until).await;
+    assert_eq!((stats.ready, stats.dead), (2, 0), "nothing was touched");
+}
+
 pub(super) async fn a_context_of_64_kib_is_taken_and_more_is_invalid(bench: Bench) {
     let queue = bench.queue().await;
     queue.put(at(0), &["a"]).await;

@@ -127,6 +127,8 @@ macro_rules! __clauses {
                 batch_ids_sort_by_when_they_were_formed,
                 every_claim_has_a_larger_fence,
                 a_claim_that_may_not_form_takes_no_ready_request,
+                what_is_promoted_by_a_claim_counts_for_whether_the_queue_is_due,
+                a_batch_offered_again_is_taken_whether_or_not_the_queue_is_due,
                 a_context_of_64_kib_is_taken_and_more_is_invalid,
                 a_lease_may_last_for_ever,
                 an_orphan_is_offered_when_its_lease_has_run_out_and_not_before,
@@ -218,6 +220,7 @@ macro_rules! __clauses {
                 a_request_that_would_come_back_after_its_ttl_expires,
                 a_ttl_does_not_keep_a_rejected_request_from_the_dead,
                 a_retried_request_expires_while_it_waits,
+                a_retried_request_expires_even_if_now_went_back_before,
             }
             stats {
                 stats_of_an_empty_queue_are_zero,
@@ -355,6 +358,11 @@ macro_rules! __clauses {
                 a_dropped_push_leaves_the_queue_consistent,
                 the_batch_of_a_dropped_claim_is_offered_again,
                 a_dropped_update_took_effect_or_did_not,
+            }
+            random {
+                a_random_life_conserves_every_request,
+                a_random_life_is_that_of_the_reference: Bounds,
+                a_random_life_goes_on_across_restarts: Bounds Restart,
             }
         }
     };

@@ -1,6 +1,6 @@
 //! Clauses about what a restart keeps: everything that was answered.
 
-use super::bench::{Bench, assert_kind, at, claim_up_to, count, finishing, must, requests, secs};
+use super::bench::{Bench, assert_kind, at, claim_up_to, count, must, requests, secs};
 use crate::{
     batch::{Claim, Outcome, Then, Update},
     error::ErrorKind,
@@ -37,7 +37,9 @@ pub(super) async fn every_reading_is_the_same_after_a_restart(bench: Bench) {
         .record(at(0), &lease, &[(ids[0], Outcome::done())])
         .await;
     queue.finish(at(0), &lease, Outcome::reject("bad")).await;
-    queue.take_up_to(at(0), 1).await;
+    let lease = queue.take_up_to(at(0), 1).await;
+    let defer = Then::Defer { until: at(400) };
+    queue.give(at(0), &lease, Update::then(defer)).await;
     let before = queue.look(at(5)).await;
     assert_eq!((before.done, before.dead, before.expired), (1, 1, 1));
     let queue = bench.reopen(queue).await;
@@ -157,7 +159,7 @@ pub(super) async fn attempts_and_retries_survive(bench: Bench) {
     let lease = queue.take(at(0)).await;
     let later = Outcome::Retry {
         error: "x".into(),
-        not_before: Some(at(50)),
+        not_before: Some(at(90)),
     };
     queue.record(at(1), &lease, &[(ids[1], later)]).await;
     let queue = bench.reopen(queue).await;
@@ -173,7 +175,7 @@ pub(super) async fn attempts_and_retries_survive(bench: Bench) {
     for (member, id) in queue.members(&lease).await.iter().zip(&ids) {
         assert_eq!(
             (member.id, member.attempt, member.pushed_at),
-            (*id, 2, at(0))
+            (*id, 3, at(0))
         );
     }
 }
@@ -266,14 +268,13 @@ pub(super) async fn dead_letters_and_marks_to_cancel_survive(bench: Bench) {
     assert_eq!(marked, [Cancelled::IfItComesBack]);
     let queue = bench.reopen(queue).await;
     assert_eq!(queue.entry(at(1), dead[0]).await, before);
-    queue
-        .give(at(2), &lease, finishing(Outcome::retry("x"), at(2)))
-        .await;
-    let stats = queue.look(at(2)).await;
+    let lease = queue.take(lease.until).await;
+    queue.finish(at(62), &lease, Outcome::retry("x")).await;
+    let stats = queue.look(at(62)).await;
     assert_eq!((stats.cancelled, stats.ready, stats.dead), (2, 0, 1));
-    must("redrive", queue.admin().redrive(at(3), &dead).await);
+    must("redrive", queue.admin().redrive(at(63), &dead).await);
     let queue = bench.reopen(queue).await;
-    let lease = queue.take(at(3)).await;
+    let lease = queue.take(at(63)).await;
     assert_eq!(queue.payloads(&lease).await, ["dead"]);
     assert_eq!(queue.members(&lease).await[0].attempt, 1);
 }
@@ -289,19 +290,20 @@ pub(super) async fn results_and_their_order_survive(bench: Bench) {
         queue.record(at(1), &lease, &[(id, result)]).await;
     }
     let queue = bench.reopen(queue).await;
-    queue.finish(at(2), &lease, Outcome::reject("bad")).await;
-    let page = |after| queue.admin().results(at(3), after, count(2));
+    let lease = queue.take(lease.until).await;
+    queue.finish(at(62), &lease, Outcome::reject("bad")).await;
+    let page = |after| queue.admin().results(at(63), after, count(2));
     let first = must("results", page(None).await);
     let second = must("results", page(first.next).await);
     let queue = bench.reopen(queue).await;
-    let page = |after| queue.admin().results(at(3), after, count(2));
+    let page = |after| queue.admin().results(at(63), after, count(2));
     assert_eq!(must("results", page(None).await), first);
     assert_eq!(must("results", page(first.next).await), second);
     let all: Vec<_> = first.entries.iter().chain(&second.entries).collect();
     let order: Vec<_> = all.iter().map(|entry| entry.id).collect();
     assert_eq!(order, [ids[2], ids[0], ids[1]]);
     assert!(all[0].result.is_some() && all[2].result.is_none());
-    assert_eq!(queue.ids(at(103), State::Done).await, []);
+    assert_eq!(queue.ids(at(163), State::Done).await, []);
 }
 
 pub(super) async fn a_large_batch_survives(bench: Bench) {

@@ -263,3 +263,13 @@ pub(super) async fn a_retried_request_expires_while_it_waits(bench: Bench) {
     let stats = queue.look(at(10)).await;
     assert_eq!((stats.ready, stats.delayed, stats.expired), (0, 0, 2));
 }
+
+pub(super) async fn a_retried_request_expires_even_if_now_went_back_before(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put_one(at(0), brief("x", 10)).await;
+    let lease = queue.take(at(5)).await;
+    queue.look(at(20)).await;
+    queue.finish(at(6), &lease, Outcome::retry("again")).await;
+    assert_eq!(queue.look(at(6)).await.ready, 1);
+    assert_eq!(queue.look(at(10)).await.expired, 1);
+}
