@@ -223,8 +223,15 @@ impl Store for SledStore {
 
     async fn queues(&self, prefix: &str) -> Result<Vec<QueueName>> {
         self.handle.check()?;
-        let lives = self.handle.core.lives.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = lives.keys().filter(|name| name.as_str().starts_with(prefix));
+        let lives = self
+            .handle
+            .core
+            .lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let names = lives
+            .keys()
+            .filter(|name| name.as_str().starts_with(prefix));
         Ok(names.cloned().collect())
     }
 

@@ -53,7 +53,6 @@ struct Waiting {
     tree: Tree,
     key: Vec<u8>,
     request: RequestV1,
-    body: sled::IVec,
 }
 
 /// Ids settled in one step, to be written as one entry of `settled`.
@@ -88,7 +87,8 @@ impl Step<'_> {
     }
 
     fn next_position(&self, now: Timestamp) -> u64 {
-        now.as_nanos().max(self.queue.record.last_position.saturating_add(1))
+        now.as_nanos()
+            .max(self.queue.record.last_position.saturating_add(1))
     }
 
     /// Where a request is that waits or is a member.
@@ -106,12 +106,12 @@ impl Step<'_> {
         };
         let entry = self.load::<RequestV1>(tree, &key)?;
         let entry = entry.filter(|(request, _)| request.id == id);
-        Ok(entry.map(|(request, body)| Waiting { tree, key, request, body }))
+        Ok(entry.map(|(request, _)| Waiting { tree, key, request }))
     }
 
     /// Takes a waiting request out of the queue: its entry, its payload, and its share of the counts.
     fn take_waiting(&mut self, waiting: Waiting) {
-        let Waiting { tree, key, request, .. } = waiting;
+        let Waiting { tree, key, request } = waiting;
         let record = &mut self.queue.record;
         if tree == Tree::Requests {
             record.ready -= 1;
@@ -126,7 +126,13 @@ impl Step<'_> {
     }
 
     /// Puts a request at the tail, ready.
-    fn make_ready(&mut self, now: Timestamp, ready_at: u64, mut request: RequestV1, body: &[u8]) -> Result<()> {
+    fn make_ready(
+        &mut self,
+        now: Timestamp,
+        ready_at: u64,
+        mut request: RequestV1,
+        body: &[u8],
+    ) -> Result<()> {
         request.ready_at = ready_at;
         let position = self.next_position(now);
         let record = &mut self.queue.record;
@@ -137,7 +143,8 @@ impl Step<'_> {
             self.queue.oldest = Some((position, ready_at));
         }
         let place = self.key(&[request.id]);
-        self.write.put(Tree::Places, place, &PlaceV1::At(position), &[])?;
+        self.write
+            .put(Tree::Places, place, &PlaceV1::At(position), &[])?;
         let key = self.key(&[position]);
         self.write.put(Tree::Requests, key, &request, body)
     }
@@ -147,7 +154,8 @@ impl Step<'_> {
         self.queue.record.delayed += 1;
         self.queue.next.due = self.queue.next.due.min(due);
         let place = self.key(&[request.id]);
-        self.write.put(Tree::Places, place, &PlaceV1::Delayed(due, position), &[])?;
+        self.write
+            .put(Tree::Places, place, &PlaceV1::Delayed(due, position), &[])?;
         let key = self.key(&[due, position]);
         self.write.put(Tree::Delayed, key, request, body)
     }
@@ -165,7 +173,13 @@ impl Step<'_> {
         self.forget_place(request.id);
         settling.ids.push(request.id);
         let key = self.key(&[request.id]);
-        let dead = DeadV1 { request, at, batch, reason: reason_number(reason), sequence: settling.sequence };
+        let dead = DeadV1 {
+            request,
+            at,
+            batch,
+            reason: reason_number(reason),
+            sequence: settling.sequence,
+        };
         self.write.put(Tree::Dead, key, &dead, body)
     }
 
@@ -178,7 +192,10 @@ impl Step<'_> {
     /// The next entry of `settled`.
     fn settling(&mut self) -> Settling {
         self.queue.record.last_settled += 1;
-        Settling { sequence: self.queue.record.last_settled, ids: Vec::new() }
+        Settling {
+            sequence: self.queue.record.last_settled,
+            ids: Vec::new(),
+        }
     }
 
     fn put_settled(&mut self, settling: Settling) -> Result<()> {
@@ -188,7 +205,8 @@ impl Step<'_> {
         }
         let kept = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let key = self.key(&[sequence]);
-        self.write.put(Tree::Settled, key, &SettledV1 { kept, ids }, &[])
+        self.write
+            .put(Tree::Settled, key, &SettledV1 { kept, ids }, &[])
     }
 
     /// Takes requests off `settled`: so many of each entry.
@@ -224,16 +242,25 @@ impl Step<'_> {
 
     fn delete_parts(&mut self, id: u64, of: PartOf, parts: u32) {
         for number in 0..parts {
-            self.write.delete(Tree::Parts, keys::part(self.queue.id, id, of, number));
+            self.write
+                .delete(Tree::Parts, keys::part(self.queue.id, id, of, number));
         }
     }
 
     /// Writes the outcome of a member, and its result.
-    fn put_outcome(&mut self, id: u64, mut outcome: OutcomeV1, result: Option<&[u8]>) -> Result<()> {
+    fn put_outcome(
+        &mut self,
+        id: u64,
+        mut outcome: OutcomeV1,
+        result: Option<&[u8]>,
+    ) -> Result<()> {
         let mut body: &[u8] = &[];
         if let Some(result) = result {
             let (parts, rest) = self.put_parts(id, PartOf::Result, result)?;
-            outcome.result = Some(ResultV1 { bytes: result.len() as u64, parts });
+            outcome.result = Some(ResultV1 {
+                bytes: result.len() as u64,
+                parts,
+            });
             body = rest;
         }
         let key = self.key(&[id]);
@@ -241,7 +268,11 @@ impl Step<'_> {
     }
 
     fn delete_outcome(&mut self, id: u64, outcome: &OutcomeV1) {
-        self.delete_parts(id, PartOf::Result, outcome.result.map_or(0, |result| result.parts));
+        self.delete_parts(
+            id,
+            PartOf::Result,
+            outcome.result.map_or(0, |result| result.parts),
+        );
         let key = self.key(&[id]);
         self.write.delete(Tree::Outcomes, key);
     }
@@ -292,7 +323,9 @@ pub(super) fn check_lease(queue: &QueueState, lease: &Lease) -> Result<u128> {
 /// Cuts an error text to what is kept of it.
 fn shortened(mut error: String) -> String {
     if error.len() > MAX_ERROR_BYTES {
-        let end = (0..=MAX_ERROR_BYTES).rev().find(|end| error.is_char_boundary(*end));
+        let end = (0..=MAX_ERROR_BYTES)
+            .rev()
+            .find(|end| error.is_char_boundary(*end));
         error.truncate(end.unwrap_or(0));
         error.push('…');
     }

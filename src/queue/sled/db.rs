@@ -49,7 +49,13 @@ pub(super) struct Write {
 }
 
 impl Write {
-    pub(super) fn put<R: Record>(&mut self, tree: Tree, key: Vec<u8>, record: &R, body: &[u8]) -> Result<()> {
+    pub(super) fn put<R: Record>(
+        &mut self,
+        tree: Tree,
+        key: Vec<u8>,
+        record: &R,
+        body: &[u8],
+    ) -> Result<()> {
         let value = record::encode(&key, record, body)?;
         self.bytes += value.len();
         self.entries.insert((tree, key), Some(value));
@@ -186,7 +192,12 @@ impl Db {
     }
 
     /// The first entry from one key to another, both included.
-    pub(super) fn first(&self, tree: Tree, from: Vec<u8>, to: Vec<u8>) -> Result<Option<(IVec, IVec)>> {
+    pub(super) fn first(
+        &self,
+        tree: Tree,
+        from: Vec<u8>,
+        to: Vec<u8>,
+    ) -> Result<Option<(IVec, IVec)>> {
         self.range(tree, from, to).next().transpose()
     }
 
@@ -208,7 +219,9 @@ impl Db {
                 let mut after = counts.clone();
                 for ((tree, key), value) in &entries {
                     // The trees are in order, so the one of this entry is found in a few steps.
-                    let Ok(index) = touched.binary_search(tree) else { continue };
+                    let Ok(index) = touched.binary_search(tree) else {
+                        continue;
+                    };
                     let view = &views[index];
                     let old = match value {
                         Some(value) => view.insert(key.as_slice(), value.as_slice())?,
@@ -250,7 +263,11 @@ impl Db {
 
     /// Counts every entry and compares; for after anything but a clean close.
     pub(super) fn verify_counts(&self) -> Result<()> {
-        let expected = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let expected = self
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for (tree, name) in Tree::ALL {
             let mut found = 0_u64;
             for entry in self.range(tree, Vec::new(), vec![0xff; 600]) {
@@ -303,7 +320,9 @@ pub(super) fn read<R: Record>(tree: Tree, key: &[u8], value: &IVec) -> Result<(R
 
 /// What a poisoned store answers.
 pub(super) fn poisoned(why: &str) -> Error {
-    Error::poisoned(format!("the store stopped after this: {why}; close it and open it again"))
+    Error::poisoned(format!(
+        "the store stopped after this: {why}; close it and open it again"
+    ))
 }
 
 /// What a panic said.

@@ -78,9 +78,21 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
     db.sync()?;
     sync_folder(path)?;
     if !format.made {
-        write_format(path, &Format { made: true, ..format })?;
+        write_format(
+            path,
+            &Format {
+                made: true,
+                ..format
+            },
+        )?;
     }
-    Ok(Opened { path: path.to_owned(), lock, db, queues, next_queue })
+    Ok(Opened {
+        path: path.to_owned(),
+        lock,
+        db,
+        queues,
+        next_queue,
+    })
 }
 
 /// Refuses what is not ours before anything is touched.
@@ -101,7 +113,9 @@ fn inspect(path: &Path) -> Result<()> {
     }
     let entries = fs::read_dir(path).map_err(|error| unusable(path, "can't be read", error))?;
     for entry in entries {
-        let name = entry.map_err(|error| unusable(path, "can't be read", error))?.file_name();
+        let name = entry
+            .map_err(|error| unusable(path, "can't be read", error))?
+            .file_name();
         if name != LOCK && name != FORMAT_NEW {
             return Err(Error::invalid(format!(
                 "{} is not empty and holds no store (it has {name:?}); nothing in it was touched, so choose another folder",
@@ -132,7 +146,10 @@ fn read_format(path: &Path) -> Result<Option<Format>> {
             path.display()
         ))
     };
-    let version: u32 = fields.get("version").and_then(|version| version.parse().ok()).ok_or_else(damaged)?;
+    let version: u32 = fields
+        .get("version")
+        .and_then(|version| version.parse().ok())
+        .ok_or_else(damaged)?;
     if version != VERSION {
         return Err(Error::invalid(format!(
             "{} has format {version}, and this version of batchyard reads {VERSION}; it was left untouched, so open it with a newer version",
@@ -148,7 +165,10 @@ fn read_format(path: &Path) -> Result<Option<Format>> {
         "made" => true,
         _ => return Err(damaged()),
     };
-    Ok(Some(Format { uuid: field("uuid")?.to_owned(), made }))
+    Ok(Some(Format {
+        uuid: field("uuid")?.to_owned(),
+        made,
+    }))
 }
 
 fn write_format(path: &Path, format: &Format) -> Result<()> {
@@ -178,7 +198,9 @@ fn lock(path: &Path) -> Result<File> {
     loop {
         match file.try_lock() {
             Ok(()) => break,
-            Err(TryLockError::Error(error)) => return Err(unusable(path, "can't be locked", error)),
+            Err(TryLockError::Error(error)) => {
+                return Err(unusable(path, "can't be locked", error));
+            }
             Err(TryLockError::WouldBlock) => {}
         }
         let mut owner = String::new();
@@ -223,7 +245,11 @@ fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
         File::create(&file).map_err(io)?;
     }
     refuse_blobs(&folder)?;
-    let file = OpenOptions::new().read(true).write(true).open(&file).map_err(io)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&file)
+        .map_err(io)?;
     let db = Db::new(open_sled(&folder, cache_bytes)?, file)?;
     prove(&db, path, format)?;
     Ok(db)
@@ -258,7 +284,8 @@ fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
 }
 
 fn is_locked(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+    error.kind() == io::ErrorKind::WouldBlock
+        || error.to_string().contains("could not acquire lock")
 }
 
 /// sled writes pages over a quarter of a segment to `blobs/` and never syncs them. Ours never are.
@@ -286,7 +313,9 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
             write.delete(Tree::Meta, keys::CLEAN.to_vec());
         }
         None if !format.made => {
-            let store = StoreV1 { uuid: format.uuid.clone() };
+            let store = StoreV1 {
+                uuid: format.uuid.clone(),
+            };
             write.put(Tree::Meta, keys::STORE.to_vec(), &store, &[])?;
         }
         Some(_) | None => {
@@ -304,10 +333,17 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
 fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>, u32)> {
     let mut queues = BTreeMap::new();
     let mut next_queue = 0;
-    for entry in db.range(Tree::Meta, keys::queue_record(0), keys::queue_record(u32::MAX)) {
+    for entry in db.range(
+        Tree::Meta,
+        keys::queue_record(0),
+        keys::queue_record(u32::MAX),
+    ) {
         let (key, value) = entry?;
         let (record, _) = db::read::<QueueV1>(Tree::Meta, &key, &value)?;
-        let id = key.get(1..5).and_then(|id| id.try_into().ok()).map(u32::from_be_bytes);
+        let id = key
+            .get(1..5)
+            .and_then(|id| id.try_into().ok())
+            .map(u32::from_be_bytes);
         let id = id.ok_or_else(|| Error::corrupt("a queue has no number; run `repair`"))?;
         let name = record.name.parse().map_err(|error| {
             Error::corrupt("a queue has no valid name; run `repair`").with_source(error)
@@ -317,7 +353,12 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
         let mut queue = QueueState::new(id, record, options, Live::new(id, name));
         queue.load(db)?;
         let mut write = Write::default();
-        let mut step = Step { db, write: &mut write, queue: &mut queue, low_space: None };
+        let mut step = Step {
+            db,
+            write: &mut write,
+            queue: &mut queue,
+            low_space: None,
+        };
         step.settle_all()?;
         queue.find_oldest(db)?;
         queue.find_next(db)?;
@@ -374,7 +415,9 @@ fn sync_folder(path: &Path) -> Result<()> {
         let absolute = fs::canonicalize(path)?;
         absolute.parent().map_or(Ok(()), sync)
     };
-    all().map_err(|error| Error::poisoned(format!("{} can't be synced", path.display())).with_source(error))
+    all().map_err(|error| {
+        Error::poisoned(format!("{} can't be synced", path.display())).with_source(error)
+    })
 }
 
 fn unusable(path: &Path, why: &str, error: io::Error) -> Error {

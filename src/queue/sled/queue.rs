@@ -59,16 +59,27 @@ impl SledQueue {
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let store = SledStore::open(path).await?;
         let live = store.handle.open(QueueName::default(), None).await?;
-        Ok(Self { owns_store: true, ..Self::new(store.handle.clone(), live) })
+        Ok(Self {
+            owns_store: true,
+            ..Self::new(store.handle.clone(), live)
+        })
     }
 
     pub(super) fn new(handle: Handle, live: Arc<Live>) -> Self {
-        Self { handle, live, closed: watch::Sender::new(false), owns_store: false }
+        Self {
+            handle,
+            live,
+            closed: watch::Sender::new(false),
+            owns_store: false,
+        }
     }
 
     fn check(&self) -> Result<()> {
         if *self.closed.borrow() {
-            return Err(Error::closed(format!("queue {:?} was closed", self.live.name)));
+            return Err(Error::closed(format!(
+                "queue {:?} was closed",
+                self.live.name
+            )));
         }
         self.handle.check()
     }
@@ -82,11 +93,17 @@ impl SledQueue {
         self.check()?;
         loop {
             if self.live.stats(now).is_none() {
-                self.handle.call(self.live.id, move |step| step.advance(now)).await?;
+                self.handle
+                    .call(self.live.id, move |step| step.advance(now))
+                    .await?;
             }
             match self.handle.view(self.live.id, true, read.clone()).await? {
                 Some(value) => return Ok(value),
-                None => self.handle.call(self.live.id, |step| step.settle_all()).await?,
+                None => {
+                    self.handle
+                        .call(self.live.id, |step| step.settle_all())
+                        .await?
+                }
             }
         }
     }
@@ -100,19 +117,32 @@ impl SledQueue {
     ) -> Result<Vec<Pushed>> {
         self.check()?;
         requests.iter().try_for_each(NewRequest::validate)?;
-        let (count, bytes) = (requests.len(), requests.iter().map(|request| request.payload.len()).sum());
+        let (count, bytes) = (
+            requests.len(),
+            requests.iter().map(|request| request.payload.len()).sum(),
+        );
         let keyed = requests.iter().map(digests).collect();
-        let mut plan = PushPlan { requests, keyed, bookmark };
+        let mut plan = PushPlan {
+            requests,
+            keyed,
+            bookmark,
+        };
         let start = Instant::now();
         let mut changes = self.live.changes.subscribe();
+        let mut at = now;
         loop {
             changes.mark_unchanged();
-            let at = now.after(start.elapsed());
-            let pushed = self.handle.push(self.live.id, bytes, move |step| match step.push(at, &plan) {
-                Ok(pushed) => Ok(Ok(pushed)),
-                // Only a lack of room in the queue is worth waiting for.
-                Err(full) if full.kind() == ErrorKind::QueueFull && step.low_space.is_none() => Ok(Err((full, plan))),
-                Err(error) => Err(error),
+            let pushed = self.handle.push(self.live.id, bytes, move |step| {
+                match step.push(at, &plan) {
+                    Ok(pushed) => Ok(Ok(pushed)),
+                    // Only a lack of room in the queue is worth waiting for.
+                    Err(full)
+                        if full.kind() == ErrorKind::QueueFull && step.low_space.is_none() =>
+                    {
+                        Ok(Err((full, plan)))
+                    }
+                    Err(error) => Err(error),
+                }
             });
             let (full, back) = match pushed.await? {
                 Ok(pushed) => return Ok(pushed),
@@ -128,6 +158,7 @@ impl SledQueue {
             if never || room.await.is_err() {
                 return Err(full.context(format!("no room within {timeout:?}")));
             }
+            at = now.after(start.elapsed());
             self.check()?;
         }
     }
@@ -144,7 +175,9 @@ impl Queue for SledQueue {
         if let Some(stats) = self.live.stats(now) {
             return self.handle.sound().map(|()| stats);
         }
-        self.handle.call(self.live.id, move |step| step.advance(now)).await?;
+        self.handle
+            .call(self.live.id, move |step| step.advance(now))
+            .await?;
         Ok(self.live.stats_after(now))
     }
 
@@ -157,20 +190,27 @@ impl Queue for SledQueue {
             )));
         }
         let claim = claim.clone();
-        self.handle.call(self.live.id, move |step| step.claim(now, &claim)).await
+        self.handle
+            .call(self.live.id, move |step| step.claim(now, &claim))
+            .await
     }
 
     async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
         self.check()?;
         let lease = lease.clone();
-        let members = self.handle.view(self.live.id, false, move |view| view.read(&lease, page)).await?;
+        let members = self
+            .handle
+            .view(self.live.id, false, move |view| view.read(&lease, page))
+            .await?;
         Ok(members.unwrap_or_default())
     }
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
         self.check()?;
         let lease = lease.clone();
-        self.handle.call(self.live.id, move |step| step.update(now, &lease, &update)).await
+        self.handle
+            .call(self.live.id, move |step| step.update(now, &lease, &update))
+            .await
     }
 
     fn name(&self) -> QueueName {
@@ -211,7 +251,10 @@ impl Queue for SledQueue {
     async fn bookmark(&self, source: &str) -> Result<Option<Bytes>> {
         self.check()?;
         let source = source.to_owned();
-        let value = self.handle.view(self.live.id, false, move |view| view.bookmark(&source)).await?;
+        let value = self
+            .handle
+            .view(self.live.id, false, move |view| view.bookmark(&source))
+            .await?;
         Ok(value.flatten())
     }
 
@@ -252,29 +295,39 @@ impl Administration for SledQueue {
         after: Option<ResultCursor>,
         max_requests: NonZeroU32,
     ) -> Result<SettledPage> {
-        self.view(now, move |view| view.results(after, max_requests)).await
+        self.view(now, move |view| view.results(after, max_requests))
+            .await
     }
 
     async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>> {
         self.check()?;
         let ids = ids.to_vec();
-        self.handle.call(self.live.id, move |step| step.cancel(now, &ids)).await
+        self.handle
+            .call(self.live.id, move |step| step.cancel(now, &ids))
+            .await
     }
 
     async fn redrive(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
         self.check()?;
         let ids = ids.to_vec();
-        self.handle.call(self.live.id, move |step| step.redrive(now, &ids)).await
+        self.handle
+            .call(self.live.id, move |step| step.redrive(now, &ids))
+            .await
     }
 
     async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
         self.check()?;
         let ids = ids.to_vec();
-        self.handle.call(self.live.id, move |step| step.purge(now, &ids)).await
+        self.handle
+            .call(self.live.id, move |step| step.purge(now, &ids))
+            .await
     }
 }
 
 fn digests(request: &NewRequest) -> Option<Keyed> {
     let key = request.idempotency_key.as_ref()?;
-    Some(Keyed { key: Sha256::digest(key).into(), payload: Sha256::digest(&request.payload).into() })
+    Some(Keyed {
+        key: Sha256::digest(key).into(),
+        payload: Sha256::digest(&request.payload).into(),
+    })
 }

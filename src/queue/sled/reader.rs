@@ -41,14 +41,17 @@ impl View<'_> {
     pub(super) fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
         let id = apply::check_lease(self.queue, lease)?;
         let batch = &self.queue.open[&id];
-        let after = page.after.map_or(0, |position| position.as_u64().saturating_add(1));
+        let after = page
+            .after
+            .map_or(0, |position| position.as_u64().saturating_add(1));
         let (from, to) = (self.key(&[batch.first.max(after)]), self.key(&[batch.last]));
         let (mut members, mut bytes) = (Vec::new(), 0);
         for entry in self.db.range(Tree::Requests, from, to) {
             let (key, value) = entry?;
             let (request, body) = db::read::<RequestV1>(Tree::Requests, &key, &value)?;
             bytes += request.bytes;
-            let full = members.len() >= page.max_requests.get() as usize || bytes > page.max_bytes.get();
+            let full =
+                members.len() >= page.max_requests.get() as usize || bytes > page.max_bytes.get();
             if full && !members.is_empty() {
                 break;
             }
@@ -57,10 +60,18 @@ impl View<'_> {
         Ok(members)
     }
 
-    fn member(&self, batch: &BatchV1, position: u64, request: RequestV1, body: &IVec) -> Result<Member> {
+    fn member(
+        &self,
+        batch: &BatchV1,
+        position: u64,
+        request: RequestV1,
+        body: &IVec,
+    ) -> Result<Member> {
         let outcome = match batch.open == batch.requests {
             true => None,
-            false => self.db.load::<OutcomeV1>(Tree::Outcomes, &self.key(&[request.id]))?,
+            false => self
+                .db
+                .load::<OutcomeV1>(Tree::Outcomes, &self.key(&[request.id]))?,
         };
         let outcome = outcome.map(|(outcome, body)| self.outcome(request.id, outcome, &body));
         Ok(Member {
@@ -76,26 +87,44 @@ impl View<'_> {
 
     fn outcome(&self, id: u64, outcome: OutcomeV1, body: &IVec) -> Result<Outcome> {
         Ok(match outcome.verdict {
-            VerdictV1::Done => Outcome::Done { result: self.result(id, outcome.result, body)? },
+            VerdictV1::Done => Outcome::Done {
+                result: self.result(id, outcome.result, body)?,
+            },
             VerdictV1::Retry { error, not_before } => Outcome::Retry {
                 error,
                 not_before: not_before.map(Timestamp::from_nanos),
             },
-            VerdictV1::Reject { reason, error } => Outcome::Reject { reason: apply::reason(reason), error },
+            VerdictV1::Reject { reason, error } => Outcome::Reject {
+                reason: apply::reason(reason),
+                error,
+            },
         })
     }
 
     fn payload(&self, request: &RequestV1, body: &IVec) -> Result<Bytes> {
-        self.assemble(request.id, PartOf::Payload, (request.bytes, request.parts), body)
+        self.assemble(
+            request.id,
+            PartOf::Payload,
+            (request.bytes, request.parts),
+            body,
+        )
     }
 
     fn result(&self, id: u64, result: Option<ResultV1>, body: &IVec) -> Result<Option<Bytes>> {
         result
-            .map(|ResultV1 { bytes, parts }| self.assemble(id, PartOf::Result, (bytes, parts), body))
+            .map(|ResultV1 { bytes, parts }| {
+                self.assemble(id, PartOf::Result, (bytes, parts), body)
+            })
             .transpose()
     }
 
-    fn assemble(&self, id: u64, of: PartOf, (bytes, parts): (u64, u32), body: &IVec) -> Result<Bytes> {
+    fn assemble(
+        &self,
+        id: u64,
+        of: PartOf,
+        (bytes, parts): (u64, u32),
+        body: &IVec,
+    ) -> Result<Bytes> {
         let mut whole = body.to_vec();
         for number in 0..parts {
             let key = keys::part(self.queue.id, id, of, number);
@@ -135,7 +164,9 @@ impl View<'_> {
 
     /// A done request, if it was settled by this entry of `settled`.
     fn done(&self, id: u64, sequence: Option<u64>) -> Result<Option<Entry>> {
-        let outcome = self.db.load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id]))?;
+        let outcome = self
+            .db
+            .load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id]))?;
         let Some((outcome, body)) = outcome.filter(|(outcome, _)| {
             outcome.verdict == VerdictV1::Done && sequence.is_none_or(|own| own == outcome.sequence)
         }) else {
@@ -165,11 +196,18 @@ impl View<'_> {
     fn dead(&self, id: u64, sequence: Option<u64>, payload: bool) -> Result<Option<Entry>> {
         let dead = self.db.load::<DeadV1>(Tree::Dead, &self.key(&[id]))?;
         let dead = dead.filter(|(dead, _)| sequence.is_none_or(|own| own == dead.sequence));
-        dead.map(|(dead, body)| self.dead_entry(dead, &body, payload)).transpose()
+        dead.map(|(dead, body)| self.dead_entry(dead, &body, payload))
+            .transpose()
     }
 
     fn dead_entry(&self, dead: DeadV1, body: &IVec, payload: bool) -> Result<Entry> {
-        let DeadV1 { request, at, batch, reason, .. } = dead;
+        let DeadV1 {
+            request,
+            at,
+            batch,
+            reason,
+            ..
+        } = dead;
         let entry = self.entry(request, body, (State::Dead, at), payload)?;
         Ok(Entry {
             batch: batch.map(BatchId::from_u128),
@@ -178,7 +216,13 @@ impl View<'_> {
         })
     }
 
-    fn entry(&self, request: RequestV1, body: &IVec, (state, at): (State, u64), payload: bool) -> Result<Entry> {
+    fn entry(
+        &self,
+        request: RequestV1,
+        body: &IVec,
+        (state, at): (State, u64),
+        payload: bool,
+    ) -> Result<Entry> {
         let payload = payload.then(|| self.payload(&request, body)).transpose()?;
         Ok(Entry {
             id: RequestId::from_u64(request.id),
@@ -210,13 +254,17 @@ impl View<'_> {
         }
         let position = match place {
             PlaceV1::Delayed(due, _) => {
-                return self.entry(request, &body, (State::Delayed, due), payload).map(Some);
+                return self
+                    .entry(request, &body, (State::Delayed, due), payload)
+                    .map(Some);
             }
             PlaceV1::At(position) => position,
         };
         if position > self.queue.record.cursor {
             let ready_at = request.ready_at;
-            return self.entry(request, &body, (State::Ready, ready_at), payload).map(Some);
+            return self
+                .entry(request, &body, (State::Ready, ready_at), payload)
+                .map(Some);
         }
         let Some((batch_id, batch)) = self.queue.batch_at(position) else {
             return Err(Error::corrupt(format!(
@@ -232,8 +280,14 @@ impl View<'_> {
 
     /// The next requests in one state, in order of their ids.
     pub(super) fn list(&self, list: &List) -> Result<Vec<Entry>> {
-        let mut page = Listed { list: *list, entries: Vec::new(), bytes: 0 };
-        let from = list.after.map_or(Some(0), |after| after.as_u64().checked_add(1));
+        let mut page = Listed {
+            list: *list,
+            entries: Vec::new(),
+            bytes: 0,
+        };
+        let from = list
+            .after
+            .map_or(Some(0), |after| after.as_u64().checked_add(1));
         let Some(from) = from else {
             return Ok(page.entries);
         };
@@ -259,7 +313,9 @@ impl View<'_> {
                     }
                 }
             }
-            State::Delayed | State::Ready | State::InFlight => self.list_waiting(from, &mut page)?,
+            State::Delayed | State::Ready | State::InFlight => {
+                self.list_waiting(from, &mut page)?
+            }
         }
         Ok(page.entries)
     }
@@ -268,11 +324,16 @@ impl View<'_> {
     fn list_waiting(&self, from: u64, page: &mut Listed) -> Result<()> {
         let cursor = self.queue.record.cursor;
         let (first, last) = match page.list.state {
-            State::Ready => (from.max(cursor.saturating_add(1)), self.queue.record.last_position),
+            State::Ready => (
+                from.max(cursor.saturating_add(1)),
+                self.queue.record.last_position,
+            ),
             State::InFlight => (from, cursor),
             _ => (1, 0),
         };
-        let unmoved = self.db.range(Tree::Requests, self.key(&[first]), self.key(&[last]));
+        let unmoved = self
+            .db
+            .range(Tree::Requests, self.key(&[first]), self.key(&[last]));
         let mut unmoved = unmoved
             .map(|entry| -> Result<Option<(u64, PlaceV1)>> {
                 let (key, value) = entry?;
@@ -282,7 +343,9 @@ impl View<'_> {
             })
             .filter_map(Result::transpose)
             .peekable();
-        let moved = self.db.range(Tree::Places, self.key(&[from]), self.key(&[u64::MAX]));
+        let moved = self
+            .db
+            .range(Tree::Places, self.key(&[from]), self.key(&[u64::MAX]));
         let mut moved = moved
             .map(|entry| -> Result<(u64, PlaceV1)> {
                 let (key, value) = entry?;
@@ -323,10 +386,17 @@ impl View<'_> {
     }
 
     /// What was settled after a cursor.
-    pub(super) fn results(&self, after: Option<ResultCursor>, most: NonZeroU32) -> Result<SettledPage> {
+    pub(super) fn results(
+        &self,
+        after: Option<ResultCursor>,
+        most: NonZeroU32,
+    ) -> Result<SettledPage> {
         let after = after.map(|ResultCursor(sequence, index)| (sequence, index));
         let from = self.key(&[after.map_or(0, |(sequence, _)| sequence)]);
-        let mut page = SettledPage { entries: Vec::new(), next: None };
+        let mut page = SettledPage {
+            entries: Vec::new(),
+            next: None,
+        };
         for entry in self.db.range(Tree::Settled, from, self.key(&[u64::MAX])) {
             let (key, value) = entry?;
             let sequence = keys::number(&key, 0);

@@ -363,7 +363,7 @@ mod tests {
         let value = encode(b"key", &request(), b"hi").unwrap();
         assert_eq!(
             hex(&value),
-            "GOLDEN"
+            "04012300000002000000ad755421fd00002a36fe9c9717fd00002a36fe9c97170301fb2c010201026e6f010161016202006869"
         );
         let (read, body) = decode::<RequestV1>(Tree::Requests, b"key", &value).unwrap();
         assert_eq!((read, body), (request(), &b"hi"[..]));
@@ -375,7 +375,10 @@ mod tests {
         for bit in 0..value.len() * 8 {
             let mut bad = value.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode::<RequestV1>(Tree::Requests, b"key", &bad).is_err(), "bit {bit}");
+            assert!(
+                decode::<RequestV1>(Tree::Requests, b"key", &bad).is_err(),
+                "bit {bit}"
+            );
         }
         for cut in 0..value.len() {
             assert!(decode::<RequestV1>(Tree::Requests, b"key", &value[..cut]).is_err());

@@ -48,7 +48,12 @@ pub(super) struct Next {
 }
 
 impl Next {
-    pub(super) const NEVER: Self = Self { due: u64::MAX, expiry: u64::MAX, kept: u64::MAX, key: u64::MAX };
+    pub(super) const NEVER: Self = Self {
+        due: u64::MAX,
+        expiry: u64::MAX,
+        kept: u64::MAX,
+        key: u64::MAX,
+    };
 
     pub(super) fn first(self) -> u64 {
         self.due.min(self.expiry).min(self.kept).min(self.key)
@@ -62,6 +67,7 @@ pub(super) struct Live {
     pub(super) name: QueueName,
     pub(super) changes: watch::Sender<u64>,
     published: Mutex<Published>,
+    first_seen: Mutex<FirstSeen>,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +79,6 @@ struct Published {
     next: u64,
     /// When each open batch is offered, the earliest first.
     offers: Vec<u64>,
-    first_seen: FirstSeen,
 }
 
 impl Live {
@@ -83,6 +88,7 @@ impl Live {
             name,
             changes: watch::Sender::new(0),
             published: Mutex::default(),
+            first_seen: Mutex::default(),
         })
     }
 
@@ -98,17 +104,38 @@ impl Live {
 
     /// The reading as of `now`, which the queue has been brought to.
     pub(super) fn stats_after(&self, now: Timestamp) -> Stats {
-        let published = &mut *self.lock();
-        let offered = published.offers.partition_point(|until| *until <= now.as_nanos());
-        let seen = &mut published.first_seen;
+        let published = self.lock();
+        let offered = published
+            .offers
+            .partition_point(|until| *until <= now.as_nanos());
         Stats {
-            oldest_ready_at: published.oldest.map(|(position, ready_at)| {
-                seen.clamp(Position::from_u64(position), Timestamp::from_nanos(ready_at), now)
-            }),
+            oldest_ready_at: self.oldest_ready_at(published.oldest, now),
             offered: offered as u64,
-            next_offer: published.offers.get(offered).copied().map(Timestamp::from_nanos),
+            next_offer: published
+                .offers
+                .get(offered)
+                .copied()
+                .map(Timestamp::from_nanos),
             ..published.stats
         }
+    }
+
+    /// Since when the queue's age counts, given its first ready request.
+    pub(super) fn oldest_ready_at(
+        &self,
+        oldest: Option<(u64, u64)>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let (position, ready_at) = oldest?;
+        let mut seen = self
+            .first_seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Some(seen.clamp(
+            Position::from_u64(position),
+            Timestamp::from_nanos(ready_at),
+            now,
+        ))
     }
 
     pub(super) fn options(&self) -> QueueOptions {
@@ -116,7 +143,9 @@ impl Live {
     }
 
     fn lock(&self) -> MutexGuard<'_, Published> {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -189,14 +218,18 @@ impl QueueState {
 
     /// When the results of a batch that ended then are forgotten.
     pub(super) fn forget_at(&self, ended: u64) -> u64 {
-        Timestamp::from_nanos(ended).after(self.options.retention).as_nanos()
+        Timestamp::from_nanos(ended)
+            .after(self.options.retention)
+            .as_nanos()
     }
 
     /// The batch, open or ending, that this position is in.
     pub(super) fn batch_at(&self, position: u64) -> Option<(u128, &BatchV1)> {
         let holds = |batch: &&BatchV1| batch.first <= position && position <= batch.last;
         let mut batches = self.open.iter().chain(&self.ending);
-        batches.find(|(_, batch)| holds(batch)).map(|(id, batch)| (*id, batch))
+        batches
+            .find(|(_, batch)| holds(batch))
+            .map(|(id, batch)| (*id, batch))
     }
 
     /// Shows every handle how things stand; call it once that is durable.

@@ -48,10 +48,20 @@ type Run = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
 
 enum Command {
     /// A verb of a queue; pushes may share a transaction with their neighbours.
-    Queue { id: u32, push: Option<usize>, run: Run },
+    Queue {
+        id: u32,
+        push: Option<usize>,
+        run: Run,
+    },
     /// Makes a queue, or gives it other options.
-    Open { name: QueueName, options: Option<QueueOptions>, reply: oneshot::Sender<Result<Arc<Live>>> },
-    Close { reply: oneshot::Sender<Result<()>> },
+    Open {
+        name: QueueName,
+        options: Option<QueueOptions>,
+        reply: oneshot::Sender<Result<Arc<Live>>>,
+    },
+    Close {
+        reply: oneshot::Sender<Result<()>>,
+    },
 }
 
 /// What the writer and all handles share.
@@ -140,15 +150,29 @@ impl Handle {
             })
         });
         let command = Command::Queue { id, push, run };
-        self.commands.send(command).await.map_err(|_| self.core.closed())?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| self.core.closed())?;
         answer.await.map_err(|_| self.core.closed())?
     }
 
     /// The queue of this name, made if need be.
-    pub(super) async fn open(&self, name: QueueName, options: Option<QueueOptions>) -> Result<Arc<Live>> {
+    pub(super) async fn open(
+        &self,
+        name: QueueName,
+        options: Option<QueueOptions>,
+    ) -> Result<Arc<Live>> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Open { name, options, reply };
-        self.commands.send(command).await.map_err(|_| self.core.closed())?;
+        let command = Command::Open {
+            name,
+            options,
+            reply,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| self.core.closed())?;
         answer.await.map_err(|_| self.core.closed())?
     }
 
@@ -174,7 +198,10 @@ impl Handle {
             let gate = core.read_gate();
             let db = gate.db.as_ref().ok_or_else(|| core.closed())?;
             db.check()?;
-            let queue = gate.queues.get(&id).ok_or_else(|| Error::internal("no such queue"))?;
+            let queue = gate
+                .queues
+                .get(&id)
+                .ok_or_else(|| Error::internal("no such queue"))?;
             if settled && !queue.ending.is_empty() {
                 return Ok(None);
             }
@@ -182,7 +209,9 @@ impl Handle {
             let value = read.unwrap_or_else(|panic| Err(bug(&*panic)))?;
             Ok(Some((gate.group, value)))
         });
-        let read = reading.await.map_err(|error| Error::internal("a reading was cut off").with_source(error))?;
+        let read = reading
+            .await
+            .map_err(|error| Error::internal("a reading was cut off").with_source(error))?;
         let Some((group, value)) = read? else {
             return Ok(None);
         };
@@ -195,7 +224,10 @@ impl Handle {
 
     /// Fails if the store is closed or poisoned.
     pub(super) fn sound(&self) -> Result<()> {
-        self.core.health.get().map_or(Ok(()), |why| Err(db::poisoned(why)))?;
+        self.core
+            .health
+            .get()
+            .map_or(Ok(()), |why| Err(db::poisoned(why)))?;
         self.check()
     }
 
@@ -225,10 +257,22 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(opened: Opened, defaults: QueueOptions, low_space_mark: u64) -> (Self, Handle) {
-        let Opened { path, lock, db, queues, next_queue } = opened;
+    pub(super) fn new(
+        opened: Opened,
+        defaults: QueueOptions,
+        low_space_mark: u64,
+    ) -> (Self, Handle) {
+        let Opened {
+            path,
+            lock,
+            db,
+            queues,
+            next_queue,
+        } = opened;
         let (sender, commands) = mpsc::channel(MAX_GROUP_COMMANDS);
-        let lives = queues.values().map(|queue| (queue.live.name.clone(), queue.live.clone()));
+        let lives = queues
+            .values()
+            .map(|queue| (queue.live.name.clone(), queue.live.clone()));
         let core = Arc::new(Core {
             path,
             lives: Mutex::new(lives.collect()),
@@ -238,7 +282,11 @@ impl Writer {
             low_space_mark,
             defaults,
             health: db.health(),
-            gate: RwLock::new(Gate { db: None, queues, group: 0 }),
+            gate: RwLock::new(Gate {
+                db: None,
+                queues,
+                group: 0,
+            }),
         });
         let durable = db.commits();
         core.write_gate().db = Some(db);
@@ -250,12 +298,23 @@ impl Writer {
             durable,
             next_queue,
         };
-        (writer, Handle { core, commands: sender })
+        (
+            writer,
+            Handle {
+                core,
+                commands: sender,
+            },
+        )
     }
 
     /// Runs until the store is closed or the last handle is gone.
     pub(super) fn run(mut self) {
-        let mut unsettled = self.core.read_gate().queues.values().any(|queue| !queue.ending.is_empty());
+        let mut unsettled = self
+            .core
+            .read_gate()
+            .queues
+            .values()
+            .any(|queue| !queue.ending.is_empty());
         let reply = loop {
             let first = match unsettled {
                 true => match self.commands.try_recv() {
@@ -289,9 +348,19 @@ impl Writer {
                 Command::Queue { id, push, run } => {
                     bytes += push.unwrap_or(0);
                     touched.insert(id);
-                    answers.extend(self.apply(&mut gate, id, push.is_some(), run, low_space.as_deref()));
+                    answers.extend(self.apply(
+                        &mut gate,
+                        id,
+                        push.is_some(),
+                        run,
+                        low_space.as_deref(),
+                    ));
                 }
-                Command::Open { name, options, reply } => {
+                Command::Open {
+                    name,
+                    options,
+                    reply,
+                } => {
                     let live = self.open_queue(&mut gate, &name, options);
                     touched.extend(live.as_ref().map(|live| live.id));
                     answers.push(Box::new(move |durable: Result<()>| {
@@ -300,8 +369,13 @@ impl Writer {
                 }
                 Command::Close { reply } => close = Some(reply),
             }
-            let full = close.is_some() || answers.len() >= MAX_GROUP_COMMANDS || bytes >= MAX_GROUP_BYTES;
-            next = if full { None } else { self.commands.try_recv().ok() };
+            let full =
+                close.is_some() || answers.len() >= MAX_GROUP_COMMANDS || bytes >= MAX_GROUP_BYTES;
+            next = if full {
+                None
+            } else {
+                self.commands.try_recv().ok()
+            };
         }
         self.commit(&mut gate);
         drop(gate);
@@ -309,19 +383,35 @@ impl Writer {
         self.publish(&touched);
         let gate = core.read_gate();
         for answer in answers {
-            answer(gate.db.as_ref().map_or_else(|| Err(core.closed()), Db::check));
+            answer(
+                gate.db
+                    .as_ref()
+                    .map_or_else(|| Err(core.closed()), Db::check),
+            );
         }
         close
     }
 
     /// Runs a verb on its queue.
-    fn apply(&mut self, gate: &mut Gate, id: u32, push: bool, run: Run, low_space: Option<&str>) -> Option<Answer> {
+    fn apply(
+        &mut self,
+        gate: &mut Gate,
+        id: u32,
+        push: bool,
+        run: Run,
+        low_space: Option<&str>,
+    ) -> Option<Answer> {
         if !push {
             self.commit(gate);
         }
         let db = gate.db.as_ref()?;
         let queue = gate.queues.get_mut(&id)?;
-        let mut step = Step { db, write: &mut self.write, queue, low_space };
+        let mut step = Step {
+            db,
+            write: &mut self.write,
+            queue,
+            low_space,
+        };
         let answer = match catch_unwind(AssertUnwindSafe(|| run(&mut step))) {
             Ok(answer) => Some(answer),
             Err(panic) => {
@@ -393,7 +483,12 @@ impl Writer {
         let Some(id) = queue.ending.keys().next().copied() else {
             return false;
         };
-        let mut step = Step { db, write: &mut self.write, queue, low_space: None };
+        let mut step = Step {
+            db,
+            write: &mut self.write,
+            queue,
+            low_space: None,
+        };
         let slice = catch_unwind(AssertUnwindSafe(|| step.settle_slice(id)));
         if let Err(panic) = &slice {
             db.poison(bug(&**panic).to_string());
@@ -411,8 +506,19 @@ impl Writer {
         more
     }
 
-    fn open_queue(&mut self, gate: &mut Gate, name: &QueueName, options: Option<QueueOptions>) -> Result<Arc<Live>> {
-        let known = self.core.lives.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+    fn open_queue(
+        &mut self,
+        gate: &mut Gate,
+        name: &QueueName,
+        options: Option<QueueOptions>,
+    ) -> Result<Arc<Live>> {
+        let known = self
+            .core
+            .lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned();
         if let Some(live) = known {
             if let (Some(options), Some(queue)) = (options, gate.queues.get_mut(&live.id)) {
                 queue.options = options;
@@ -442,12 +548,18 @@ impl Writer {
             purged: 0,
             held_bytes: 0,
         };
-        self.write.put(Tree::Meta, keys::queue_record(id), &record, &[])?;
+        self.write
+            .put(Tree::Meta, keys::queue_record(id), &record, &[])?;
         self.next_queue += 1;
         let live = Live::new(id, name.clone());
         let options = options.unwrap_or(self.core.defaults);
-        gate.queues.insert(id, QueueState::new(id, record, options, live.clone()));
-        self.core.lives.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), live.clone());
+        gate.queues
+            .insert(id, QueueState::new(id, record, options, live.clone()));
+        self.core
+            .lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.clone(), live.clone());
         self.core.created.send_modify(|count| *count += 1);
         Ok(live)
     }
@@ -482,7 +594,9 @@ impl Writer {
 
 /// Why there is too little room on the disk, if so.
 fn low_space(path: &std::path::Path, mark: u64) -> Option<String> {
-    let free = rustix::fs::statvfs(path).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)).ok()?;
+    let free = rustix::fs::statvfs(path)
+        .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        .ok()?;
     (free < mark).then(|| {
         format!(
             "the file system of {} has {free} bytes free, and pushes stop below {mark}; free some, or let the queue drain",
@@ -492,5 +606,8 @@ fn low_space(path: &std::path::Path, mark: u64) -> Option<String> {
 }
 
 fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
-    Error::internal(format!("a verb of the sled backend panicked: {}", db::panic_text(panic)))
+    Error::internal(format!(
+        "a verb of the sled backend panicked: {}",
+        db::panic_text(panic)
+    ))
 }

@@ -18,10 +18,17 @@ use crate::{
 
 impl Step<'_> {
     /// Cancels what waits, marks what is in flight.
-    pub(in crate::queue::sled) fn cancel(&mut self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>> {
+    pub(in crate::queue::sled) fn cancel(
+        &mut self,
+        now: Timestamp,
+        ids: &[RequestId],
+    ) -> Result<Vec<Cancelled>> {
         self.advance(now)?;
         self.settle_all()?;
-        let cancelled = ids.iter().map(|id| self.cancel_one(id.as_u64())).collect::<Result<_>>()?;
+        let cancelled = ids
+            .iter()
+            .map(|id| self.cancel_one(id.as_u64()))
+            .collect::<Result<_>>()?;
         self.queue.wake = true;
         self.commit()?;
         self.queue.find_oldest(self.db)?;
@@ -38,7 +45,11 @@ impl Step<'_> {
         let PlaceV1::At(position) = self.place(id)? else {
             return Ok(Cancelled::No);
         };
-        let Some((batch_id, mut batch)) = self.queue.batch_at(position).map(|(id, batch)| (id, batch.clone())) else {
+        let Some((batch_id, mut batch)) = self
+            .queue
+            .batch_at(position)
+            .map(|(id, batch)| (id, batch.clone()))
+        else {
             return Ok(Cancelled::No);
         };
         let member = self.load::<RequestV1>(Tree::Requests, &self.key(&[position]))?;
@@ -82,11 +93,18 @@ impl Step<'_> {
     }
 
     /// Makes dead letters ready again, at the tail.
-    pub(in crate::queue::sled) fn redrive(&mut self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
+    pub(in crate::queue::sled) fn redrive(
+        &mut self,
+        now: Timestamp,
+        ids: &[RequestId],
+    ) -> Result<u64> {
         self.advance(now)?;
         self.settle_all()?;
         let dead = self.dead(ids)?;
-        let (count, bytes) = (dead.len() as u64, dead.iter().map(|(dead, _)| dead.request.bytes).sum());
+        let (count, bytes) = (
+            dead.len() as u64,
+            dead.iter().map(|(dead, _)| dead.request.bytes).sum(),
+        );
         self.check_bounds(count, bytes)?;
         self.take_dead(&dead)?;
         for (DeadV1 { mut request, .. }, body) in dead {
@@ -100,7 +118,11 @@ impl Step<'_> {
     }
 
     /// Forgets dead letters and their payloads.
-    pub(in crate::queue::sled) fn purge(&mut self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
+    pub(in crate::queue::sled) fn purge(
+        &mut self,
+        now: Timestamp,
+        ids: &[RequestId],
+    ) -> Result<u64> {
         self.advance(now)?;
         self.settle_all()?;
         let dead = self.dead(ids)?;

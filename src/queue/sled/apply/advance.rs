@@ -49,7 +49,9 @@ impl Step<'_> {
         for (key, _) in &entries {
             self.write.delete(Tree::Expiry, key.to_vec());
             let (at, id) = (keys::number(key, 0), keys::number(key, 1));
-            let Some(waiting) = self.waiting(id)? else { continue };
+            let Some(waiting) = self.waiting(id)? else {
+                continue;
+            };
             // A redriven request has no end any more; the entry of its first life is still here.
             if waiting.request.expires_at == Some(at) {
                 self.take_waiting(waiting);

@@ -17,7 +17,11 @@ use crate::{
 
 impl Step<'_> {
     /// Takes the longest-formed offered batch, else forms one.
-    pub(in crate::queue::sled) fn claim(&mut self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
+    pub(in crate::queue::sled) fn claim(
+        &mut self,
+        now: Timestamp,
+        claim: &Claim,
+    ) -> Result<Option<Lease>> {
         self.advance(now)?;
         let mut offered = self.queue.open.iter();
         let offered = offered.find(|(_, batch)| batch.until <= now.as_nanos());
@@ -25,11 +29,7 @@ impl Step<'_> {
             Some(id) => id,
             None if claim.form => match self.form(now, claim)? {
                 Some(id) => id,
-                None => {
-                    self.commit()?;
-                    self.queue.find_oldest(self.db)?;
-                    return Ok(None);
-                }
+                None => return Ok(None),
             },
             None => return Ok(None),
         };
@@ -47,6 +47,15 @@ impl Step<'_> {
         self.queue.wake = true;
         self.queue.find_oldest(self.db)?;
         self.lease(id, &batch).map(Some)
+    }
+
+    /// Whether the queue is due as this claim sees it.
+    fn is_due(&self, now: Timestamp, claim: &Claim) -> bool {
+        let record = &self.queue.record;
+        let oldest = self.queue.live.oldest_ready_at(self.queue.oldest, now);
+        claim
+            .due
+            .is_none_or(|due| due.is_met(record.ready, record.ready_bytes, oldest))
     }
 
     fn lease(&self, id: u128, batch: &BatchV1) -> Result<Lease> {
@@ -73,12 +82,13 @@ impl Step<'_> {
     }
 
     pub(super) fn put_batch(&mut self, id: u128, batch: &BatchV1) -> Result<()> {
-        self.write.put(Tree::Pending, keys::batch(self.queue.id, id), batch, &[])
+        self.write
+            .put(Tree::Pending, keys::batch(self.queue.id, id), batch, &[])
     }
 
     /// Makes a batch of the first ready requests; dead-letters what no batch could take.
     fn form(&mut self, now: Timestamp, claim: &Claim) -> Result<Option<u128>> {
-        if self.queue.record.ready == 0 {
+        if self.queue.record.ready == 0 || !self.is_due(now, claim) {
             return Ok(None);
         }
         let from = self.key(&[self.queue.record.cursor.saturating_add(1)]);
@@ -94,13 +104,21 @@ impl Step<'_> {
                 break;
             }
             if too_large {
-                let error = format!("payload of {} bytes is over max_batch_bytes {max_bytes}", request.bytes);
+                let error = format!(
+                    "payload of {} bytes is over max_batch_bytes {max_bytes}",
+                    request.bytes
+                );
                 self.write.delete(Tree::Requests, key.to_vec());
                 self.queue.record.ready -= 1;
                 self.queue.record.ready_bytes -= request.bytes;
                 self.queue.record.held_bytes -= request.bytes;
                 let reason = (DeadReason::TooLarge, error);
-                self.bury(&mut settling, (now.as_nanos(), None), (request, &body), reason)?;
+                self.bury(
+                    &mut settling,
+                    (now.as_nanos(), None),
+                    (request, &body),
+                    reason,
+                )?;
                 if self.write.is_large() {
                     self.put_settled(settling)?;
                     self.commit()?;
@@ -122,6 +140,10 @@ impl Step<'_> {
             _ => Some(self.take(now, taken, &claim.context)?),
         };
         self.queue.wake = true;
+        if id.is_none() {
+            self.commit()?;
+            self.queue.find_oldest(self.db)?;
+        }
         Ok(id)
     }
 
@@ -179,10 +201,15 @@ impl Step<'_> {
 
     /// Forgets a batch, its notes and its result for the rest.
     pub(super) fn delete_batch(&mut self, id: u128, batch: &BatchV1) {
-        self.write.delete(Tree::Pending, keys::batch(self.queue.id, id));
-        for (there, note) in [(batch.context, Note::Context), (batch.checkpoint, Note::Checkpoint)] {
+        self.write
+            .delete(Tree::Pending, keys::batch(self.queue.id, id));
+        for (there, note) in [
+            (batch.context, Note::Context),
+            (batch.checkpoint, Note::Checkpoint),
+        ] {
             if there {
-                self.write.delete(Tree::Notes, keys::note(self.queue.id, id, note));
+                self.write
+                    .delete(Tree::Notes, keys::note(self.queue.id, id, note));
             }
         }
         let rest = batch.ending.as_ref().and_then(|ending| ending.rest_result);

@@ -6,11 +6,11 @@ use super::Step;
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
+    queue::sled::keys,
     queue::sled::{
         keys::{PartOf, Tree},
         record::{BookmarkV1, KeyExpiryV1, KeyV1, RequestV1},
     },
-    queue::sled::keys,
     request::{Bookmark, NewRequest, Pushed, RequestId},
 };
 
@@ -32,14 +32,20 @@ pub(in crate::queue::sled) struct Keyed {
 
 impl Step<'_> {
     /// Adds requests, or says why not; several pushes may be collected before one commit.
-    pub(in crate::queue::sled) fn push(&mut self, now: Timestamp, plan: &PushPlan) -> Result<Vec<Pushed>> {
+    pub(in crate::queue::sled) fn push(
+        &mut self,
+        now: Timestamp,
+        plan: &PushPlan,
+    ) -> Result<Vec<Pushed>> {
         self.advance(now)?;
         let first = self.next_position(now);
         let pushed = self.name_ids(now, first, plan)?;
         let new = |(_, pushed): &(&NewRequest, &Pushed)| !pushed.duplicate;
         let added = || plan.requests.iter().zip(&pushed).filter(new);
         let count = added().count() as u64;
-        let bytes = added().map(|(request, _)| request.payload.len() as u64).sum();
+        let bytes = added()
+            .map(|(request, _)| request.payload.len() as u64)
+            .sum();
         if count > 0 {
             first
                 .checked_add(count)
@@ -62,7 +68,8 @@ impl Step<'_> {
         }
         if let Some(bookmark) = &plan.bookmark {
             let key = keys::text(self.queue.id, bookmark.source.as_bytes());
-            self.write.put(Tree::Bookmarks, key, &BookmarkV1 {}, &bookmark.value)?;
+            self.write
+                .put(Tree::Bookmarks, key, &BookmarkV1 {}, &bookmark.value)?;
         }
         if count > 0 || plan.bookmark.is_some() {
             self.queue.wake |= count > 0;
@@ -90,12 +97,18 @@ impl Step<'_> {
                             "idempotency key {key:?} was pushed with another payload, as request {id}"
                         )));
                     }
-                    pushed.push(Pushed { id, duplicate: true });
+                    pushed.push(Pushed {
+                        id,
+                        duplicate: true,
+                    });
                     continue;
                 }
                 earlier.insert(*key, (next, *payload));
             }
-            pushed.push(Pushed { id: RequestId::from_u64(next), duplicate: false });
+            pushed.push(Pushed {
+                id: RequestId::from_u64(next),
+                duplicate: false,
+            });
             next = next.saturating_add(1);
         }
         Ok(pushed)
@@ -114,7 +127,8 @@ impl Step<'_> {
         let (parts, body) = self.put_parts(id, PartOf::Payload, &new.payload)?;
         if due(now, new).is_none() {
             let key = self.key(&[id]);
-            self.write.put(Tree::Requests, key, &row(now, id, new, parts), body)?;
+            self.write
+                .put(Tree::Requests, key, &row(now, id, new, parts), body)?;
         }
         if self.write.is_large() {
             self.db.commit(self.write)?;
@@ -123,11 +137,21 @@ impl Step<'_> {
     }
 
     /// Counts a new request, and writes what else is to be known of it.
-    fn index(&mut self, now: Timestamp, id: u64, new: &NewRequest, keyed: Option<&Keyed>) -> Result<()> {
+    fn index(
+        &mut self,
+        now: Timestamp,
+        id: u64,
+        new: &NewRequest,
+        keyed: Option<&Keyed>,
+    ) -> Result<()> {
         let bytes = new.payload.len();
         if let Some(due) = due(now, new) {
             let inline = bytes <= super::INLINE_BYTES;
-            let parts = if inline { 0 } else { bytes.div_ceil(super::PART_BYTES) };
+            let parts = if inline {
+                0
+            } else {
+                bytes.div_ceil(super::PART_BYTES)
+            };
             let body: &[u8] = if inline { &new.payload } else { &[] };
             let request = row(now, id, new, u32::try_from(parts).unwrap_or(u32::MAX));
             self.delay(due, id, &request, body)?;
@@ -145,10 +169,16 @@ impl Step<'_> {
         }
         if let Some(Keyed { key, payload }) = keyed {
             let expires_at = now.after(self.queue.options.idempotency_window).as_nanos();
-            let record = KeyV1 { id, payload: *payload, expires_at };
-            self.write.put(Tree::Keys, keys::text(self.queue.id, key), &record, &[])?;
+            let record = KeyV1 {
+                id,
+                payload: *payload,
+                expires_at,
+            };
+            self.write
+                .put(Tree::Keys, keys::text(self.queue.id, key), &record, &[])?;
             let at = self.key(&[expires_at, id]);
-            self.write.put(Tree::KeyExpiry, at, &KeyExpiryV1 { key: *key }, &[])?;
+            self.write
+                .put(Tree::KeyExpiry, at, &KeyExpiryV1 { key: *key }, &[])?;
             self.queue.next.key = self.queue.next.key.min(expires_at);
         }
         Ok(())
@@ -157,7 +187,9 @@ impl Step<'_> {
 
 /// When a new request is due, if that is later.
 fn due(now: Timestamp, new: &NewRequest) -> Option<u64> {
-    new.not_before.filter(|due| *due > now).map(Timestamp::as_nanos)
+    new.not_before
+        .filter(|due| *due > now)
+        .map(Timestamp::as_nanos)
 }
 
 fn row(now: Timestamp, id: u64, new: &NewRequest, parts: u32) -> RequestV1 {

@@ -12,7 +12,8 @@ use crate::{
         db,
         keys::{self, Note, PartOf, Tree},
         record::{
-            BatchV1, EndingV1, KeptV1, MarkV1, NoteV1, OutcomeV1, PartV1, PhaseV1, RequestV1, VerdictV1,
+            BatchV1, EndingV1, KeptV1, MarkV1, NoteV1, OutcomeV1, PartV1, PhaseV1, RequestV1,
+            VerdictV1,
         },
     },
     request::DeadReason,
@@ -56,10 +57,24 @@ impl Step<'_> {
             return Err(Error::internal("a batch ends without saying how"));
         };
         let (from, to) = (self.key(&[ending.reached]), self.key(&[batch.last]));
-        let entries: Vec<_> = self.db.range(Tree::Requests, from, to).take(SLICE).collect::<Result<_>>()?;
-        let settling = Settling { sequence: ending.sequence, ids: Vec::new() };
+        let entries: Vec<_> = self
+            .db
+            .range(Tree::Requests, from, to)
+            .take(SLICE)
+            .collect::<Result<_>>()?;
+        let settling = Settling {
+            sequence: ending.sequence,
+            ids: Vec::new(),
+        };
         let rest_result = self.rest_result(id, &ending)?;
-        let mut slice = Slice { id, batch, ending, rest_result, settling, kept: Vec::new() };
+        let mut slice = Slice {
+            id,
+            batch,
+            ending,
+            rest_result,
+            settling,
+            kept: Vec::new(),
+        };
         for (key, value) in &entries {
             let (request, body) = db::read::<RequestV1>(Tree::Requests, key, value)?;
             let position = keys::number(key, 0);
@@ -78,10 +93,19 @@ impl Step<'_> {
         };
         let mut bytes = Vec::new();
         for number in 0..result.parts {
-            let key = keys::part(self.queue.id, super::claim::rest_id(id), PartOf::Rest, number);
+            let key = keys::part(
+                self.queue.id,
+                super::claim::rest_id(id),
+                PartOf::Rest,
+                number,
+            );
             match self.load::<PartV1>(Tree::Parts, &key)? {
                 Some((_, part)) => bytes.extend_from_slice(&part),
-                None => return Err(Error::corrupt("a part of a result is missing; run `repair`")),
+                None => {
+                    return Err(Error::corrupt(
+                        "a part of a result is missing; run `repair`",
+                    ));
+                }
             }
         }
         Ok(Some(bytes))
@@ -89,10 +113,18 @@ impl Step<'_> {
 
     /// Commits a slice, with how far it came.
     fn finish_slice_of(&mut self, slice: Slice, last: bool) -> Result<()> {
-        let Slice { id, mut batch, mut ending, settling, kept, .. } = slice;
+        let Slice {
+            id,
+            mut batch,
+            mut ending,
+            settling,
+            kept,
+            ..
+        } = slice;
         if !kept.is_empty() {
             let key = self.key(&[ending.at, settling.sequence]);
-            self.write.put(Tree::Kept, key, &KeptV1 { ids: kept }, &[])?;
+            self.write
+                .put(Tree::Kept, key, &KeptV1 { ids: kept }, &[])?;
             self.queue.next.kept = self.queue.next.kept.min(self.queue.forget_at(ending.at));
         }
         self.put_settled(settling)?;
@@ -125,13 +157,23 @@ impl Step<'_> {
     fn open_children(&mut self, id: u128, batch: &BatchV1, ending: &EndingV1) -> Result<()> {
         let context = match batch.context {
             false => None,
-            true => self.load::<NoteV1>(Tree::Notes, &keys::note(self.queue.id, id, Note::Context))?,
+            true => {
+                self.load::<NoteV1>(Tree::Notes, &keys::note(self.queue.id, id, Note::Context))?
+            }
         };
-        let context = context.map(|(_, context)| context.to_vec()).unwrap_or_default();
+        let context = context
+            .map(|(_, context)| context.to_vec())
+            .unwrap_or_default();
         for child in ending.children {
             // They are in flight already: forming them again must not count them twice.
             let prior = batch.prior + batch.attempt;
-            self.open_batch(Timestamp::from_nanos(ending.at), child, Some(id), prior, &context)?;
+            self.open_batch(
+                Timestamp::from_nanos(ending.at),
+                child,
+                Some(id),
+                prior,
+                &context,
+            )?;
         }
         Ok(())
     }
@@ -155,13 +197,25 @@ impl Step<'_> {
     fn put_done(&mut self, slice: &mut Slice, request: RequestV1) -> Result<()> {
         let id = request.id;
         let batch = (slice.id, &slice.batch);
-        let outcome = outcome_of(slice.ending.at, batch, request, VerdictV1::Done, slice.settling.sequence);
+        let outcome = outcome_of(
+            slice.ending.at,
+            batch,
+            request,
+            VerdictV1::Done,
+            slice.settling.sequence,
+        );
         slice.settling.ids.push(id);
         self.put_outcome(id, outcome, slice.rest_result.as_deref())
     }
 
     /// Gives a member what its outcome says.
-    fn settle_member(&mut self, slice: &mut Slice, position: u64, request: RequestV1, body: &[u8]) -> Result<()> {
+    fn settle_member(
+        &mut self,
+        slice: &mut Slice,
+        position: u64,
+        request: RequestV1,
+        body: &[u8],
+    ) -> Result<()> {
         let recorded = self.outcome(&slice.batch, request.id)?;
         let verdict = recorded.as_ref().map(|outcome| outcome.verdict.clone());
         match verdict.or_else(|| slice.ending.rest.clone()) {
@@ -222,9 +276,17 @@ impl Step<'_> {
         self.queue.record.in_flight -= 1;
         let by = (now, Some(slice.id));
         match verdict {
-            VerdictV1::Reject { reason: number, error } => {
+            VerdictV1::Reject {
+                reason: number,
+                error,
+            } => {
                 self.queue.record.held_bytes -= bytes;
-                self.bury(&mut slice.settling, by, (request, body), (reason(number), error))
+                self.bury(
+                    &mut slice.settling,
+                    by,
+                    (request, body),
+                    (reason(number), error),
+                )
             }
             _ if cancelled => {
                 self.queue.record.cancelled += 1;
@@ -238,7 +300,12 @@ impl Step<'_> {
             }
             VerdictV1::Retry { error, .. } if request.attempts >= slice.ending.max_attempts => {
                 self.queue.record.held_bytes -= bytes;
-                self.bury(&mut slice.settling, by, (request, body), (DeadReason::Exhausted, error))
+                self.bury(
+                    &mut slice.settling,
+                    by,
+                    (request, body),
+                    (DeadReason::Exhausted, error),
+                )
             }
             VerdictV1::Retry { error, not_before } => {
                 let due = slice.ending.retry_at.max(not_before.unwrap_or(0));
@@ -264,7 +331,10 @@ impl Step<'_> {
     }
 
     fn marked(&self, batch: &BatchV1, id: u64) -> Result<bool> {
-        Ok(batch.marks > 0 && self.load::<MarkV1>(Tree::Marks, &self.key(&[id]))?.is_some())
+        Ok(batch.marks > 0
+            && self
+                .load::<MarkV1>(Tree::Marks, &self.key(&[id]))?
+                .is_some())
     }
 
     /// Whether a member was marked as cancelled; the mark is used up.

@@ -19,7 +19,12 @@ use crate::{
 
 impl Step<'_> {
     /// Applies all of an update, or says what is wrong with it.
-    pub(in crate::queue::sled) fn update(&mut self, now: Timestamp, lease: &Lease, update: &Update) -> Result<()> {
+    pub(in crate::queue::sled) fn update(
+        &mut self,
+        now: Timestamp,
+        lease: &Lease,
+        update: &Update,
+    ) -> Result<()> {
         let id = self.held(lease)?;
         self.advance(now)?;
         let Some(mut batch) = self.queue.open.get(&id).cloned() else {
@@ -41,7 +46,9 @@ impl Step<'_> {
             }
             Then::Defer { until } => (batch.held, batch.until) = (false, until.as_nanos()),
             Then::Split { retries } => return self.end(now, id, batch, None, *retries),
-            Then::Finish { rest, retries } => return self.end(now, id, batch, Some(rest), *retries),
+            Then::Finish { rest, retries } => {
+                return self.end(now, id, batch, Some(rest), *retries);
+            }
         }
         self.put_batch(id, &batch)?;
         self.queue.open.insert(id, batch);
@@ -64,10 +71,15 @@ impl Step<'_> {
         let (mut named, mut planned) = (HashSet::new(), Vec::new());
         for (id, outcome) in &update.outcomes {
             let member = self.member(batch, *id)?.ok_or_else(|| {
-                Error::invalid(format!("request {id} is not a member of batch {}", lease.batch))
+                Error::invalid(format!(
+                    "request {id} is not a member of batch {}",
+                    lease.batch
+                ))
             })?;
             let recorded = batch.open < batch.requests
-                && self.load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id.as_u64()]))?.is_some();
+                && self
+                    .load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id.as_u64()]))?
+                    .is_some();
             if !recorded && named.insert(*id) {
                 planned.push((member, outcome));
             }
@@ -90,7 +102,9 @@ impl Step<'_> {
             return Ok(None);
         }
         let entry = self.load::<RequestV1>(Tree::Requests, &self.key(&[position]))?;
-        Ok(entry.map(|(request, _)| request).filter(|request| request.id == id.as_u64()))
+        Ok(entry
+            .map(|(request, _)| request)
+            .filter(|request| request.id == id.as_u64()))
     }
 
     fn record_all(
@@ -119,7 +133,13 @@ impl Step<'_> {
                 None => self.settling(),
             };
             let request_id = request.id;
-            let new = outcome_of(now.as_nanos(), (id, batch), request, verdict(outcome), page.sequence);
+            let new = outcome_of(
+                now.as_nanos(),
+                (id, batch),
+                request,
+                verdict(outcome),
+                page.sequence,
+            );
             self.put_outcome(request_id, new, result_of(outcome))?;
             if done {
                 page.ids.push(request_id);
@@ -159,12 +179,17 @@ impl Step<'_> {
         };
         // Each phase writes at most one entry of `settled` a slice.
         let sequence = self.queue.record.last_settled + 1;
-        self.queue.record.last_settled += 2 * (u64::from(batch.requests).div_ceil(SLICE as u64) + 1);
+        self.queue.record.last_settled +=
+            2 * (u64::from(batch.requests).div_ceil(SLICE as u64) + 1);
         batch.ending = Some(EndingV1 {
             at: now.as_nanos(),
             retry_at: retries.at.as_nanos(),
             max_attempts: retries.max_attempts.get(),
-            phase: if done && batch.verdicts > 0 { PhaseV1::Record } else { PhaseV1::Settle },
+            phase: if done && batch.verdicts > 0 {
+                PhaseV1::Record
+            } else {
+                PhaseV1::Settle
+            },
             reached: batch.first,
             sequence,
             rest: rest.map(verdict),
@@ -187,11 +212,24 @@ impl Step<'_> {
     fn put_rest_result(&mut self, id: u128, result: &[u8]) -> Result<ResultV1> {
         let mut parts = 0;
         for part in result.chunks(super::PART_BYTES) {
-            let key = keys::part(self.queue.id, super::claim::rest_id(id), PartOf::Rest, parts);
-            self.write.put(Tree::Parts, key, &crate::queue::sled::record::PartV1 {}, part)?;
+            let key = keys::part(
+                self.queue.id,
+                super::claim::rest_id(id),
+                PartOf::Rest,
+                parts,
+            );
+            self.write.put(
+                Tree::Parts,
+                key,
+                &crate::queue::sled::record::PartV1 {},
+                part,
+            )?;
             parts += 1;
         }
-        Ok(ResultV1 { bytes: result.len() as u64, parts })
+        Ok(ResultV1 {
+            bytes: result.len() as u64,
+            parts,
+        })
     }
 }
 
