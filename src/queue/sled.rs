@@ -12,6 +12,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
+//! | `handle` | the callers' end of the writer |
 //! | `writer` | the one thread that changes anything, and its groups |
 //! | `apply` | each verb as a step: what it decides, what it writes |
 //! | `reader` | pages of members, status, lists, results |
@@ -44,6 +45,7 @@ compile_error!(
 
 mod apply;
 mod db;
+mod handle;
 mod keys;
 mod open;
 mod queue;
@@ -63,7 +65,7 @@ use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
 pub use self::queue::SledQueue;
-use self::writer::{Handle, Writer};
+use self::{handle::Handle, writer::Writer};
 use crate::{
     error::{Error, Result},
     queue::{Queue, QueueOptions, Store},
@@ -107,7 +109,7 @@ impl Default for SledOptions {
             queues: QueueOptions::default(),
             low_space_mark: 64 << 20,
             cache_bytes: 64 << 20,
-            open_timeout: Duration::from_secs(600),
+            open_timeout: Duration::from_mins(10),
         }
     }
 }

@@ -15,7 +15,7 @@ mod update;
 use std::collections::BTreeMap;
 
 use super::{
-    db::{self, Db, Write},
+    db::{self, Collected, Db, Write},
     keys::{self, PartOf, Tree},
     record::{DeadV1, OutcomeV1, PartV1, PlaceV1, Record, RequestV1, ResultV1, SettledV1},
     state::QueueState,
@@ -80,9 +80,9 @@ impl Step<'_> {
     /// A record as this step sees it: what it collected, else what is stored.
     fn load<R: Record>(&self, tree: Tree, key: &[u8]) -> Result<Option<(R, sled::IVec)>> {
         match self.write.get(tree, key) {
-            None => self.db.load(tree, key),
-            Some(None) => Ok(None),
-            Some(Some(value)) => db::read(tree, key, &sled::IVec::from(value)).map(Some),
+            Collected::Nothing => self.db.load(tree, key),
+            Collected::Deleted => Ok(None),
+            Collected::Value(value) => db::read(tree, key, &sled::IVec::from(value)).map(Some),
         }
     }
 

@@ -48,6 +48,13 @@ pub(super) struct Write {
     bytes: usize,
 }
 
+/// What a [`Write`] has for a key.
+pub(super) enum Collected<'a> {
+    Nothing,
+    Deleted,
+    Value(&'a [u8]),
+}
+
 impl Write {
     pub(super) fn put<R: Record>(
         &mut self,
@@ -72,9 +79,12 @@ impl Write {
     }
 
     /// What was collected for a key: a value, or that it is deleted.
-    pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Option<Option<&[u8]>> {
-        let value = self.entries.get(&(tree, key.to_vec()))?;
-        Some(value.as_deref())
+    pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Collected<'_> {
+        match self.entries.get(&(tree, key.to_vec())) {
+            None => Collected::Nothing,
+            Some(None) => Collected::Deleted,
+            Some(Some(value)) => Collected::Value(value),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -64,14 +64,13 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
     inspect(path)?;
     fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
     let lock = lock(path)?;
-    let format = match read_format(path)? {
-        Some(format) => format,
-        None => {
-            let uuid = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-            let format = Format { uuid, made: false };
-            write_format(path, &format)?;
-            format
-        }
+    let format = if let Some(format) = read_format(path)? {
+        format
+    } else {
+        let uuid = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+        let format = Format { uuid, made: false };
+        write_format(path, &format)?;
+        format
     };
     let db = open_database(path, &format, cache_bytes)?;
     let (queues, next_queue) = recover(&db, queues)?;
@@ -118,8 +117,9 @@ fn inspect(path: &Path) -> Result<()> {
             .file_name();
         if name != LOCK && name != FORMAT_NEW {
             return Err(Error::invalid(format!(
-                "{} is not empty and holds no store (it has {name:?}); nothing in it was touched, so choose another folder",
-                path.display()
+                "{} is not empty and holds no store (it has {}); nothing in it was touched, so choose another folder",
+                path.display(),
+                name.display()
             )));
         }
     }

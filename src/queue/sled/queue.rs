@@ -9,10 +9,10 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     SledStore,
-    apply::{Keyed, PushPlan},
+    apply::{Keyed, PushPlan, Step},
+    handle::Handle,
     reader::View,
     state::Live,
-    writer::Handle,
 };
 use crate::{
     batch::{Claim, Lease, MAX_CHECKPOINT_BYTES, Member, Page, Update},
@@ -97,14 +97,15 @@ impl SledQueue {
                     .call(self.live.id, move |step| step.advance(now))
                     .await?;
             }
-            match self.handle.view(self.live.id, true, read.clone()).await? {
-                Some(value) => return Ok(value),
-                None => {
-                    self.handle
-                        .call(self.live.id, |step| step.settle_all())
-                        .await?
-                }
+            let value = self.handle.view(self.live.id, true, read.clone()).await?;
+            if let Some(value) = value {
+                return Ok(value);
             }
+            let settle = move |step: &mut Step<'_>| {
+                step.advance(now)?;
+                step.settle_all()
+            };
+            self.handle.call(self.live.id, settle).await?;
         }
     }
 

@@ -67,11 +67,11 @@ impl View<'_> {
         request: RequestV1,
         body: &IVec,
     ) -> Result<Member> {
-        let outcome = match batch.open == batch.requests {
-            true => None,
-            false => self
-                .db
-                .load::<OutcomeV1>(Tree::Outcomes, &self.key(&[request.id]))?,
+        let outcome = if batch.open == batch.requests {
+            None
+        } else {
+            let key = self.key(&[request.id]);
+            self.db.load::<OutcomeV1>(Tree::Outcomes, &key)?
         };
         let outcome = outcome.map(|(outcome, body)| self.outcome(request.id, outcome, &body));
         Ok(Member {
@@ -314,7 +314,7 @@ impl View<'_> {
                 }
             }
             State::Delayed | State::Ready | State::InFlight => {
-                self.list_waiting(from, &mut page)?
+                self.list_waiting(from, &mut page)?;
             }
         }
         Ok(page.entries)

@@ -11,240 +11,28 @@
 //! waits for its sync before it is answered.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     apply::Step,
-    db::{self, Db, Write},
+    db::{Db, Write},
+    handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
     keys::{self, Tree},
     open::Opened,
-    reader::View,
     record::QueueV1,
     state::{Live, QueueState},
 };
-use crate::{
-    error::{Error, Result},
-    queue::QueueOptions,
-    request::QueueName,
-};
+use crate::{error::Result, queue::QueueOptions, request::QueueName};
 
-/// The most commands of one group.
-const MAX_GROUP_COMMANDS: usize = 4096;
 /// A group is closed once its pushes have this many payload bytes.
 const MAX_GROUP_BYTES: usize = 8 << 20;
-/// Payload bytes, in KiB, that callers may have on their way to the writer at a time.
-const PERMITS: u32 = 64 << 10;
 
-/// Tells a caller what became of its command, once that is durable or known to have failed.
-type Answer = Box<dyn FnOnce(Result<()>) + Send>;
-/// A verb, to be run on the writer's thread.
-type Run = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
-
-enum Command {
-    /// A verb of a queue; pushes may share a transaction with their neighbours.
-    Queue {
-        id: u32,
-        push: Option<usize>,
-        run: Run,
-    },
-    /// Makes a queue, or gives it other options.
-    Open {
-        name: QueueName,
-        options: Option<QueueOptions>,
-        reply: oneshot::Sender<Result<Arc<Live>>>,
-    },
-    Close {
-        reply: oneshot::Sender<Result<()>>,
-    },
-}
-
-/// What the writer and all handles share.
-#[derive(Debug)]
-pub(super) struct Core {
-    pub(super) path: PathBuf,
-    gate: RwLock<Gate>,
-    /// The last group that is durable.
-    synced: watch::Sender<u64>,
-    pub(super) lives: Mutex<BTreeMap<QueueName, Arc<Live>>>,
-    pub(super) created: watch::Sender<u64>,
-    permits: Arc<Semaphore>,
-    low_space_mark: u64,
-    defaults: QueueOptions,
-    /// Why the store stopped, if it did.
-    health: Arc<OnceLock<String>>,
-}
-
-#[derive(Debug)]
-struct Gate {
-    /// `None` once the store is closed.
-    db: Option<Db>,
-    queues: BTreeMap<u32, QueueState>,
-    group: u64,
-}
-
-/// A caller's end: commands go through here. The writer ends when the last one is dropped.
-#[derive(Clone, Debug)]
-pub(super) struct Handle {
-    pub(super) core: Arc<Core>,
-    commands: mpsc::Sender<Command>,
-}
-
-impl Core {
-    fn read_gate(&self) -> RwLockReadGuard<'_, Gate> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write_gate(&self) -> RwLockWriteGuard<'_, Gate> {
-        self.gate.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn closed(&self) -> Error {
-        Error::closed(format!("the store {} was closed", self.path.display()))
-    }
-}
-
-impl Handle {
-    /// Runs a verb on the writer's thread; answers once what it did is durable.
-    pub(super) async fn call<T: Send + 'static>(
-        &self,
-        id: u32,
-        verb: impl FnOnce(&mut Step<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.send(id, None, verb).await
-    }
-
-    /// Runs a push, once there is room for its bytes on the way to the writer.
-    pub(super) async fn push<T: Send + 'static>(
-        &self,
-        id: u32,
-        bytes: usize,
-        verb: impl FnOnce(&mut Step<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let permits = u32::try_from(bytes.div_ceil(1024)).map_or(PERMITS, |kib| kib.min(PERMITS));
-        let permit = self.core.permits.clone().acquire_many_owned(permits).await;
-        let permit = permit.map_err(|_| self.core.closed())?;
-        let verb = move |step: &mut Step<'_>| {
-            let _permit = permit;
-            verb(step)
-        };
-        self.send(id, Some(bytes), verb).await
-    }
-
-    async fn send<T: Send + 'static>(
-        &self,
-        id: u32,
-        push: Option<usize>,
-        verb: impl FnOnce(&mut Step<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (reply, answer) = oneshot::channel();
-        let run: Run = Box::new(move |step| {
-            let value = verb(step);
-            Box::new(move |durable| {
-                let _ = reply.send(value.and_then(|value| durable.map(|()| value)));
-            })
-        });
-        let command = Command::Queue { id, push, run };
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| self.core.closed())?;
-        answer.await.map_err(|_| self.core.closed())?
-    }
-
-    /// The queue of this name, made if need be.
-    pub(super) async fn open(
-        &self,
-        name: QueueName,
-        options: Option<QueueOptions>,
-    ) -> Result<Arc<Live>> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Open {
-            name,
-            options,
-            reply,
-        };
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| self.core.closed())?;
-        answer.await.map_err(|_| self.core.closed())?
-    }
-
-    /// Closes the store; answers when it may be opened again.
-    pub(super) async fn close(&self) -> Result<()> {
-        let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Close { reply }).await.is_err() {
-            return Ok(());
-        }
-        answer.await.unwrap_or(Ok(()))
-    }
-
-    /// Reads beside the writer; answers once what was seen is durable. `None`: there are ended batches
-    /// to be settled first.
-    pub(super) async fn view<T: Send + 'static>(
-        &self,
-        id: u32,
-        settled: bool,
-        read: impl FnOnce(View<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<Option<T>> {
-        let core = self.core.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let gate = core.read_gate();
-            let db = gate.db.as_ref().ok_or_else(|| core.closed())?;
-            db.check()?;
-            let queue = gate
-                .queues
-                .get(&id)
-                .ok_or_else(|| Error::internal("no such queue"))?;
-            if settled && !queue.ending.is_empty() {
-                return Ok(None);
-            }
-            let read = catch_unwind(AssertUnwindSafe(|| read(View { db, queue })));
-            let value = read.unwrap_or_else(|panic| Err(bug(&*panic)))?;
-            Ok(Some((gate.group, value)))
-        });
-        let read = reading
-            .await
-            .map_err(|error| Error::internal("a reading was cut off").with_source(error))?;
-        let Some((group, value)) = read? else {
-            return Ok(None);
-        };
-        let mut synced = self.core.synced.subscribe();
-        let durable = synced.wait_for(|synced| *synced >= group).await;
-        durable.map_err(|_| self.core.closed())?;
-        self.sound()?;
-        Ok(Some(value))
-    }
-
-    /// Fails if the store is closed or poisoned.
-    pub(super) fn sound(&self) -> Result<()> {
-        self.core
-            .health
-            .get()
-            .map_or(Ok(()), |why| Err(db::poisoned(why)))?;
-        self.check()
-    }
-
-    /// Fails if the store is closed.
-    pub(super) fn check(&self) -> Result<()> {
-        if self.commands.is_closed() {
-            return Err(self.core.closed());
-        }
-        Ok(())
-    }
-
-    pub(super) fn syncs(&self) -> u64 {
-        self.core.read_gate().db.as_ref().map_or(0, Db::syncs)
-    }
-}
-
-/// Starts the writer of a store that was just opened, on this thread, until the store is closed.
+/// The writer of an open store; [`run`](Self::run) takes over its thread.
 pub(super) struct Writer {
     core: Arc<Core>,
     commands: mpsc::Receiver<Command>,
@@ -316,15 +104,16 @@ impl Writer {
             .values()
             .any(|queue| !queue.ending.is_empty());
         let reply = loop {
-            let first = match unsettled {
-                true => match self.commands.try_recv() {
+            let first = if unsettled {
+                match self.commands.try_recv() {
                     Err(mpsc::error::TryRecvError::Disconnected) => break None,
                     first => first.ok(),
-                },
-                false => match self.commands.blocking_recv() {
+                }
+            } else {
+                match self.commands.blocking_recv() {
                     None => break None,
                     first => first,
-                },
+                }
             };
             let close = first.and_then(|first| self.group(first));
             if close.is_some() {
@@ -465,7 +254,9 @@ impl Writer {
             // Readings and waiters must come back to be told.
             let group = gate.group;
             self.core.synced.send_replace(group);
-            gate.queues.values().for_each(|queue| queue.live.changed());
+            for queue in gate.queues.values() {
+                queue.live.changed();
+            }
         }
     }
 
@@ -495,13 +286,13 @@ impl Writer {
         } else if let Ok(Err(error)) = &slice {
             db.poison(error.to_string());
         }
-        let queue_id = queue.id;
+        // Its counters were shown with the end of the batch, and a crash only repeats the slice: there
+        // is nothing to sync yet.
+        queue.publish();
         let more = queues.values().any(|queue| !queue.ending.is_empty());
-        self.commit(&mut gate);
         drop(gate);
         if !more {
             self.sync();
-            self.publish(&BTreeSet::from([queue_id]));
         }
         more
     }
@@ -585,7 +376,9 @@ impl Writer {
             tracing::error!("sled panicked while it was closed");
         }
         drop(self);
-        queues.values().for_each(|queue| queue.live.changed());
+        for queue in queues.values() {
+            queue.live.changed();
+        }
         if let Some(reply) = reply {
             let _ = reply.send(closed);
         }
@@ -603,11 +396,4 @@ fn low_space(path: &std::path::Path, mark: u64) -> Option<String> {
             path.display()
         )
     })
-}
-
-fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
-    Error::internal(format!(
-        "a verb of the sled backend panicked: {}",
-        db::panic_text(panic)
-    ))
 }

@@ -222,7 +222,6 @@ impl Step<'_> {
 }
 
 /// The "id" under which the parts of a result for the rest of a batch lie.
-#[expect(clippy::cast_possible_truncation, reason = "the upper half fits")]
 pub(super) fn rest_id(batch: u128) -> u64 {
     (batch >> 64) as u64
 }

@@ -155,17 +155,17 @@ impl Step<'_> {
     }
 
     fn open_children(&mut self, id: u128, batch: &BatchV1, ending: &EndingV1) -> Result<()> {
-        let context = match batch.context {
-            false => None,
-            true => {
-                self.load::<NoteV1>(Tree::Notes, &keys::note(self.queue.id, id, Note::Context))?
-            }
+        let note = keys::note(self.queue.id, id, Note::Context);
+        let context = if batch.context {
+            self.load::<NoteV1>(Tree::Notes, &note)?
+        } else {
+            None
         };
         let context = context
             .map(|(_, context)| context.to_vec())
             .unwrap_or_default();
         for child in ending.children {
-            // They are in flight already: forming them again must not count them twice.
+            // They stay in flight: only `take` counts requests into it.
             let prior = batch.prior + batch.attempt;
             self.open_batch(
                 Timestamp::from_nanos(ending.at),
@@ -219,10 +219,7 @@ impl Step<'_> {
         let recorded = self.outcome(&slice.batch, request.id)?;
         let verdict = recorded.as_ref().map(|outcome| outcome.verdict.clone());
         match verdict.or_else(|| slice.ending.rest.clone()) {
-            None => {
-                self.stay(slice, position, &request)?;
-                Ok(())
-            }
+            None => self.stay(slice, position, &request),
             Some(VerdictV1::Done) => {
                 let key = self.key(&[position]);
                 self.write.delete(Tree::Requests, key);
