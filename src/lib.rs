@@ -16,6 +16,8 @@ pub mod testing;
 
 #[cfg(feature = "http")]
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
+#[cfg(feature = "sled")]
+pub use self::queue::sled::{SledOptions, SledQueue, SledStore};
 pub use self::{
     batch::{
         BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,

@@ -27,3 +27,56 @@ batchyard::conformance!(
     })
 );
 batchyard::conformance!(faulty, Memory(|queue| Arc::new(Faulty::new(queue))));
+
+#[cfg(feature = "sled")]
+mod sled {
+    use std::{collections::HashMap, sync::Mutex};
+
+    use batchyard::{QueueName, SledStore};
+    use tempfile::TempDir;
+
+    use super::{Arc, Harness, Queue, QueueOptions};
+
+    /// Each queue in a store of its own, in a folder that lives as long as the harness.
+    #[derive(Default)]
+    pub(super) struct Sled {
+        folders: Mutex<HashMap<usize, TempDir>>,
+    }
+
+    fn address(queue: &Arc<dyn Queue>) -> usize {
+        Arc::as_ptr(queue).cast::<()>().addr()
+    }
+
+    impl Sled {
+        async fn open_in(&self, folder: TempDir, options: QueueOptions) -> Arc<dyn Queue> {
+            let store = SledStore::open(folder.path().join("store"))
+                .await
+                .expect("the store opens");
+            let queue = store.queue_with(&QueueName::default(), options).await;
+            let queue: Arc<dyn Queue> = Arc::new(queue.expect("the queue opens"));
+            self.folders.lock().unwrap().insert(address(&queue), folder);
+            queue
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Harness for Sled {
+        async fn open(&self, options: QueueOptions) -> Arc<dyn Queue> {
+            let folder = TempDir::new().expect("a folder");
+            self.open_in(folder, options).await
+        }
+
+        async fn reopen(
+            &self,
+            queue: Arc<dyn Queue>,
+            options: QueueOptions,
+        ) -> Option<Arc<dyn Queue>> {
+            let folder = self.folders.lock().unwrap().remove(&address(&queue));
+            drop(queue);
+            Some(self.open_in(folder.expect("its folder"), options).await)
+        }
+    }
+}
+
+#[cfg(feature = "sled")]
+batchyard::conformance!(sled_store, sled::Sled::default());

@@ -1,0 +1,247 @@
+//! The embedded default: durable queues in a folder of this machine, on sled 0.34.7.
+//!
+//! ```text
+//! SledStore ─┬─ SledQueue "default"      handles: check, send a verb to the writer, or read beside it
+//!            └─ SledQueue "tenant-7"
+//!                     │ verbs                                  │ pages, status, lists
+//!                     ▼                                        ▼
+//!            writer thread: group, apply, commit, sync      reader: between two groups
+//!                     └───────────────▶ Db ◀───────────────────┘
+//!                     guarded calls into sled, fdatasync of our own
+//! ```
+//! | module | holds |
+//! |---|---|
+//! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
+//! | `handle` | the callers' end of the writer |
+//! | `writer` | the one thread that changes anything, and its groups |
+//! | `apply` | each verb as a step: what it decides, what it writes |
+//! | `reader` | pages of members, status, lists, results |
+//! | `state` | what is kept in memory of each queue, and published |
+//! | `db` | every call into sled, guarded; the sync |
+//! | `record`, `keys` | what lies on disk |
+//!
+//! # Claiming moves a range, not its keys
+//! Ready requests are the entries of `requests` past the queue's cursor, in position order. Nothing
+//! else lies there: delayed requests and dead letters have trees of their own, and what is cancelled
+//! or expires is taken out. So a batch is a range of keys: forming it writes the batch's record and
+//! moves the cursor, however many requests it has. Ending one where every member is done is one small
+//! write as well; its entries are cleared in slices between groups, and by the next open if need be.
+//!
+//! # Outcomes are kept by request
+//! A recorded outcome is an entry under its request's id, not a page of many: the first one of a
+//! member wins without remembering anything, and looking one request up is one read. What `results`
+//! lists, in the order of settling, is a tree of pages of ids beside it.
+//!
+//! # Limits
+//! The file never shrinks: freed space is used again, and a smaller file takes an export and an import.
+//! Opening takes seconds for each GB of file, and after a crash it also counts every entry. Error texts
+//! are cut after 8 KiB.
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+compile_error!(
+    "the `sled` backend promises durability, which it knows how to get on Linux and macOS only; \
+     build with `default-features = false` and without the feature `sled` here"
+);
+
+mod apply;
+mod db;
+mod handle;
+mod keys;
+mod open;
+mod queue;
+mod reader;
+mod record;
+mod state;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{oneshot, watch};
+
+pub use self::queue::SledQueue;
+use self::{handle::Handle, writer::Writer};
+use crate::{
+    error::{Error, Result},
+    queue::{Queue, QueueOptions, Store},
+    request::QueueName,
+};
+
+/// Many named queues in one folder, which one process at a time has open.
+///
+/// What [`push`](Queue::push) answered is on stable storage, power loss included; all callers that
+/// wait share one sync. There is no weaker mode. See the crate's design page for how.
+///
+/// ```
+/// use batchyard::{NewRequest, Queue, QueueExt, SledStore, Store};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("store");
+/// # tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+/// let store = SledStore::open(&path).await?;
+/// let queue = store.queue(&"tenant-7.emails".parse()?).await?;
+/// queue.push_one(NewRequest::new("hello")).await?;
+/// assert_eq!(store.queues("tenant-").await?.len(), 1);
+/// store.close().await?;
+/// # Ok::<(), batchyard::Error>(()) }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct SledStore {
+    handle: Handle,
+}
+
+/// Options of a [`SledStore`]; they are not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SledOptions {
+    queues: QueueOptions,
+    low_space_mark: u64,
+    cache_bytes: u64,
+    open_timeout: Duration,
+}
+
+impl Default for SledOptions {
+    fn default() -> Self {
+        Self {
+            queues: QueueOptions::default(),
+            low_space_mark: 64 << 20,
+            cache_bytes: 64 << 20,
+            open_timeout: Duration::from_mins(10),
+        }
+    }
+}
+
+impl SledOptions {
+    /// Options of queues that are not given their own. Default: [`QueueOptions::default`].
+    #[must_use]
+    pub fn queues(mut self, options: QueueOptions) -> Self {
+        self.queues = options;
+        self
+    }
+
+    /// With fewer bytes free on the file system than this, pushes are
+    /// [`QueueFull`](crate::ErrorKind::QueueFull), so that what was paid for can still be recorded
+    /// and settled. Default: 64 MiB.
+    #[must_use]
+    pub fn low_space_mark(mut self, bytes: u64) -> Self {
+        self.low_space_mark = bytes;
+        self
+    }
+
+    /// How many bytes of pages sled keeps in memory. Default: 64 MiB.
+    #[must_use]
+    pub fn cache_bytes(mut self, bytes: u64) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// How long opening may take before it is given up: a damaged database might never open.
+    /// Default: 10 minutes.
+    #[must_use]
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.open_timeout = timeout;
+        self
+    }
+
+    /// Opens the store in this folder, made if it is missing or empty.
+    ///
+    /// # Errors
+    /// [`Locked`](crate::ErrorKind::Locked): another process has it open, whose pid is named.
+    /// [`Invalid`](crate::ErrorKind::Invalid): it is a file, can't be written, holds something else,
+    /// or has a newer format; it was left untouched. [`Corrupt`](crate::ErrorKind::Corrupt): it is
+    /// damaged; nothing of it is served. [`Unavailable`](crate::ErrorKind::Unavailable): it took
+    /// longer than [`open_timeout`](Self::open_timeout).
+    pub async fn open(self, path: impl AsRef<Path>) -> Result<SledStore> {
+        let path: PathBuf = path.as_ref().to_owned();
+        let shown = path.display().to_string();
+        let (reply, answer) = oneshot::channel();
+        let serve = move || match open::open(&path, self.queues, self.cache_bytes) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(opened) => {
+                let (writer, handle) = Writer::new(opened, self.queues, self.low_space_mark);
+                // Nobody waits any more: the handle is dropped, and the writer ends at once.
+                drop(reply.send(Ok(handle)));
+                writer.run();
+            }
+        };
+        thread::Builder::new()
+            .name("batchyard-sled".into())
+            .spawn(serve)
+            .map_err(|error| Error::internal("no thread for the writer").with_source(error))?;
+        match tokio::time::timeout(self.open_timeout, answer).await {
+            Ok(Ok(opened)) => opened.map(|handle| SledStore { handle }),
+            Ok(Err(_)) => Err(Error::corrupt(format!(
+                "{shown} does not open; run `repair` to save what can be read"
+            ))),
+            Err(_) => Err(Error::unavailable(format!(
+                "{shown} did not open within {:?}; wait longer, or run `repair` to save what can be read",
+                self.open_timeout
+            ))),
+        }
+    }
+}
+
+impl SledStore {
+    /// Opens the store in this folder with the default options, made if it is missing or empty.
+    ///
+    /// # Errors
+    /// As [`SledOptions::open`].
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::options().open(path).await
+    }
+
+    /// Options to open a store with.
+    pub fn options() -> SledOptions {
+        SledOptions::default()
+    }
+
+    /// The queue of this name with options of its own, made if it does not exist yet.
+    ///
+    /// They hold for every handle of this queue, from now on.
+    ///
+    /// # Errors
+    /// As [`Store::queue`].
+    pub async fn queue_with(&self, name: &QueueName, options: QueueOptions) -> Result<SledQueue> {
+        let live = self.handle.open(name.clone(), Some(options)).await?;
+        Ok(SledQueue::new(self.handle.clone(), live))
+    }
+
+    /// How many syncs have reached the disk since the store was opened: one for each group of calls
+    /// that changed something.
+    pub fn sync_count(&self) -> u64 {
+        self.handle.syncs()
+    }
+}
+
+#[async_trait]
+impl Store for SledStore {
+    async fn queue(&self, name: &QueueName) -> Result<Arc<dyn Queue>> {
+        let live = self.handle.open(name.clone(), None).await?;
+        Ok(Arc::new(SledQueue::new(self.handle.clone(), live)))
+    }
+
+    async fn queues(&self, prefix: &str) -> Result<Vec<QueueName>> {
+        self.handle.check()?;
+        let lives = self
+            .handle
+            .core
+            .lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let names = lives
+            .keys()
+            .filter(|name| name.as_str().starts_with(prefix));
+        Ok(names.cloned().collect())
+    }
+
+    fn created(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.handle.core.created.subscribe())
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.handle.close().await
+    }
+}

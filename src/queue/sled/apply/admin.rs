@@ -1,0 +1,138 @@
+//! Cancel, redrive and purge.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Step;
+use crate::{
+    clock::Timestamp,
+    error::Result,
+    queue::{
+        Cancelled,
+        sled::{
+            keys::{PartOf, Tree},
+            record::{DeadV1, MarkV1, OutcomeV1, PlaceV1, RequestV1, VerdictV1},
+        },
+    },
+    request::RequestId,
+};
+
+impl Step<'_> {
+    /// Cancels what waits, marks what is in flight.
+    pub(in crate::queue::sled) fn cancel(
+        &mut self,
+        now: Timestamp,
+        ids: &[RequestId],
+    ) -> Result<Vec<Cancelled>> {
+        self.advance(now)?;
+        self.settle_all()?;
+        let cancelled = ids
+            .iter()
+            .map(|id| self.cancel_one(id.as_u64()))
+            .collect::<Result<_>>()?;
+        self.queue.wake = true;
+        self.commit()?;
+        self.queue.find_oldest(self.db)?;
+        self.queue.find_next(self.db)?;
+        Ok(cancelled)
+    }
+
+    fn cancel_one(&mut self, id: u64) -> Result<Cancelled> {
+        if let Some(waiting) = self.waiting(id)? {
+            self.take_waiting(waiting);
+            self.queue.record.cancelled += 1;
+            return Ok(Cancelled::Now);
+        }
+        let PlaceV1::At(position) = self.place(id)? else {
+            return Ok(Cancelled::No);
+        };
+        let Some((batch_id, mut batch)) = self
+            .queue
+            .batch_at(position)
+            .map(|(id, batch)| (id, batch.clone()))
+        else {
+            return Ok(Cancelled::No);
+        };
+        let member = self.load::<RequestV1>(Tree::Requests, &self.key(&[position]))?;
+        if member.is_none_or(|(member, _)| member.id != id) {
+            return Ok(Cancelled::No);
+        }
+        let outcome = self.load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id]))?;
+        if outcome.is_some_and(|(outcome, _)| outcome.verdict == VerdictV1::Done) {
+            return Ok(Cancelled::No);
+        }
+        let key = self.key(&[id]);
+        if self.load::<MarkV1>(Tree::Marks, &key)?.is_none() {
+            self.write.put(Tree::Marks, key, &MarkV1 {}, &[])?;
+            batch.marks += 1;
+            self.put_batch(batch_id, &batch)?;
+            self.queue.open.insert(batch_id, batch);
+        }
+        Ok(Cancelled::IfItComesBack)
+    }
+
+    /// The dead letters among these.
+    fn dead(&self, ids: &[RequestId]) -> Result<Vec<(DeadV1, sled::IVec)>> {
+        let ids: BTreeSet<RequestId> = ids.iter().copied().collect();
+        let dead = ids.into_iter().filter_map(|id| {
+            let key = self.key(&[id.as_u64()]);
+            self.load::<DeadV1>(Tree::Dead, &key).transpose()
+        });
+        dead.collect()
+    }
+
+    /// Takes dead letters out of the dead.
+    fn take_dead(&mut self, dead: &[(DeadV1, sled::IVec)]) -> Result<()> {
+        let mut gone: BTreeMap<u64, u32> = BTreeMap::new();
+        for (dead, _) in dead {
+            *gone.entry(dead.sequence).or_default() += 1;
+            let key = self.key(&[dead.request.id]);
+            self.write.delete(Tree::Dead, key);
+            self.queue.record.dead -= 1;
+        }
+        self.unsettle(gone)
+    }
+
+    /// Makes dead letters ready again, at the tail.
+    pub(in crate::queue::sled) fn redrive(
+        &mut self,
+        now: Timestamp,
+        ids: &[RequestId],
+    ) -> Result<u64> {
+        self.advance(now)?;
+        self.settle_all()?;
+        let dead = self.dead(ids)?;
+        let (count, bytes) = (
+            dead.len() as u64,
+            dead.iter().map(|(dead, _)| dead.request.bytes).sum(),
+        );
+        self.check_bounds(count, bytes)?;
+        self.take_dead(&dead)?;
+        for (DeadV1 { mut request, .. }, body) in dead {
+            (request.attempts, request.error, request.expires_at) = (0, None, None);
+            self.queue.record.held_bytes += request.bytes;
+            self.make_ready(now, now.as_nanos(), request, &body)?;
+        }
+        self.queue.wake = true;
+        self.commit()?;
+        Ok(count)
+    }
+
+    /// Forgets dead letters and their payloads.
+    pub(in crate::queue::sled) fn purge(
+        &mut self,
+        now: Timestamp,
+        ids: &[RequestId],
+    ) -> Result<u64> {
+        self.advance(now)?;
+        self.settle_all()?;
+        let dead = self.dead(ids)?;
+        self.take_dead(&dead)?;
+        for (dead, _) in &dead {
+            self.delete_parts(dead.request.id, PartOf::Payload, dead.request.parts);
+        }
+        self.queue.record.purged += dead.len() as u64;
+        self.queue.wake = true;
+        self.commit()?;
+        Ok(dead.len() as u64)
+    }
+}

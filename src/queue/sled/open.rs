@@ -1,0 +1,425 @@
+//! Opening: whose folder it is, the lock, the database, and what a crash left to be done.
+//!
+//! ```text
+//! STORE/FORMAT   what this is, in which version, and the store's uuid
+//! STORE/LOCK     locked by the process that has it open, with its pid
+//! STORE/sled/    the database: its `db` is the file that is synced before every answer
+//! ```
+//! sled 0.34.7 opens a missing, emptied or overwritten `db` as a new database without a word, so a
+//! store that `FORMAT` says is there must hold the uuid that `FORMAT` has; and after anything but a
+//! clean close every entry is counted, because a damaged log can lose some silently.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write as _},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    apply::Step,
+    db::{self, Db, Write},
+    keys::{self, PartOf, Tree},
+    record::{QueueV1, StoreV1},
+    state::{Live, QueueState},
+};
+use crate::{
+    error::{Error, Result},
+    queue::QueueOptions,
+};
+
+const FORMAT: &str = "FORMAT";
+const FORMAT_NEW: &str = "FORMAT.new";
+const LOCK: &str = "LOCK";
+const DATABASE: &str = "sled";
+const MAGIC: &str = "batchyard sled store";
+const VERSION: u32 = 1;
+/// Pages over a quarter of a segment go to files that sled never syncs, so segments are large.
+const SEGMENT_BYTES: usize = 8 << 20;
+/// For how long an opener waits for this very process to let go of the store.
+const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// A store that is ready to be served.
+pub(super) struct Opened {
+    pub(super) path: PathBuf,
+    pub(super) lock: File,
+    pub(super) db: Db,
+    pub(super) queues: BTreeMap<u32, QueueState>,
+    pub(super) next_queue: u32,
+}
+
+/// What `FORMAT` says.
+struct Format {
+    uuid: String,
+    /// False until the database is there: what is in the folder then may be thrown away.
+    made: bool,
+}
+
+/// Opens a store, or makes one in an empty or missing folder.
+pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
+    inspect(path)?;
+    fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
+    let lock = lock(path)?;
+    let format = if let Some(format) = read_format(path)? {
+        format
+    } else {
+        let uuid = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+        let format = Format { uuid, made: false };
+        write_format(path, &format)?;
+        format
+    };
+    let db = open_database(path, &format, cache_bytes)?;
+    let (queues, next_queue) = recover(&db, queues)?;
+    db.sync()?;
+    sync_folder(path)?;
+    if !format.made {
+        write_format(
+            path,
+            &Format {
+                made: true,
+                ..format
+            },
+        )?;
+    }
+    Ok(Opened {
+        path: path.to_owned(),
+        lock,
+        db,
+        queues,
+        next_queue,
+    })
+}
+
+/// Refuses what is not ours before anything is touched.
+fn inspect(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unusable(path, "can't be read", error)),
+        Ok(found) if !found.is_dir() => {
+            return Err(Error::invalid(format!(
+                "{} is a file, and a store needs a folder of its own",
+                path.display()
+            )));
+        }
+        Ok(_) => {}
+    }
+    if read_format(path)?.is_some() {
+        return Ok(());
+    }
+    let entries = fs::read_dir(path).map_err(|error| unusable(path, "can't be read", error))?;
+    for entry in entries {
+        let name = entry
+            .map_err(|error| unusable(path, "can't be read", error))?
+            .file_name();
+        if name != LOCK && name != FORMAT_NEW {
+            return Err(Error::invalid(format!(
+                "{} is not empty and holds no store (it has {}); nothing in it was touched, so choose another folder",
+                path.display(),
+                name.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn read_format(path: &Path) -> Result<Option<Format>> {
+    let text = match fs::read_to_string(path.join(FORMAT)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
+    };
+    let mut lines = text.lines();
+    if lines.next() != Some(MAGIC) {
+        return Err(Error::invalid(format!(
+            "{} has a FORMAT of another program; nothing in it was touched, so choose another folder",
+            path.display()
+        )));
+    }
+    let fields: BTreeMap<&str, &str> = lines.filter_map(|line| line.split_once(' ')).collect();
+    let damaged = || {
+        Error::corrupt(format!(
+            "the FORMAT of {} is damaged; run `repair` to save what can be read",
+            path.display()
+        ))
+    };
+    let version: u32 = fields
+        .get("version")
+        .and_then(|version| version.parse().ok())
+        .ok_or_else(damaged)?;
+    if version != VERSION {
+        return Err(Error::invalid(format!(
+            "{} has format {version}, and this version of batchyard reads {VERSION}; it was left untouched, so open it with a newer version",
+            path.display()
+        )));
+    }
+    let field = |name| fields.get(name).copied().ok_or_else(damaged);
+    if field("segment_bytes")? != SEGMENT_BYTES.to_string() || field("uuid")?.len() != 32 {
+        return Err(damaged());
+    }
+    let made = match field("state")? {
+        "new" => false,
+        "made" => true,
+        _ => return Err(damaged()),
+    };
+    Ok(Some(Format {
+        uuid: field("uuid")?.to_owned(),
+        made,
+    }))
+}
+
+fn write_format(path: &Path, format: &Format) -> Result<()> {
+    let state = if format.made { "made" } else { "new" };
+    let text = format!(
+        "{MAGIC}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
+        format.uuid
+    );
+    let write = || -> io::Result<()> {
+        let mut file = File::create(path.join(FORMAT_NEW))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
+        File::open(path)?.sync_all()
+    };
+    write().map_err(|error| unusable(path, "can't be written", error))
+}
+
+/// Locks the store for this process.
+fn lock(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = options
+        .open(path.join(LOCK))
+        .map_err(|error| unusable(path, "can't be written", error))?;
+    let mut waited = Duration::ZERO;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => {
+                return Err(unusable(path, "can't be locked", error));
+            }
+            Err(TryLockError::WouldBlock) => {}
+        }
+        let mut owner = String::new();
+        let _ = file.rewind().and_then(|()| file.read_to_string(&mut owner));
+        let owner = owner.trim();
+        // The last handle of this process may have been dropped a moment ago.
+        if owner != std::process::id().to_string() || waited >= OWN_LOCK_WAIT {
+            return Err(Error::locked(format!(
+                "{} is open in the process with pid {owner}; stop it, or use another store",
+                path.display()
+            )));
+        }
+        thread::sleep(LOCK_POLL);
+        waited += LOCK_POLL;
+    }
+    let mut write = || -> io::Result<()> {
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(format!("{}\n", std::process::id()).as_bytes())
+    };
+    write().map_err(|error| unusable(path, "can't be written", error))?;
+    Ok(file)
+}
+
+/// Opens the database and proves that it is the one that belongs here.
+fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
+    let folder = path.join(DATABASE);
+    let file = folder.join("db");
+    let io = |error| unusable(path, "can't be written", error);
+    if format.made {
+        if !file.is_file() {
+            return Err(Error::corrupt(format!(
+                "{} has lost its database; run `repair`, or bring the folder {DATABASE:?} back",
+                path.display()
+            )));
+        }
+    } else {
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(io)?;
+        }
+        fs::create_dir_all(&folder).map_err(io)?;
+        File::create(&file).map_err(io)?;
+    }
+    refuse_blobs(&folder)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&file)
+        .map_err(io)?;
+    let db = Db::new(open_sled(&folder, cache_bytes)?, file)?;
+    prove(&db, path, format)?;
+    Ok(db)
+}
+
+fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
+    let config = sled::Config::new()
+        .path(folder)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(cache_bytes)
+        .mode(sled::Mode::HighThroughput)
+        .flush_every_ms(None);
+    let damaged = |why: &dyn std::fmt::Display| {
+        Error::corrupt(format!(
+            "the database in {} does not open ({why}); run `repair` to save what can be read",
+            folder.display()
+        ))
+    };
+    let mut waited = Duration::ZERO;
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => return Ok(db),
+            // The store is locked for us, so whoever has sled's own lock is a thread of ours that ends.
+            Ok(Err(sled::Error::Io(error))) if is_locked(&error) && waited < OWN_LOCK_WAIT => {
+                thread::sleep(LOCK_POLL);
+                waited += LOCK_POLL;
+            }
+            Ok(Err(error)) => return Err(damaged(&error).with_source(error)),
+            Err(panic) => return Err(damaged(&db::panic_text(&*panic))),
+        }
+    }
+}
+
+fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+        || error.to_string().contains("could not acquire lock")
+}
+
+/// sled writes pages over a quarter of a segment to `blobs/` and never syncs them. Ours never are.
+fn refuse_blobs(folder: &Path) -> Result<()> {
+    let blobs = folder.join("blobs");
+    let any = fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some());
+    if any {
+        return Err(Error::corrupt(format!(
+            "{} is not empty, and what sled keeps there does not survive power loss; run `repair` to move to a new store",
+            blobs.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A made store holds its uuid and as many entries as it wrote; a new one gets its uuid.
+fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
+    let found = db.load::<StoreV1>(Tree::Meta, keys::STORE)?;
+    let mut write = Write::default();
+    match found {
+        Some((store, _)) if store.uuid == format.uuid => {
+            if db.get(Tree::Meta, keys::CLEAN)?.is_none() {
+                db.verify_counts()?;
+            }
+            write.delete(Tree::Meta, keys::CLEAN.to_vec());
+        }
+        None if !format.made => {
+            let store = StoreV1 {
+                uuid: format.uuid.clone(),
+            };
+            write.put(Tree::Meta, keys::STORE.to_vec(), &store, &[])?;
+        }
+        Some(_) | None => {
+            return Err(Error::corrupt(format!(
+                "the database in {} is not the one that was made for it: it is empty or damaged, or was \
+                 replaced; run `repair` to save what can be read",
+                path.display()
+            )));
+        }
+    }
+    db.commit(&mut write)
+}
+
+/// Loads every queue and goes on with what a crash cut off.
+fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>, u32)> {
+    let mut queues = BTreeMap::new();
+    let mut next_queue = 0;
+    for entry in db.range(
+        Tree::Meta,
+        keys::queue_record(0),
+        keys::queue_record(u32::MAX),
+    ) {
+        let (key, value) = entry?;
+        let (record, _) = db::read::<QueueV1>(Tree::Meta, &key, &value)?;
+        let id = key
+            .get(1..5)
+            .and_then(|id| id.try_into().ok())
+            .map(u32::from_be_bytes);
+        let id = id.ok_or_else(|| Error::corrupt("a queue has no number; run `repair`"))?;
+        let name = record.name.parse().map_err(|error| {
+            Error::corrupt("a queue has no valid name; run `repair`").with_source(error)
+        })?;
+        next_queue = next_queue.max(id.saturating_add(1));
+        clear_staged(db, id, record.last_position)?;
+        let mut queue = QueueState::new(id, record, options, Live::new(id, name));
+        queue.load(db)?;
+        let mut write = Write::default();
+        let mut step = Step {
+            db,
+            write: &mut write,
+            queue: &mut queue,
+            low_space: None,
+        };
+        step.settle_all()?;
+        queue.find_oldest(db)?;
+        queue.find_next(db)?;
+        queue.publish();
+        queues.insert(id, queue);
+    }
+    Ok((queues, next_queue))
+}
+
+/// Deletes what a large push had written when a crash cut it off: it lies past the last position.
+fn clear_staged(db: &Db, queue: u32, last_position: u64) -> Result<()> {
+    let Some(after) = last_position.checked_add(1) else {
+        return Ok(());
+    };
+    let mut write = Write::default();
+    for tree in [Tree::Requests, Tree::Parts] {
+        let (from, to) = (keys::key(queue, &[after]), keys::key(queue, &[u64::MAX; 2]));
+        for entry in db.range(tree, from, to) {
+            let (key, _) = entry?;
+            // The result for the rest of a batch lies under the time of that batch.
+            if tree == Tree::Parts && key.get(12) != Some(&(PartOf::Payload as u8)) {
+                continue;
+            }
+            write.delete(tree, key.to_vec());
+            if write.is_large() {
+                db.commit(&mut write)?;
+            }
+        }
+    }
+    db.commit(&mut write)
+}
+
+/// Syncs every file in the store's folders, the folders, and the one they are in.
+fn sync_folder(path: &Path) -> Result<()> {
+    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
+    let all = || -> io::Result<()> {
+        let database = path.join(DATABASE);
+        for folder in [&database.join("blobs"), &database, path] {
+            if !folder.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(folder)? {
+                let entry = entry?;
+                // A snapshot may be renamed or replaced meanwhile; sled syncs those itself.
+                if entry.file_type()?.is_file() {
+                    match sync(&entry.path()) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+            }
+            sync(folder)?;
+        }
+        let absolute = fs::canonicalize(path)?;
+        absolute.parent().map_or(Ok(()), sync)
+    };
+    all().map_err(|error| {
+        Error::poisoned(format!("{} can't be synced", path.display())).with_source(error)
+    })
+}
+
+fn unusable(path: &Path, why: &str, error: io::Error) -> Error {
+    Error::invalid(format!("the store {} {why}: {error}", path.display())).with_source(error)
+}

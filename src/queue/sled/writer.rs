@@ -1,0 +1,399 @@
+//! The writer: one thread that owns every change, and makes them durable in groups.
+//!
+//! ```text
+//! callers ──▶ channel ──▶ group: what waits ──▶ apply each, commit ──▶ flush, fdatasync ──▶ publish ──▶ answer all
+//!                            ▲                                                                      │
+//!                            └───────── one slice of settling an ended batch ◀──────────────────────┘
+//! ```
+//! Pushes that follow one another are collected into one transaction. Nothing is answered, and no
+//! counter is shown, before the sync that covers it. Readers share the gate with the writer: it is
+//! closed to them while a group is applied and open while it is synced; a reading that saw a group
+//! waits for its sync before it is answered.
+
+use std::{
+    collections::BTreeSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::{
+    apply::Step,
+    db::{Db, Write},
+    handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
+    keys::{self, Tree},
+    open::Opened,
+    record::QueueV1,
+    state::{Live, QueueState},
+};
+use crate::{error::Result, queue::QueueOptions, request::QueueName};
+
+/// A group is closed once its pushes have this many payload bytes.
+const MAX_GROUP_BYTES: usize = 8 << 20;
+
+/// The writer of an open store; [`run`](Self::run) takes over its thread.
+pub(super) struct Writer {
+    core: Arc<Core>,
+    commands: mpsc::Receiver<Command>,
+    /// Held until the end; letting go of it lets others open the store.
+    _lock: std::fs::File,
+    write: Write,
+    /// The commits that are durable.
+    durable: u64,
+    next_queue: u32,
+}
+
+impl Writer {
+    pub(super) fn new(
+        opened: Opened,
+        defaults: QueueOptions,
+        low_space_mark: u64,
+    ) -> (Self, Handle) {
+        let Opened {
+            path,
+            lock,
+            db,
+            queues,
+            next_queue,
+        } = opened;
+        let (sender, commands) = mpsc::channel(MAX_GROUP_COMMANDS);
+        let lives = queues
+            .values()
+            .map(|queue| (queue.live.name.clone(), queue.live.clone()));
+        let core = Arc::new(Core {
+            path,
+            lives: Mutex::new(lives.collect()),
+            synced: watch::Sender::new(0),
+            created: watch::Sender::new(0),
+            permits: Arc::new(Semaphore::new(PERMITS as usize)),
+            low_space_mark,
+            defaults,
+            health: db.health(),
+            gate: RwLock::new(Gate {
+                db: None,
+                queues,
+                group: 0,
+            }),
+        });
+        let durable = db.commits();
+        core.write_gate().db = Some(db);
+        let writer = Self {
+            core: core.clone(),
+            commands,
+            _lock: lock,
+            write: Write::default(),
+            durable,
+            next_queue,
+        };
+        (
+            writer,
+            Handle {
+                core,
+                commands: sender,
+            },
+        )
+    }
+
+    /// Runs until the store is closed or the last handle is gone.
+    pub(super) fn run(mut self) {
+        let mut unsettled = self
+            .core
+            .read_gate()
+            .queues
+            .values()
+            .any(|queue| !queue.ending.is_empty());
+        let reply = loop {
+            let first = if unsettled {
+                match self.commands.try_recv() {
+                    Err(mpsc::error::TryRecvError::Disconnected) => break None,
+                    first => first.ok(),
+                }
+            } else {
+                match self.commands.blocking_recv() {
+                    None => break None,
+                    first => first,
+                }
+            };
+            let close = first.and_then(|first| self.group(first));
+            if close.is_some() {
+                break close;
+            }
+            unsettled = self.settle_slice();
+        };
+        self.finish(reply);
+    }
+
+    /// Applies what waits, makes it durable, and answers; the reply to a `Close` among it.
+    fn group(&mut self, first: Command) -> Option<oneshot::Sender<Result<()>>> {
+        let low_space = low_space(&self.core.path, self.core.low_space_mark);
+        let (mut answers, mut touched) = (Vec::new(), BTreeSet::new());
+        let (mut bytes, mut close) = (0, None);
+        let core = self.core.clone();
+        let mut gate = core.write_gate();
+        let mut next = Some(first);
+        while let Some(command) = next {
+            match command {
+                Command::Queue { id, push, run } => {
+                    bytes += push.unwrap_or(0);
+                    touched.insert(id);
+                    answers.extend(self.apply(
+                        &mut gate,
+                        id,
+                        push.is_some(),
+                        run,
+                        low_space.as_deref(),
+                    ));
+                }
+                Command::Open {
+                    name,
+                    options,
+                    reply,
+                } => {
+                    let live = self.open_queue(&mut gate, &name, options);
+                    touched.extend(live.as_ref().map(|live| live.id));
+                    answers.push(Box::new(move |durable: Result<()>| {
+                        let _ = reply.send(live.and_then(|live| durable.map(|()| live)));
+                    }));
+                }
+                Command::Close { reply } => close = Some(reply),
+            }
+            let full =
+                close.is_some() || answers.len() >= MAX_GROUP_COMMANDS || bytes >= MAX_GROUP_BYTES;
+            next = if full {
+                None
+            } else {
+                self.commands.try_recv().ok()
+            };
+        }
+        self.commit(&mut gate);
+        drop(gate);
+        self.sync();
+        self.publish(&touched);
+        let gate = core.read_gate();
+        for answer in answers {
+            answer(
+                gate.db
+                    .as_ref()
+                    .map_or_else(|| Err(core.closed()), Db::check),
+            );
+        }
+        close
+    }
+
+    /// Runs a verb on its queue.
+    fn apply(
+        &mut self,
+        gate: &mut Gate,
+        id: u32,
+        push: bool,
+        run: Run,
+        low_space: Option<&str>,
+    ) -> Option<Answer> {
+        if !push {
+            self.commit(gate);
+        }
+        let db = gate.db.as_ref()?;
+        let queue = gate.queues.get_mut(&id)?;
+        let mut step = Step {
+            db,
+            write: &mut self.write,
+            queue,
+            low_space,
+        };
+        let answer = match catch_unwind(AssertUnwindSafe(|| run(&mut step))) {
+            Ok(answer) => Some(answer),
+            Err(panic) => {
+                db.poison(bug(&*panic).to_string());
+                None
+            }
+        };
+        if !push {
+            self.commit(gate);
+        }
+        answer
+    }
+
+    /// Commits what was collected; a failure has poisoned the store, and every answer will say so.
+    fn commit(&mut self, gate: &mut Gate) {
+        if let Some(db) = &gate.db {
+            let _ = db.commit(&mut self.write);
+            if db.commits() != self.durable {
+                gate.group = self.core.synced.borrow().saturating_add(1);
+            }
+        }
+    }
+
+    /// Makes every commit durable, if there is one that is not.
+    fn sync(&mut self) {
+        let gate = self.core.read_gate();
+        let Some(db) = &gate.db else { return };
+        let commits = db.commits();
+        if commits == self.durable || db.sync().is_err() {
+            return;
+        }
+        self.durable = commits;
+        let group = gate.group;
+        drop(gate);
+        self.core.synced.send_replace(group);
+    }
+
+    /// Shows the handles of these queues how things stand, and wakes who waits for a change.
+    fn publish(&mut self, touched: &BTreeSet<u32>) {
+        let mut gate = self.core.write_gate();
+        let sound = gate.db.as_ref().is_some_and(|db| db.check().is_ok());
+        for id in touched {
+            if let Some(queue) = gate.queues.get_mut(id).filter(|_| sound) {
+                queue.publish();
+                if std::mem::take(&mut queue.wake) {
+                    queue.live.changed();
+                }
+            }
+        }
+        if !sound {
+            // Readings and waiters must come back to be told.
+            let group = gate.group;
+            self.core.synced.send_replace(group);
+            for queue in gate.queues.values() {
+                queue.live.changed();
+            }
+        }
+    }
+
+    /// Settles a slice of an ended batch; whether there is more to do.
+    fn settle_slice(&mut self) -> bool {
+        let core = self.core.clone();
+        let mut gate = core.write_gate();
+        let Gate { db, queues, .. } = &mut *gate;
+        let Some(db) = db.as_ref().filter(|db| db.check().is_ok()) else {
+            return false;
+        };
+        let Some(queue) = queues.values_mut().find(|queue| !queue.ending.is_empty()) else {
+            return false;
+        };
+        let Some(id) = queue.ending.keys().next().copied() else {
+            return false;
+        };
+        let mut step = Step {
+            db,
+            write: &mut self.write,
+            queue,
+            low_space: None,
+        };
+        let slice = catch_unwind(AssertUnwindSafe(|| step.settle_slice(id)));
+        if let Err(panic) = &slice {
+            db.poison(bug(&**panic).to_string());
+        } else if let Ok(Err(error)) = &slice {
+            db.poison(error.to_string());
+        }
+        // Its counters were shown with the end of the batch, and a crash only repeats the slice: there
+        // is nothing to sync yet.
+        queue.publish();
+        let more = queues.values().any(|queue| !queue.ending.is_empty());
+        drop(gate);
+        if !more {
+            self.sync();
+        }
+        more
+    }
+
+    fn open_queue(
+        &mut self,
+        gate: &mut Gate,
+        name: &QueueName,
+        options: Option<QueueOptions>,
+    ) -> Result<Arc<Live>> {
+        let known = self
+            .core
+            .lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned();
+        if let Some(live) = known {
+            if let (Some(options), Some(queue)) = (options, gate.queues.get_mut(&live.id)) {
+                queue.options = options;
+                let db = gate.db.as_ref().ok_or_else(|| self.core.closed())?;
+                queue.find_next(db)?;
+            }
+            return Ok(live);
+        }
+        let id = self.next_queue;
+        let record = QueueV1 {
+            name: name.as_str().to_owned(),
+            salt: fastrand::u64(..),
+            cursor: 0,
+            last_position: 0,
+            last_batch: 0,
+            last_fence: 0,
+            last_settled: 0,
+            pushed: 0,
+            delayed: 0,
+            ready: 0,
+            ready_bytes: 0,
+            in_flight: 0,
+            done: 0,
+            dead: 0,
+            expired: 0,
+            cancelled: 0,
+            purged: 0,
+            held_bytes: 0,
+        };
+        self.write
+            .put(Tree::Meta, keys::queue_record(id), &record, &[])?;
+        self.next_queue += 1;
+        let live = Live::new(id, name.clone());
+        let options = options.unwrap_or(self.core.defaults);
+        gate.queues
+            .insert(id, QueueState::new(id, record, options, live.clone()));
+        self.core
+            .lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.clone(), live.clone());
+        self.core.created.send_modify(|count| *count += 1);
+        Ok(live)
+    }
+
+    /// Marks the store as closed cleanly, and lets go of it.
+    fn finish(mut self, reply: Option<oneshot::Sender<Result<()>>>) {
+        self.commands.close();
+        self.core.permits.close();
+        self.write.put_key(Tree::Meta, keys::CLEAN.to_vec());
+        let core = self.core.clone();
+        let mut gate = core.write_gate();
+        self.commit(&mut gate);
+        drop(gate);
+        self.sync();
+        let mut gate = core.write_gate();
+        let closed = gate.db.as_ref().map_or(Ok(()), Db::check);
+        let db = gate.db.take();
+        let queues = std::mem::take(&mut gate.queues);
+        drop(gate);
+        // sled writes a snapshot as it ends; a panic in there must not take the answer with it.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(db)));
+        if dropped.is_err() {
+            tracing::error!("sled panicked while it was closed");
+        }
+        drop(self);
+        for queue in queues.values() {
+            queue.live.changed();
+        }
+        if let Some(reply) = reply {
+            let _ = reply.send(closed);
+        }
+    }
+}
+
+/// Why there is too little room on the disk, if so.
+fn low_space(path: &std::path::Path, mark: u64) -> Option<String> {
+    let free = rustix::fs::statvfs(path)
+        .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        .ok()?;
+    (free < mark).then(|| {
+        format!(
+            "the file system of {} has {free} bytes free, and pushes stop below {mark}; free some, or let the queue drain",
+            path.display()
+        )
+    })
+}
