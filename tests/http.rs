@@ -5,7 +5,10 @@
 use std::{
     fmt::Write as _,
     future::Future,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,9 +19,9 @@ use axum::{
     http::{HeaderMap, Response, StatusCode},
 };
 use batchyard::{
-    Batch, BatchHandler, BatchOptions, Claim, DeadReason, FailureKind, HandlerError, HttpHandler,
-    HttpHandlerBuilder, Member, MemoryQueue, NewRequest, Outcome, Page, Queue, QueueOptions,
-    Report, RequestId, RequestsType, Template,
+    Batch, BatchHandler, BatchOptions, Claim, DeadReason, Dispatcher, FailureKind, HandlerError,
+    HttpHandler, HttpHandlerBuilder, Member, MemoryQueue, NewRequest, Outcome, Page, Policy, Queue,
+    QueueExt, QueueOptions, Report, RequestId, RequestsType, Template,
 };
 use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
@@ -623,6 +626,50 @@ async fn a_lease_lost_during_the_upload_is_what_the_handler_fails_with() {
     let error = post(&url, &batch).await.unwrap_err();
     let cause = batch.page(Page::first()).await.unwrap_err();
     is_error(&error, FailureKind::Transient, &[&cause.to_string()]);
+}
+
+#[tokio::test]
+async fn a_dispatcher_sits_out_an_outage_and_isolates_what_the_endpoint_refuses() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let endpoint = Endpoint::new(move |seen| {
+        let poisoned = seen.body.windows(7).any(|window| window == b"{\"n\":5}");
+        match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => answer(503, &[("retry-after", "0")], "starting"),
+            _ if poisoned => answer(422, &[], "5 is right out"),
+            _ => answer(200, &[], ""),
+        }
+    })
+    .await;
+    let queue = Arc::new(MemoryQueue::new(QueueOptions::default()));
+    let requests = (0..8).map(|n| NewRequest::new(format!("{{\"n\":{n}}}")));
+    let pushed = queue.push(queue.now(), requests.collect()).await.unwrap();
+    let soon = Duration::from_millis(1);
+    let dispatcher = Dispatcher::builder(queue.clone())
+        .policy(Policy {
+            initial_backoff: soon,
+            max_backoff: soon,
+            ..Policy::default()
+        })
+        .handler(HttpHandler::builder(&endpoint.url).build().unwrap())
+        .build()
+        .unwrap()
+        .start();
+    dispatcher.drain().await.unwrap();
+    dispatcher.shut_down().await.unwrap();
+
+    let stats = queue.stats(queue.now()).await.unwrap();
+    assert_eq!((stats.done, stats.dead), (7, 1), "{stats:?}");
+    let dead = queue.wait(pushed[5].id).await.unwrap();
+    assert_eq!(dead.reason, Some(DeadReason::Rejected));
+    assert!(dead.error.unwrap().contains("5 is right out"));
+    let seen = endpoint.seen();
+    for header in ["idempotency-key", "batchyard-attempt"] {
+        assert_eq!(
+            seen[0].header(header),
+            seen[1].header(header),
+            "an outage burns no attempt"
+        );
+    }
 }
 
 #[tokio::test]
