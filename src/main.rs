@@ -1,2 +1,10 @@
 //! The `batchyard` command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if let Some(code) = batchyard::supervise(std::env::args_os()) {
+        return code;
+    }
+    ExitCode::SUCCESS
+}
