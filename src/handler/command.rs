@@ -42,7 +42,7 @@ use tokio::process::{Child, Command};
 pub use self::supervisor::supervise;
 use self::{answers::Answers, feed::Fed, spool::Spool, stderr::Tail};
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     handler::{Batch, BatchHandler, HandlerError, Report},
 };
 
@@ -171,7 +171,7 @@ impl CommandHandler {
         for directory in env::split_paths(&path) {
             match check_file(&directory.join(&self.program)) {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == crate::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => refused = Some(error),
             }
         }
