@@ -1,6 +1,8 @@
 //! The port of whatever works on a batch: [`BatchHandler`], closures included.
 
 mod batch;
+#[cfg(feature = "command")]
+mod command;
 #[cfg(feature = "http")]
 mod http;
 mod report;
@@ -10,6 +12,8 @@ use std::future::Future;
 
 use async_trait::async_trait;
 
+#[cfg(feature = "command")]
+pub use self::command::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::http::{HttpHandler, HttpHandlerBuilder};
 pub use self::{

@@ -14,6 +14,8 @@ mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "command")]
+pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
 #[cfg(feature = "sled")]

@@ -1,2 +1,13 @@
 //! The `batchyard` command line.
-fn main() {}
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Each command of a batch runs below a supervisor, which is this program started again.
+    if let Some(code) = batchyard::supervise(std::env::args_os()) {
+        return code;
+    }
+    cli::main()
+}

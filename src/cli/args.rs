@@ -1,0 +1,265 @@
+//! Options that several verbs have, and how durations, sizes and counts are written.
+
+use std::{
+    ffi::OsString,
+    num::{NonZeroU32, NonZeroU64},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use batchyard::{BatchHandler, CommandHandler, Policy, QueueOptions};
+use clap::{Args, ValueHint};
+
+use super::{
+    exit::{Exit, Failure},
+    store::OpenStore,
+};
+
+/// Which store to use.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct StoreArgs {
+    /// The folder of the store, made if it is missing
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) store: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Opens the store that is named here, or else in `BATCHYARD_REDIS_URL`.
+    ///
+    /// # Errors
+    /// If none is named, or it does not open.
+    #[expect(dead_code, reason = "for the verbs that work on any store")]
+    pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
+        let url = std::env::var("BATCHYARD_REDIS_URL").ok();
+        match (&self.store, url.filter(|url| !url.is_empty())) {
+            (Some(folder), _) => OpenStore::folder(folder, queues).await,
+            (None, Some(url)) => OpenStore::redis(&url),
+            (None, None) => Err(Failure::new(
+                Exit::Usage,
+                "no store: give --store DIR, or set BATCHYARD_REDIS_URL",
+            )),
+        }
+    }
+}
+
+/// When batches leave and how failures are treated: every knob of [`Policy`].
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Batches")]
+pub(crate) struct PolicyArgs {
+    /// A batch leaves when this many requests are ready [default: 50000]
+    #[arg(long, value_name = "N", value_parser = count)]
+    queue_threshold: Option<NonZeroU32>,
+    /// A batch leaves when the oldest ready request is this old [default: 2h]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    time_threshold: Option<Duration>,
+    /// Look at the queue this often even if nothing happens [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    time_interval: Option<Duration>,
+    /// The most requests of a batch [default: the queue threshold]
+    #[arg(long, value_name = "N", value_parser = count)]
+    max_batch_requests: Option<NonZeroU32>,
+    /// The most payload bytes of a batch; it also leaves when this many are ready [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_batch_bytes: Option<NonZeroU64>,
+    /// The most batches at the same time [default: 4]
+    #[arg(long, value_name = "N", value_parser = count)]
+    max_in_flight: Option<NonZeroU32>,
+    /// How often a request may fail before it is isolated and given up [default: 5]
+    #[arg(long, value_name = "N", value_parser = count)]
+    max_attempts: Option<NonZeroU32>,
+    /// The wait after a first failure, doubled at each further one [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    initial_backoff: Option<Duration>,
+    /// The longest wait after a failure [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    max_backoff: Option<Duration>,
+    /// How soon a batch whose holder is gone is taken over [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    lease_duration: Option<Duration>,
+    /// How often a holder says that it lives [default: 15s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    heartbeat_interval: Option<Duration>,
+    /// How long one batch may take before it is stopped [default: no limit]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    handler_timeout: Option<Duration>,
+    /// How long batches may go on once this program was asked to stop [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    shutdown_timeout: Option<Duration>,
+}
+
+impl PolicyArgs {
+    /// The policy that they make, with the defaults of [`Policy`].
+    ///
+    /// # Errors
+    /// If they don't fit together.
+    pub(crate) fn policy(&self) -> Result<Policy, Failure> {
+        let mut policy = Policy::default();
+        set(&mut policy.queue_threshold, self.queue_threshold);
+        set(&mut policy.time_threshold, self.time_threshold);
+        set(&mut policy.time_interval, self.time_interval);
+        set(&mut policy.max_batch_bytes, self.max_batch_bytes);
+        set(&mut policy.max_in_flight, self.max_in_flight);
+        set(&mut policy.max_attempts, self.max_attempts);
+        set(&mut policy.initial_backoff, self.initial_backoff);
+        set(&mut policy.max_backoff, self.max_backoff);
+        set(&mut policy.lease_duration, self.lease_duration);
+        set(&mut policy.heartbeat_interval, self.heartbeat_interval);
+        set(&mut policy.shutdown_timeout, self.shutdown_timeout);
+        policy.max_batch_requests = self.max_batch_requests.or(policy.max_batch_requests);
+        policy.handler_timeout = self.handler_timeout.or(policy.handler_timeout);
+        policy.validate()?;
+        Ok(policy)
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+/// What works on the batches.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Handler")]
+pub(crate) struct HandlerArgs {
+    /// Send batches there instead of to a command, such as http:https://example.org/batches
+    #[arg(long, value_name = "KIND:WHERE", conflicts_with_all = ["command", "plain"])]
+    pub(crate) handler: Option<String>,
+    /// Payload lines to the command, result lines from it, one to one, in place of JSON Lines
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// The most bytes that the command may print for one batch [default: 64MiB and 64KiB a request]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_output_bytes: Option<NonZeroU64>,
+    /// The command that is started for each batch, and its arguments
+    #[arg(last = true, value_name = "COMMAND", required_unless_present = "handler", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl HandlerArgs {
+    /// The handler that they name; found to be missing here rather than by the first batch. Its
+    /// commands keep their locks and answers in `commands`.
+    ///
+    /// # Errors
+    /// If there is no such handler or command.
+    pub(crate) fn handler(&self, commands: &Path) -> Result<Arc<dyn BatchHandler>, Failure> {
+        match (&self.handler, self.command.split_first()) {
+            (Some(handler), _) => named_handler(handler),
+            (None, Some((program, args))) => {
+                let handler = self.command_handler(program, args);
+                Ok(Arc::new(handler.supervised_by(own_program()?, commands)))
+            }
+            (None, None) => Err(Failure::new(
+                Exit::Usage,
+                "nothing to give the batches to: put a command after --",
+            )),
+        }
+    }
+
+    /// Checks what [`handler`](Self::handler) would, before anything is opened.
+    ///
+    /// # Errors
+    /// As [`handler`](Self::handler).
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match self.command.split_first() {
+            Some((program, args)) => Ok(self.command_handler(program, args).check()?),
+            None => self.handler(Path::new("")).map(|_| ()),
+        }
+    }
+
+    fn command_handler(&self, program: &OsString, args: &[OsString]) -> CommandHandler {
+        let mut handler = CommandHandler::new(program, args);
+        if self.plain {
+            handler = handler.plain();
+        }
+        if let Some(most) = self.max_output_bytes {
+            handler = handler.max_output_bytes(most.get());
+        }
+        handler
+    }
+}
+
+fn named_handler(handler: &str) -> Result<Arc<dyn BatchHandler>, Failure> {
+    #[cfg(feature = "http")]
+    if let Some(url) = handler.strip_prefix("http:") {
+        let handler = batchyard::HttpHandler::builder(url).build()?;
+        return Ok(Arc::new(handler));
+    }
+    let known = if cfg!(feature = "http") {
+        "http:URL is the one there is"
+    } else {
+        "this batchyard was built with none"
+    };
+    Err(Failure::new(
+        Exit::Usage,
+        format!("no handler {handler:?} is known; {known}, or put a command after --"),
+    ))
+}
+
+fn own_program() -> Result<PathBuf, Failure> {
+    // Stays this very program, even if its file is replaced while it runs.
+    if cfg!(target_os = "linux") {
+        return Ok("/proc/self/exe".into());
+    }
+    std::env::current_exe().map_err(|error| Failure::io("this program", &error))
+}
+
+/// A count above zero.
+pub(crate) fn count(text: &str) -> Result<NonZeroU32, String> {
+    let number: u32 = text
+        .replace('_', "")
+        .parse()
+        .map_err(|_| format!("a whole number from 1 to {} is needed", u32::MAX))?;
+    NonZeroU32::new(number).ok_or_else(|| "it must be at least 1".into())
+}
+
+/// A duration above zero, with units: `90s`, `2h`, `1h 30m`, `250ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let example = "write a number with its unit, such as 90s, 10m, 2h or 250ms";
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| example.to_owned())?;
+    let duration = Duration::try_from(signed).map_err(|_| "it must not be negative".to_owned())?;
+    if duration.is_zero() {
+        return Err("it must be above zero".into());
+    }
+    Ok(duration)
+}
+
+/// A number of bytes above zero, with or without a unit: `4096`, `16MiB`, `1GB`.
+pub(crate) fn size(text: &str) -> Result<NonZeroU64, String> {
+    let example = "write a number of bytes, such as 4096, 64KiB, 16MiB or 1GB";
+    let size: bytesize::ByteSize = text.parse().map_err(|_| example.to_owned())?;
+    NonZeroU64::new(size.as_u64()).ok_or_else(|| "it must be above zero".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_are_written_with_units_and_refused_with_an_example() {
+        for (text, seconds) in [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("10 min", 600)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for text in ["", "90", "soon", "-5s", "0s", "1 parsec"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("64KiB", 65536),
+            ("16MiB", 16 << 20),
+            ("1kB", 1000),
+        ] {
+            assert_eq!(size(text).map(NonZeroU64::get), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1", "many", "5 lightyears"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert_eq!(count("50_000").map(NonZeroU32::get), Ok(50_000));
+        for text in ["", "0", "-1", "4294967296", "1.5"] {
+            assert!(count(text).is_err(), "{text}");
+        }
+    }
+}

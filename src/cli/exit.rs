@@ -1,0 +1,128 @@
+//! Exit codes, and errors that know theirs.
+
+use std::{error::Error as _, fmt, io, process::ExitCode};
+
+use batchyard::{Error, ErrorKind};
+
+use super::output;
+
+/// How a verb ended; its number is the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// All of it was done.
+    Ok = 0,
+    /// It failed.
+    Failure = 1,
+    /// It was asked for something that can never work.
+    Usage = 2,
+    /// There is no such thing.
+    NotFound = 3,
+    /// The store is in use, or the input is another one than before.
+    Conflict = 4,
+    /// It was done, but not for every request.
+    Partial = 5,
+    /// It took too long.
+    #[expect(
+        dead_code,
+        reason = "part of the documented table; for verbs that wait"
+    )]
+    Timeout = 6,
+    /// A server answered with an error, or not at all.
+    Remote = 7,
+    /// The store is damaged.
+    Damaged = 8,
+    /// SIGINT.
+    Interrupted = 130,
+    /// SIGTERM.
+    Terminated = 143,
+}
+
+/// The table of exit codes, for the help.
+pub(crate) const HELP: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in \
+use, changed input), 5 partial success, 6 timeout, 7 remote error, 8 store damaged, 130 interrupted, \
+143 terminated.";
+
+/// An error on its way out of the program.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: Exit,
+    text: String,
+}
+
+impl Failure {
+    /// An error with this exit code; the text in lower case, without a full stop.
+    pub(crate) fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self {
+            exit,
+            text: text.into(),
+        }
+    }
+
+    /// An error of the file system, about this path.
+    pub(crate) fn io(path: impl fmt::Display, error: &io::Error) -> Self {
+        let exit = match error.kind() {
+            io::ErrorKind::NotFound => Exit::NotFound,
+            _ => Exit::Failure,
+        };
+        Self::new(exit, format!("{path}: {error}"))
+    }
+
+    /// With something in front of its text.
+    pub(crate) fn context(mut self, context: impl fmt::Display) -> Self {
+        self.text = format!("{context}: {}", self.text);
+        self
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let exit = match error.kind() {
+            ErrorKind::Invalid => Exit::Usage,
+            ErrorKind::NotFound => Exit::NotFound,
+            ErrorKind::Locked => Exit::Conflict,
+            ErrorKind::Unavailable => Exit::Remote,
+            ErrorKind::Corrupt => Exit::Damaged,
+            _ => Exit::Failure,
+        };
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Self { exit, text }
+    }
+}
+
+/// Writing to stdout failed. Whoever read it has enough: that is no failure.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(Exit::Ok, ""),
+            _ => Self::new(Exit::Failure, format!("stdout: {error}")),
+        }
+    }
+}
+
+/// Tells what went wrong, if anything did, and gives the exit code.
+pub(super) fn report(result: Result<Exit, Failure>) -> ExitCode {
+    let exit = result.unwrap_or_else(|failure| {
+        if failure.exit != Exit::Ok {
+            output::say(&format!("error: {}", failure.text));
+        }
+        failure.exit
+    });
+    ExitCode::from(exit as u8)
+}
+
+/// Prints what clap has to say: help and version are no errors.
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    // If there is nobody to tell, the exit code still does.
+    let _ = error.print();
+    let exit = if error.use_stderr() {
+        Exit::Usage
+    } else {
+        Exit::Ok
+    };
+    ExitCode::from(exit as u8)
+}

@@ -1,0 +1,99 @@
+//! Data on stdout, talk on stderr, and a progress bar that both leave intact.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    sync::{Mutex, PoisonError},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+/// The bar on the terminal, if there is one just now.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Sends the log to stderr. `RUST_LOG` says what is in it; by default that is warnings, and what
+/// commands write to their stderr.
+pub(super) fn init_log() {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,batchyard::command=info"));
+    let colours = io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_target(false)
+        .without_time()
+        .with_writer(|| Stderr);
+    // Only fails if a log was set up before, which nobody did.
+    let _ = log.try_init();
+}
+
+/// Says a line on stderr.
+pub(crate) fn say(line: &str) {
+    // With stderr gone there is nobody to tell.
+    let _ = writeln!(Stderr, "{line}");
+}
+
+/// Prints data as one line of JSON on stdout, at once.
+///
+/// # Errors
+/// If it can't be written.
+pub(crate) fn print_json<T: Serialize>(data: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(data)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&line)?;
+    stdout.flush()
+}
+
+/// Stderr, which never cuts through the progress bar.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let write = || io::stderr().lock().write(bytes);
+        let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// A progress bar on stderr while it lives; nothing if that is no terminal.
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    /// A bar that counts requests.
+    pub(crate) fn start() -> Self {
+        let bar = if io::stderr().is_terminal() {
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        } else {
+            ProgressBar::hidden()
+        };
+        let style = "{bar:30} {human_pos} of {human_len} settled, {per_sec}{msg}";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()));
+        *BAR.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+        Self(bar)
+    }
+
+    /// Shows where things are.
+    pub(crate) fn set(&self, settled: u64, of: u64, more: impl fmt::Display) {
+        self.0.set_length(of);
+        self.0.set_message(more.to_string());
+        self.0.set_position(settled);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        *BAR.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,161 @@
+//! The command's output on its way to a file, within limits.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{LineFormat, answers::Answers, feed::Fed};
+use crate::{
+    batch::BatchId,
+    handler::{Batch, HandlerError},
+    request::MAX_PAYLOAD_BYTES,
+};
+
+/// Everything that the command has printed so far.
+pub(super) struct Spool {
+    file: NamedTempFile,
+}
+
+/// How much a command may print for a batch: a flood must neither fill the disk nor run for ever.
+pub(super) struct Limits {
+    bytes: u64,
+    lines: u64,
+    requests: u64,
+}
+
+impl Limits {
+    pub(super) fn new(batch: &Batch, format: LineFormat, bytes: Option<u64>) -> Self {
+        let requests = u64::from(batch.unsettled());
+        let spare = match format {
+            // One line more proves that the counts do not match; two are never needed.
+            LineFormat::Plain => 0,
+            LineFormat::Json => SPARE_LINES,
+        };
+        Self {
+            bytes: bytes.unwrap_or(BASE_BYTES + requests * REQUEST_BYTES),
+            lines: requests + spare,
+            requests,
+        }
+    }
+}
+
+impl Spool {
+    /// A new file; in a directory of the handler's own, after removing those that killed holders of
+    /// this batch left there.
+    pub(super) async fn new(
+        directory: Option<PathBuf>,
+        batch: BatchId,
+    ) -> Result<Self, HandlerError> {
+        let file = blocking(move || match directory {
+            None => NamedTempFile::new(),
+            Some(directory) => {
+                remove_abandoned(&directory, batch)?;
+                tempfile::Builder::new()
+                    .prefix(&format!("{batch}."))
+                    .suffix(SPOOL_SUFFIX)
+                    .tempfile_in(directory)
+            }
+        });
+        Ok(Self { file: file.await? })
+    }
+
+    /// Copies `stdout` to the file until its end.
+    ///
+    /// # Errors
+    /// Transient: a limit is exceeded, or the file can't be written.
+    pub(super) async fn fill(
+        &mut self,
+        mut stdout: impl AsyncRead + Unpin,
+        limits: &Limits,
+    ) -> Result<(), HandlerError> {
+        let (mut bytes, mut lines, mut line_bytes) = (0_u64, 0_u64, 0_usize);
+        let mut file = self.file.reopen()?;
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        loop {
+            chunk.clear();
+            if stdout.read_buf(&mut chunk).await? == 0 {
+                return Ok(());
+            }
+            bytes += chunk.len() as u64;
+            for part in chunk.split_inclusive(|byte| *byte == b'\n') {
+                line_bytes += part.len();
+                if line_bytes > MAX_PAYLOAD_BYTES {
+                    return Err(flood(&format!(
+                        "a line of more than {MAX_PAYLOAD_BYTES} bytes"
+                    )));
+                }
+                if part.ends_with(b"\n") {
+                    (lines, line_bytes) = (lines + 1, 0);
+                }
+            }
+            if lines > limits.lines {
+                let requests = limits.requests;
+                return Err(flood(&format!(
+                    "more than {lines} lines for {requests} requests"
+                )));
+            }
+            if bytes > limits.bytes {
+                return Err(flood(&format!(
+                    "more than {} bytes for one batch",
+                    limits.bytes
+                )));
+            }
+            (file, chunk) =
+                blocking(move || file.write_all(&chunk).map(|()| (file, chunk))).await?;
+        }
+    }
+
+    /// The answers in it, kept in a file at `path` until they are recorded, if one is given.
+    pub(super) async fn keep(self, path: Option<&Path>, fed: Fed) -> Result<Answers, HandlerError> {
+        let file = self.file;
+        let file = match path.map(Path::to_owned) {
+            None => file.reopen()?,
+            Some(path) => blocking(move || keep(file, &path)).await?,
+        };
+        Ok(Answers::new(file, fed))
+    }
+}
+
+fn remove_abandoned(directory: &Path, batch: BatchId) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&batch.to_string()) && name.ends_with(SPOOL_SUFFIX) {
+            fs::remove_file(directory.join(&*name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the file its name only once its bytes are safe, so that a file of this name is whole.
+fn keep(file: NamedTempFile, path: &Path) -> std::io::Result<File> {
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(path)
+}
+
+/// Runs file operations where they may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, HandlerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn flood(what: &str) -> HandlerError {
+    HandlerError::transient(format!("the command printed {what}, and was stopped"))
+}
+
+const SPOOL_SUFFIX: &str = ".spool";
+const CHUNK_BYTES: usize = 256 << 10;
+const BASE_BYTES: u64 = 64 << 20;
+const REQUEST_BYTES: u64 = 64 << 10;
+/// Lines that are no answers, such as a greeting, before the command counts as flooding.
+const SPARE_LINES: u64 = 10_000;
