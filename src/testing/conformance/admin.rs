@@ -183,15 +183,15 @@ pub(super) async fn list_answers_in_pages(bench: Bench) {
     let queue = bench.queue().await;
     let ids = queue.put(at(0), &["a", "b", "c", "d", "e"]).await;
     let mut list = List::new(State::Ready).max_requests(count(2));
-    let mut listed = Vec::new();
+    let mut all = Vec::new();
     loop {
         let page = must("list", queue.admin().list(at(1), &list).await);
         assert!(page.len() <= 2);
-        let Some(last) = page.last() else { break };
-        list = list.after(last.id);
-        listed.extend(page.iter().map(|entry| entry.id));
+        let Some(end) = page.last() else { break };
+        list = list.after(end.id);
+        all.extend(page.iter().map(|entry| entry.id));
     }
-    assert_eq!(listed, ids);
+    assert_eq!(all, ids);
 }
 
 pub(super) async fn list_reads_payloads_when_asked(bench: Bench) {
@@ -226,15 +226,15 @@ pub(super) async fn a_list_with_payloads_ends_a_page_after_about_4_mib(bench: Be
     let new = (0..12_u8).map(|byte| NewRequest::new(vec![byte; 1 << 20]));
     let ids = queue.put_all(at(0), new.collect()).await;
     let mut list = List::new(State::Ready).with_payloads();
-    let mut listed = Vec::new();
+    let mut all = Vec::new();
     loop {
         let page = must("list", queue.admin().list(at(1), &list).await);
-        let Some(last) = page.last() else { break };
+        let Some(end) = page.last() else { break };
         assert!(page.len() <= 6, "a page of {} MiB", page.len());
-        list = list.after(last.id);
-        listed.extend(page.iter().map(|entry| entry.id));
+        list = list.after(end.id);
+        all.extend(page.iter().map(|entry| entry.id));
     }
-    assert_eq!(listed, ids);
+    assert_eq!(all, ids);
 }
 
 pub(super) async fn cancelling_takes_ready_and_delayed_requests_at_once(bench: Bench) {

@@ -1,6 +1,7 @@
 //! What clauses are written with: verbs that must succeed, and times of their own.
 
 use std::{
+    fmt,
     num::{NonZeroU32, NonZeroU64},
     ops::Deref,
     sync::Arc,
@@ -11,7 +12,7 @@ use super::Harness;
 use crate::{
     batch::{Claim, Lease, Member, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
-    error::{Error, ErrorKind, Result},
+    error::{ErrorKind, Result},
     queue::{Administration, Entry, List, Queue, QueueOptions},
     request::{NewRequest, RequestId, State},
     stats::Stats,
@@ -217,9 +218,11 @@ pub(super) fn must<T>(what: &str, result: Result<T>) -> T {
 
 /// The call failed with this kind.
 #[track_caller]
-pub(super) fn assert_kind<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind) {
-    let got = result.as_ref().map_err(Error::kind);
-    assert_eq!(got.err(), Some(kind), "expected {kind:?}: {result:?}");
+pub(super) fn assert_kind<T: fmt::Debug>(result: Result<T>, kind: ErrorKind) {
+    match result {
+        Ok(value) => panic!("expected {kind:?}, and it answered {value:?}"),
+        Err(error) => assert_eq!(error.kind(), kind, "{error}"),
+    }
 }
 
 /// Seconds after the beginning of 2026, as a time.

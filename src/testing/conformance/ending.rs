@@ -167,6 +167,10 @@ async fn offered(queue: &Subject, now: Timestamp) -> Vec<(Lease, Vec<String>)> {
     batches
 }
 
+fn size(members: &[String]) -> u32 {
+    u32::try_from(members.len()).expect("a small batch")
+}
+
 pub(super) async fn a_split_makes_two_batches_of_equal_size_in_order(bench: Bench) {
     let queue = bench.queue().await;
     queue.put(at(0), &["a", "b", "c", "d", "e"]).await;
@@ -187,8 +191,9 @@ pub(super) async fn a_split_makes_two_batches_of_equal_size_in_order(bench: Benc
         assert_eq!(half.context, "in force");
         assert_eq!(
             (half.requests, half.unsettled),
-            (half.bytes as u32, members.len() as u32)
+            (size(members), size(members))
         );
+        assert_eq!(half.bytes, u64::from(size(members)), "one byte each");
         assert!(half.batch > parent.batch && half.fence > parent.fence);
     }
     assert_ne!(halves[0].0.batch, halves[1].0.batch);

@@ -163,14 +163,15 @@ pub(super) async fn attempts_and_retries_survive(bench: Bench) {
     };
     queue.record(at(1), &lease, &[(ids[1], later)]).await;
     let queue = bench.reopen(queue).await;
-    queue.finish(at(1), &lease, Outcome::retry("y")).await;
+    let lease = queue.take(lease.until).await;
+    queue.finish(at(61), &lease, Outcome::retry("y")).await;
     let queue = bench.reopen(queue).await;
-    let stats = queue.look(at(2)).await;
+    let stats = queue.look(at(62)).await;
     assert_eq!(
         (stats.ready, stats.delayed, stats.next_due),
-        (1, 1, Some(at(50)))
+        (1, 1, Some(at(90)))
     );
-    let lease = queue.take(at(50)).await;
+    let lease = queue.take(at(90)).await;
     assert_eq!(queue.payloads(&lease).await, ["now", "later"]);
     for (member, id) in queue.members(&lease).await.iter().zip(&ids) {
         assert_eq!(

@@ -21,16 +21,12 @@ async fn results(
         let SettledPage { entries, next } = must("results", page);
         assert!(entries.len() <= most as usize);
         ids.extend(entries.iter().map(|entry| entry.id));
-        match next {
-            Some(next) => {
-                assert!(after < Some(next), "cursors grow");
-                after = Some(next);
-            }
-            None => {
-                assert_eq!(entries, [], "without a next page this one is the end");
-                return (ids, after);
-            }
+        if next.is_none() {
+            assert_eq!(entries, [], "without a next page this one is the end");
+            return (ids, after);
         }
+        assert!(after < next, "cursors grow");
+        after = next;
     }
 }
 

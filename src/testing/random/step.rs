@@ -102,7 +102,7 @@ impl Life {
             rng: Rng::with_seed(seed),
             now,
             latest: now,
-            goes_back: seed % 2 == 0,
+            goes_back: seed.is_multiple_of(2),
             can,
         }
     }
