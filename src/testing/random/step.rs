@@ -118,7 +118,7 @@ impl Life {
                 max_requests: self.rng.u32(1..6),
                 max_bytes: self.rng.u64(1..40),
             },
-            85 => Step::Bookmark(self.rng.u8(..4)),
+            85 if self.can.bookmarks => Step::Bookmark(self.rng.u8(..4)),
             86.. if self.can.administration => self.administer(),
             _ => Step::Look,
         };
