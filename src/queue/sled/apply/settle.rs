@@ -307,6 +307,7 @@ impl Step<'_> {
             VerdictV1::Retry { error, not_before } => {
                 let due = slice.ending.retry_at.max(not_before.unwrap_or(0));
                 request.error = Some(error);
+                self.expire_later(&request);
                 if due > now {
                     self.delay(due, position, &request, body)
                 } else {
@@ -317,6 +318,16 @@ impl Step<'_> {
                 "a done member of batch {} was about to leave it",
                 BatchId::from_u128(slice.id)
             ))),
+        }
+    }
+
+    /// Puts a request that waits again back into the order of expiry: its entry was used up if a `now`
+    /// past its ttl was seen while it was in flight, and an earlier one since.
+    fn expire_later(&mut self, request: &RequestV1) {
+        if let Some(at) = request.expires_at {
+            let key = self.key(&[at, request.id]);
+            self.write.put_key(Tree::Expiry, key);
+            self.queue.next.expiry = self.queue.next.expiry.min(at);
         }
     }
 
