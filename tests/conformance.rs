@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use batchyard::{
-    MemoryQueue, Queue, QueueOptions, Timestamp,
+    MemoryQueue, MemoryStore, Queue, QueueOptions, Store, Timestamp,
     testing::{Faulty, Harness, WithNow},
 };
 
@@ -15,6 +15,10 @@ struct Memory(fn(Arc<dyn Queue>) -> Arc<dyn Queue>);
 impl Harness for Memory {
     async fn open(&self, options: QueueOptions) -> Arc<dyn Queue> {
         (self.0)(Arc::new(MemoryQueue::new(options)))
+    }
+
+    async fn store(&self, options: QueueOptions) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(MemoryStore::new(options)))
     }
 }
 
@@ -35,12 +39,13 @@ mod sled {
     use batchyard::{QueueName, SledStore};
     use tempfile::TempDir;
 
-    use super::{Arc, Harness, Queue, QueueOptions};
+    use super::{Arc, Harness, Queue, QueueOptions, Store};
 
     /// Each queue in a store of its own, in a folder that lives as long as the harness.
     #[derive(Default)]
     pub(super) struct Sled {
         folders: Mutex<HashMap<usize, TempDir>>,
+        stores: Mutex<Vec<TempDir>>,
     }
 
     fn address(queue: &Arc<dyn Queue>) -> usize {
@@ -74,6 +79,14 @@ mod sled {
             let folder = self.folders.lock().unwrap().remove(&address(&queue));
             drop(queue);
             Some(self.open_in(folder.expect("its folder"), options).await)
+        }
+
+        async fn store(&self, options: QueueOptions) -> Option<Arc<dyn Store>> {
+            let folder = TempDir::new().expect("a folder");
+            let store = SledStore::options().queues(options);
+            let store = store.open(folder.path().join("store")).await;
+            self.stores.lock().unwrap().push(folder);
+            Some(Arc::new(store.expect("the store opens")))
         }
     }
 }

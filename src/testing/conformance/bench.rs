@@ -13,7 +13,7 @@ use crate::{
     batch::{Claim, Lease, Member, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
     error::{ErrorKind, Result},
-    queue::{Administration, Entry, List, Queue, QueueOptions},
+    queue::{Administration, Entry, List, Queue, QueueOptions, Store},
     request::{NewRequest, RequestId, State},
     stats::Stats,
 };
@@ -39,6 +39,12 @@ impl Bench {
             queue: self.harness.open(options).await,
             options,
         }
+    }
+
+    /// A fresh store.
+    pub(super) async fn store(&self) -> Arc<dyn Store> {
+        let store = self.harness.store(QueueOptions::default()).await;
+        store.expect("the harness had a store a moment ago")
     }
 
     /// The same queue after a restart.

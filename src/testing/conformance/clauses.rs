@@ -359,6 +359,14 @@ macro_rules! __clauses {
                 the_batch_of_a_dropped_claim_is_offered_again,
                 a_dropped_update_took_effect_or_did_not,
             }
+            stores {
+                a_queue_is_made_when_it_is_first_asked_for: Store,
+                one_name_is_one_queue: Store,
+                queues_of_one_store_share_nothing: Store,
+                queues_are_listed_by_prefix_in_order: Store,
+                a_store_that_tells_of_new_queues_tells_of_each: Store,
+                closing_a_store_closes_its_queues: Store,
+            }
             random {
                 a_random_life_conserves_every_request,
                 a_random_life_is_that_of_the_reference: Bounds,

@@ -225,9 +225,21 @@ impl Pilot {
             context: vec![*context].into(),
         };
         let Some(lease) = must(self.queue.claim(now, &claim).await) else {
+            if *form && due.is_none() {
+                self.has_no_reason_to_spin(now).await;
+            }
             return "none".into();
         };
         self.claimed(now, lease).await
+    }
+
+    /// After an empty claim nothing invites another before a later time.
+    async fn has_no_reason_to_spin(&self, now: Timestamp) {
+        let stats = must(self.queue.stats(now).await);
+        assert_eq!((stats.ready, stats.offered), (0, 0), "{stats:?}");
+        for time in [stats.next_due, stats.next_offer].into_iter().flatten() {
+            assert!(time > now, "{stats:?}");
+        }
     }
 
     async fn claimed(&mut self, now: Timestamp, lease: Lease) -> String {
