@@ -28,6 +28,7 @@ mod ending;
 mod hold;
 mod keys;
 mod limits;
+mod many;
 mod push;
 mod random;
 mod read;

@@ -291,6 +291,7 @@ macro_rules! __clauses {
                 a_cursor_goes_on_where_it_was: Administration Results,
                 results_are_the_entries_of_status: Administration Results,
                 results_leave_out_what_was_redriven_or_purged: Administration Results,
+                a_page_of_results_is_empty_only_at_the_end: Administration Results,
                 a_request_too_large_is_among_the_results: Administration Results,
                 a_retried_request_is_no_result_until_it_is_settled: Administration Results,
                 waiting_for_a_request_answers_when_it_is_settled: Administration Results,
@@ -358,6 +359,19 @@ macro_rules! __clauses {
                 a_dropped_push_leaves_the_queue_consistent,
                 the_batch_of_a_dropped_claim_is_offered_again,
                 a_dropped_update_took_effect_or_did_not,
+            }
+            many {
+                many_members_are_settled_in_one_step,
+                many_members_are_split_in_one_step,
+                many_due_requests_are_promoted_in_one_step,
+                many_requests_expire_in_one_step,
+                many_too_large_requests_are_dead_in_one_claim,
+                many_known_keys_are_known_in_one_push,
+                many_requests_are_cancelled_in_one_step: Administration,
+                many_dead_letters_are_redriven_in_order_in_one_step: Administration,
+                many_dead_letters_are_purged_in_one_step: Administration,
+                many_results_are_kept_read_and_forgotten: Administration Results,
+                many_settled_members_are_settled_after_a_restart: Restart,
             }
             stores {
                 a_queue_is_made_when_it_is_first_asked_for: Store,

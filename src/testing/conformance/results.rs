@@ -26,6 +26,7 @@ async fn results(
             return (ids, after);
         }
         assert!(after < next, "cursors grow");
+        assert_ne!(entries, [], "an empty page is the end");
         after = next;
     }
 }
@@ -307,4 +308,18 @@ pub(super) async fn waiting_for_what_will_never_be_settled_is_not_found(bench: B
     let id = must("push_one", queue.queue.push_one(NewRequest::new("a")).await).id;
     must("cancel", queue.admin().cancel(queue.now(), &[id]).await);
     super::bench::assert_kind(queue.queue.wait(id).await, crate::ErrorKind::NotFound);
+}
+
+pub(super) async fn a_page_of_results_is_empty_only_at_the_end(bench: Bench) {
+    let queue = bench.queue().await;
+    let payloads: Vec<String> = (0..40).map(|i| i.to_string()).collect();
+    let texts: Vec<&str> = payloads.iter().map(String::as_str).collect();
+    let ids = queue.put(at(0), &texts).await;
+    let lease = queue.take(at(0)).await;
+    queue.finish(at(0), &lease, Outcome::reject("bad")).await;
+    must("purge", queue.admin().purge(at(1), &ids[1..38]).await);
+    for most in [1, 2, 3, 50] {
+        let (left, _) = results(&queue, at(2), None, most).await;
+        assert_eq!(left, [ids[0], ids[38], ids[39]], "{most} a page");
+    }
 }
