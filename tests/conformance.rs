@@ -59,7 +59,10 @@ mod sled {
                 .expect("the store opens");
             let queue = store.queue_with(&QueueName::default(), options).await;
             let queue: Arc<dyn Queue> = Arc::new(queue.expect("the queue opens"));
-            self.folders.lock().unwrap().insert(address(&queue), folder);
+            self.folders
+                .lock()
+                .expect("not poisoned")
+                .insert(address(&queue), folder);
             queue
         }
     }
@@ -76,7 +79,11 @@ mod sled {
             queue: Arc<dyn Queue>,
             options: QueueOptions,
         ) -> Option<Arc<dyn Queue>> {
-            let folder = self.folders.lock().unwrap().remove(&address(&queue));
+            let folder = self
+                .folders
+                .lock()
+                .expect("not poisoned")
+                .remove(&address(&queue));
             drop(queue);
             Some(self.open_in(folder.expect("its folder"), options).await)
         }

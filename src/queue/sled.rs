@@ -108,7 +108,7 @@ impl Default for SledOptions {
         Self {
             queues: QueueOptions::default(),
             low_space_mark: 64 << 20,
-            cache_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
             open_timeout: Duration::from_mins(10),
         }
     }
@@ -131,7 +131,7 @@ impl SledOptions {
         self
     }
 
-    /// How many bytes of pages sled keeps in memory. Default: 64 MiB.
+    /// How many bytes of pages sled keeps in memory. Default: 32 MiB.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.cache_bytes = bytes;

@@ -12,7 +12,7 @@ use std::{
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -35,10 +35,9 @@ pub(super) struct Db {
     trees: Vec<sled::Tree>,
     /// Held from before the first write to the last.
     file: File,
-    counts: Mutex<Vec<u64>>,
+    counts: Mutex<CountsV1>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
-    commits: AtomicU64,
 }
 
 /// What one step writes; nothing of it is there before [`Db::commit`], all of it after.
@@ -106,7 +105,6 @@ impl Db {
             counts: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
-            commits: AtomicU64::new(0),
             sled,
         };
         let trees = db.guard("opening its trees", || {
@@ -117,11 +115,19 @@ impl Db {
         })?;
         let db = Self { trees, ..db };
         let counts = db.load::<CountsV1>(Tree::Meta, keys::COUNTS)?;
-        let counts = counts.map_or_else(|| vec![0; Tree::ALL.len()], |(counts, _)| counts.entries);
-        if counts.len() != Tree::ALL.len() {
-            return Err(Error::corrupt("the store counts other trees than it has"));
+        let counts = counts.map_or_else(
+            || CountsV1 {
+                commits: 0,
+                entries: vec![0; Tree::ALL.len()],
+            },
+            |(counts, _)| counts,
+        );
+        if counts.entries.len() != Tree::ALL.len() {
+            return Err(Error::corrupt(
+                "the store counts other trees than it has; run `repair`",
+            ));
         }
-        *db.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        *db.counts() = counts;
         Ok(db)
     }
 
@@ -150,9 +156,18 @@ impl Db {
         self.syncs.load(Ordering::Acquire)
     }
 
-    /// How many commits there were; those before the last sync are durable.
+    /// How many commits the store ever had; those before the last sync are durable.
     pub(super) fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Acquire)
+        self.counts().commits
+    }
+
+    /// How many entries it holds.
+    pub(super) fn entries(&self) -> u64 {
+        self.counts().entries.iter().sum()
+    }
+
+    fn counts(&self) -> MutexGuard<'_, CountsV1> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
@@ -223,10 +238,13 @@ impl Db {
             touched.insert(0, Tree::Meta);
         }
         let trees: Vec<&sled::Tree> = touched.iter().map(|tree| self.tree(*tree)).collect();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.counts().clone();
         let after = self.guard("a write", || {
             let result = trees.as_slice().transaction(|views| {
-                let mut after = counts.clone();
+                let mut after = CountsV1 {
+                    commits: before.commits + 1,
+                    ..before.clone()
+                };
                 for ((tree, key), value) in &entries {
                     // The trees are in order, so the one of this entry is found in a few steps.
                     let Ok(index) = touched.binary_search(tree) else {
@@ -237,26 +255,24 @@ impl Db {
                         Some(value) => view.insert(key.as_slice(), value.as_slice())?,
                         None => view.remove(key.as_slice())?,
                     };
-                    let count = &mut after[*tree as usize];
+                    let count = &mut after.entries[*tree as usize];
                     match (old, value) {
                         (None, Some(_)) => *count += 1,
                         (Some(_), None) => *count -= 1,
                         _ => {}
                     }
                 }
-                let record = CountsV1 { entries: after };
-                let value = record::encode(keys::COUNTS, &record, &[])
+                let value = record::encode(keys::COUNTS, &after, &[])
                     .map_err(|error| ConflictableTransactionError::Abort(error.to_string()))?;
                 views[0].insert(keys::COUNTS, value)?;
-                Ok(record.entries)
+                Ok(after)
             });
             result.map_err(|error| match error {
                 TransactionError::Abort(why) => sled::Error::Unsupported(why),
                 TransactionError::Storage(error) => error,
             })
         })?;
-        *counts = after;
-        self.commits.fetch_add(1, Ordering::AcqRel);
+        *self.counts() = after;
         Ok(())
     }
 
@@ -271,13 +287,9 @@ impl Db {
         Ok(())
     }
 
-    /// Counts every entry and compares; for after anything but a clean close.
+    /// Counts every entry and compares.
     pub(super) fn verify_counts(&self) -> Result<()> {
-        let expected = self
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let expected = self.counts().entries.clone();
         for (tree, name) in Tree::ALL {
             let mut found = 0_u64;
             for entry in self.range(tree, Vec::new(), vec![0xff; 600]) {

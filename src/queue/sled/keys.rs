@@ -5,7 +5,7 @@
 //!
 //! | tree | key after the queue | value |
 //! |---|---|---|
-//! | `meta` | `s`, `c`, `e`, or `q` + queue | the store, entries per tree, a clean end, a queue |
+//! | `meta` | `s`, `c`, or `q` + queue | the store, what it must hold, a queue |
 //! | `requests` | position | a request that is ready (past the cursor) or member of a batch, with its payload |
 //! | `delayed` | due time, position it had | a delayed request, with its payload |
 //! | `dead` | id | a dead letter, with its payload |
@@ -71,10 +71,8 @@ impl Tree {
 
 /// The store's own record in `meta`.
 pub(super) const STORE: &[u8] = b"s";
-/// Entries per tree, in `meta`; it does not count itself.
+/// Entries per tree and commits so far, in `meta`; it does not count itself.
 pub(super) const COUNTS: &[u8] = b"c";
-/// Present in `meta` if the store was closed cleanly.
-pub(super) const CLEAN: &[u8] = b"e";
 
 /// What a part is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

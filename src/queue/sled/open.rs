@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
+//! STORE/CLEAN    after a clean close only: how many commits the database has had
 //! STORE/LOCK     locked by the process that has it open, with its pid
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
 //! sled 0.34.7 opens a missing, emptied or overwritten `db` as a new database without a word, so a
-//! store that `FORMAT` says is there must hold the uuid that `FORMAT` has; and after anything but a
-//! clean close every entry is counted, because a damaged log can lose some silently.
+//! store that `FORMAT` says is there must hold the uuid that `FORMAT` has. A shortened `db` opens in an
+//! older state: after a clean close the commits must be as many as `CLEAN` says. A damaged log can lose
+//! single entries: after anything but a clean close, and always in a small store, all are counted.
 
 use std::{
     collections::BTreeMap,
@@ -33,12 +35,15 @@ use crate::{
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
+const CLEAN: &str = "CLEAN";
 const LOCK: &str = "LOCK";
 const DATABASE: &str = "sled";
 const MAGIC: &str = "batchyard sled store";
 const VERSION: u32 = 1;
 /// Pages over a quarter of a segment go to files that sled never syncs, so segments are large.
 const SEGMENT_BYTES: usize = 8 << 20;
+/// A store with up to so many entries is counted at every open: that takes a moment only.
+const ALWAYS_COUNTED: u64 = 20_000;
 /// For how long an opener waits for this very process to let go of the store.
 const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -73,6 +78,7 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
         format
     };
     let db = open_database(path, &format, cache_bytes)?;
+    unmark_clean(path)?;
     let (queues, next_queue) = recover(&db, queues)?;
     db.sync()?;
     sync_folder(path)?;
@@ -185,6 +191,35 @@ fn write_format(path: &Path, format: &Format) -> Result<()> {
         File::open(path)?.sync_all()
     };
     write().map_err(|error| unusable(path, "can't be written", error))
+}
+
+/// Notes that a store was closed after so many commits, all of them durable.
+pub(super) fn mark_clean(path: &Path, commits: u64) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(path.join(CLEAN))?;
+        file.write_all(format!("commits {commits}\n").as_bytes())?;
+        file.sync_all()?;
+        File::open(path)?.sync_all()
+    };
+    write().map_err(|error| unusable(path, "can't be marked as closed", error))
+}
+
+/// After how many commits the store was closed; `None` if it was not, or if nobody can tell.
+fn read_clean(path: &Path) -> Option<u64> {
+    let text = fs::read_to_string(path.join(CLEAN)).ok()?;
+    text.strip_prefix("commits ")?
+        .strip_suffix('\n')?
+        .parse()
+        .ok()
+}
+
+/// From here on, only another clean close makes the store clean.
+fn unmark_clean(path: &Path) -> Result<()> {
+    let remove = || match fs::remove_file(path.join(CLEAN)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::open(path)?.sync_all(),
+    };
+    remove().map_err(|error| unusable(path, "can't be written", error))
 }
 
 /// Locks the store for this process.
@@ -307,10 +342,16 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
     let mut write = Write::default();
     match found {
         Some((store, _)) if store.uuid == format.uuid => {
-            if db.get(Tree::Meta, keys::CLEAN)?.is_none() {
+            let clean = read_clean(path);
+            if clean.is_some_and(|commits| commits != db.commits()) {
+                return Err(Error::corrupt(format!(
+                    "the database in {} is not in the state in which it was closed; run `repair` to save what can be read",
+                    path.display()
+                )));
+            }
+            if clean.is_none() || db.entries() <= ALWAYS_COUNTED {
                 db.verify_counts()?;
             }
-            write.delete(Tree::Meta, keys::CLEAN.to_vec());
         }
         None if !format.made => {
             let store = StoreV1 {
@@ -359,6 +400,7 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
             queue: &mut queue,
             low_space: None,
         };
+        step.unstage()?;
         step.settle_all()?;
         queue.find_oldest(db)?;
         queue.find_next(db)?;

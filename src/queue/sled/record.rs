@@ -49,9 +49,12 @@ pub(super) struct StoreV1 {
     pub(super) uuid: String,
 }
 
-/// Entries per tree, in the order of [`Tree::ALL`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the store must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CountsV1 {
+    /// How many commits there ever were.
+    pub(super) commits: u64,
+    /// Entries per tree, in the order of [`Tree::ALL`].
     pub(super) entries: Vec<u64>,
 }
 
@@ -122,6 +125,10 @@ pub(super) enum PlaceV1 {
 
 /// A batch. Its members are the entries of `requests` from `first` to `last`: nothing else is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, as they are on disk"
+)]
 pub(super) struct BatchV1 {
     pub(super) first: u64,
     pub(super) last: u64,
@@ -145,6 +152,8 @@ pub(super) struct BatchV1 {
     pub(super) marks: u32,
     pub(super) checkpoint: bool,
     pub(super) context: bool,
+    /// A large update is being written: outcomes settled after the queue's `last_settled` don't count.
+    pub(super) staging: bool,
     pub(super) ending: Option<EndingV1>,
 }
 

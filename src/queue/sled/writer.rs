@@ -23,7 +23,7 @@ use super::{
     db::{Db, Write},
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
     keys::{self, Tree},
-    open::Opened,
+    open::{self, Opened},
     record::QueueV1,
     state::{Live, QueueState},
 };
@@ -359,14 +359,16 @@ impl Writer {
     fn finish(mut self, reply: Option<oneshot::Sender<Result<()>>>) {
         self.commands.close();
         self.core.permits.close();
-        self.write.put_key(Tree::Meta, keys::CLEAN.to_vec());
         let core = self.core.clone();
         let mut gate = core.write_gate();
         self.commit(&mut gate);
         drop(gate);
         self.sync();
         let mut gate = core.write_gate();
-        let closed = gate.db.as_ref().map_or(Ok(()), Db::check);
+        let closed = gate.db.as_ref().map_or(Ok(()), |db| {
+            db.check()?;
+            open::mark_clean(&core.path, db.commits())
+        });
         let db = gate.db.take();
         let queues = std::mem::take(&mut gate.queues);
         drop(gate);

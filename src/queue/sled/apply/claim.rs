@@ -188,6 +188,7 @@ impl Step<'_> {
             marks: members.marks,
             checkpoint: false,
             context: !context.is_empty(),
+            staging: false,
             ending: None,
         };
         if batch.context {

@@ -8,6 +8,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, Result},
     queue::sled::{
+        db,
         keys::{self, Note, PartOf, Tree},
         record::{
             BatchV1, ChildV1, EndingV1, NoteV1, OutcomeV1, PhaseV1, PlaceV1, RequestV1, ResultV1,
@@ -32,12 +33,12 @@ impl Step<'_> {
         };
         let planned = self.plan(&batch, lease, update)?;
         self.queue.wake |= !(planned.is_empty() && matches!(update.then, Then::Hold { .. }));
+        self.record_all(now, id, &mut batch, planned)?;
         if let Some(checkpoint) = &update.checkpoint {
             let key = keys::note(self.queue.id, id, Note::Checkpoint);
             self.write.put(Tree::Notes, key, &NoteV1 {}, checkpoint)?;
             batch.checkpoint = true;
         }
-        self.record_all(now, id, &mut batch, planned)?;
         match &update.then {
             Then::Hold { until } => batch.until = until.as_nanos(),
             Then::Release => {
@@ -107,6 +108,8 @@ impl Step<'_> {
             .filter(|request| request.id == id.as_u64()))
     }
 
+    /// Records outcomes. A large update commits in between; as long as the batch's record says so,
+    /// what it has written does not count, and opening takes it back.
     fn record_all(
         &mut self,
         now: Timestamp,
@@ -114,6 +117,20 @@ impl Step<'_> {
         batch: &mut BatchV1,
         planned: Vec<(RequestV1, &Outcome)>,
     ) -> Result<()> {
+        let large = planned.len() > SLICE
+            || planned
+                .iter()
+                .filter_map(|(_, outcome)| result_of(outcome))
+                .map(<[u8]>::len)
+                .sum::<usize>()
+                > LARGE_RESULTS;
+        if large {
+            let staging = BatchV1 {
+                staging: true,
+                ..batch.clone()
+            };
+            self.put_batch(id, &staging)?;
+        }
         let mut settling: Option<Settling> = None;
         for (request, outcome) in planned {
             batch.open -= 1;
@@ -149,11 +166,44 @@ impl Step<'_> {
             } else {
                 settling = Some(page);
             }
+            if large && self.write.is_large() {
+                self.db.commit(self.write)?;
+            }
         }
         match settling {
             Some(page) => self.put_settled(page),
             None => Ok(()),
         }
+    }
+
+    /// Takes back what a large update had written when a crash cut it off.
+    pub(in crate::queue::sled) fn unstage(&mut self) -> Result<()> {
+        let last_settled = self.queue.record.last_settled;
+        let staging = self.queue.open.iter().filter(|(_, batch)| batch.staging);
+        let staging: Vec<(u128, BatchV1)> =
+            staging.map(|(id, batch)| (*id, batch.clone())).collect();
+        for (id, mut batch) in staging {
+            let (db, from, to) = (self.db, self.key(&[batch.first]), self.key(&[batch.last]));
+            for entry in db.range(Tree::Requests, from, to) {
+                let (key, value) = entry?;
+                let (member, _) = db::read::<RequestV1>(Tree::Requests, &key, &value)?;
+                let outcome = self.load::<OutcomeV1>(Tree::Outcomes, &self.key(&[member.id]))?;
+                if let Some((outcome, _)) = outcome.filter(|(new, _)| new.sequence > last_settled) {
+                    self.delete_outcome(member.id, &outcome);
+                }
+                if self.write.is_large() {
+                    self.db.commit(self.write)?;
+                }
+            }
+            let after = self.key(&[last_settled.saturating_add(1)]);
+            for entry in db.range(Tree::Settled, after, self.key(&[u64::MAX])) {
+                self.write.delete(Tree::Settled, entry?.0.to_vec());
+            }
+            batch.staging = false;
+            self.put_batch(id, &batch)?;
+            self.queue.open.insert(id, batch);
+        }
+        self.db.commit(self.write)
     }
 
     /// Ends a batch. One where every member is done is settled in slices after the answer, between
@@ -232,6 +282,9 @@ impl Step<'_> {
         })
     }
 }
+
+/// An update with more bytes of results than this is written in several commits.
+const LARGE_RESULTS: usize = 2 << 20;
 
 /// An outcome as it is recorded.
 pub(super) fn verdict(outcome: &Outcome) -> VerdictV1 {
