@@ -405,7 +405,7 @@ async fn a_stopped_command_is_told_with_sigterm_first() {
         let fixture = Fixture::new(&["1"]).await;
         let witness = Witness::new(fixture.directory.path());
         let polite = witness.script("trap 'echo goodbye >&9; exit' TERM;", "sleep 1000 & wait");
-        let mut handler = sh(&polite).grace(Duration::from_secs(600));
+        let mut handler = sh(&polite).grace(Duration::from_mins(10));
         if supervised {
             handler = fixture.supervised(handler);
         }

@@ -51,6 +51,7 @@ use super::{
     override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...",
     after_help = "Killed at any moment and started again with the same arguments, it goes on where it was."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "flags, read by name")]
 pub(crate) struct RunArgs {
     /// The file whose lines are the requests; - is stdin
     #[arg(value_hint = ValueHint::FilePath)]
@@ -182,14 +183,12 @@ struct Site {
 
 impl Site {
     async fn open(args: &RunArgs) -> Result<Self, Failure> {
-        let (folder, own) = match &args.store.store {
-            Some(folder) => (folder.clone(), false),
-            None => {
-                let mut folder = args.out.as_os_str().to_owned();
-                folder.push(".batchyard");
-                (folder.into(), true)
-            }
-        };
+        let own = args.store.store.is_none();
+        let folder = args.store.store.clone().unwrap_or_else(|| {
+            let mut folder = args.out.as_os_str().to_owned();
+            folder.push(".batchyard");
+            folder.into()
+        });
         let open = OpenStore::folder(&folder, options()).await?;
         Ok(Self {
             store: open.store,
@@ -329,11 +328,11 @@ async fn for_each_page(
     loop {
         let page = admin.list(queue.now(), &list).await?;
         let ids: Vec<RequestId> = page.iter().map(|entry| entry.id).collect();
-        let Some(last) = ids.last() else {
+        let Some(end) = ids.last() else {
             return Ok(());
         };
         apply(&ids).await?;
-        list = list.after(*last);
+        list = list.after(*end);
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Failures {
 
 /// A line of the file.
 #[derive(Serialize)]
-struct Line<'a> {
+struct Reason<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<RequestId>,
     line: u64,
@@ -52,7 +52,7 @@ impl Failures {
     /// One that was told by an earlier start of this run.
     pub(super) fn refused_before(&self, line: u64, why: &str) {
         let error = format!("refused: {why}");
-        self.write(&Line {
+        self.write(&Reason {
             id: None,
             line,
             error: &error,
@@ -62,7 +62,7 @@ impl Failures {
     /// A request that failed for good.
     pub(super) fn failed(&self, id: RequestId, line: u64, error: &str) {
         self.tell(format_args!("line {line} failed: {error}"));
-        self.write(&Line {
+        self.write(&Reason {
             id: Some(id),
             line,
             error,
@@ -91,7 +91,7 @@ impl Failures {
         }
     }
 
-    fn write(&self, line: &Line<'_>) {
+    fn write(&self, line: &Reason<'_>) {
         if let Some((_, file)) = &self.file {
             let mut text =
                 serde_json::to_vec(line).expect("numbers and strings are always writable");

@@ -111,7 +111,7 @@ impl Output {
             }
             self.flush().await?;
             tokio::select! {
-                changed = changed(&mut changes) => changed?,
+                woken = changed(&mut changes) => woken?,
                 told = settled.changed() => if told.is_err() { return Ok(()) },
             }
             // One look for many changes: each costs a read of the store.
@@ -230,15 +230,12 @@ impl Output {
         } else {
             let head = format!("{{\"id\":\"{}\",\"line\":{line_number},", entry.id);
             line.extend_from_slice(head.as_bytes());
-            match &error {
-                Some(error) => {
-                    line.extend_from_slice(b"\"error\":");
-                    line.extend_from_slice(&json_string(error));
-                }
-                None => {
-                    line.extend_from_slice(b"\"result\":");
-                    write_json(&mut line, result);
-                }
+            if let Some(error) = &error {
+                line.extend_from_slice(b"\"error\":");
+                line.extend_from_slice(&json_string(error));
+            } else {
+                line.extend_from_slice(b"\"result\":");
+                write_json(&mut line, result);
             }
             line.push(b'}');
         }

@@ -108,15 +108,12 @@ impl Reader {
         loop {
             let more = self.next_line(&mut line)?;
             if more {
-                match self.refusal(&line) {
-                    Some(why) => {
-                        self.read.refused += 1;
-                        self.failures.refused(self.read.lines, &why);
-                    }
-                    None => {
-                        bytes += line.len();
-                        requests.push(self.request(&line));
-                    }
+                if let Some(why) = self.refusal(&line) {
+                    self.read.refused += 1;
+                    self.failures.refused(self.read.lines, &why);
+                } else {
+                    bytes += line.len();
+                    requests.push(self.request(&line));
                 }
             }
             // What has come through a pipe so far should not wait for what comes later.
