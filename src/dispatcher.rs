@@ -211,6 +211,11 @@ impl RunningDispatcher {
         self.stopped().await
     }
 
+    /// Waits until it has stopped, and leaves asking a second time possible meanwhile. Cancel safe.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Waits until it has stopped, as [`begin_shut_down`](Self::begin_shut_down) asks, or by itself.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     num::NonZeroU64,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -405,7 +405,7 @@ async fn a_stopped_command_is_told_with_sigterm_first() {
         let fixture = Fixture::new(&["1"]).await;
         let witness = Witness::new(fixture.directory.path());
         let polite = witness.script("trap 'echo goodbye >&9; exit' TERM;", "sleep 1000 & wait");
-        let mut handler = sh(&polite).grace(Duration::from_secs(600));
+        let mut handler = sh(&polite).grace(Duration::from_mins(10));
         if supervised {
             handler = fixture.supervised(handler);
         }
@@ -446,7 +446,7 @@ fn supervisor(lock: &Path, script: &str) -> Child {
         .args(["__supervise", "100"])
         .arg(lock)
         .args(["sh", "-c", script])
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -468,6 +468,20 @@ async fn a_supervisor_whose_holder_is_gone_ends_the_command() {
     ended.await;
     assert_eq!(holderless.wait().unwrap().code(), Some(128 + 9));
     assert!(!directory.path().join("lock").exists());
+}
+
+#[tokio::test]
+async fn the_end_of_the_holder_is_not_the_end_of_the_input() {
+    let directory = TempDir::new().unwrap();
+    let witness = Witness::new(directory.path());
+    let script = witness.script("trap '' TERM;", "cat >&9; echo end of input >&9");
+    let mut holderless = supervisor(&directory.path().join("lock"), &script);
+    let ended = witness.started().await;
+    let mut stdin = holderless.stdin.take().unwrap();
+    stdin.write_all(b"\x04\0\0\0one\n\x09\0\0\0two").unwrap();
+    drop(stdin);
+    assert_eq!(ended.await, "one\ntwo");
+    holderless.wait().unwrap();
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Handler")]
 pub(crate) struct HandlerArgs {
-    /// Send batches there instead of to a command, such as http:https://example.org/batches
+    /// Send batches there instead of to a command, such as `http:https://example.org/batches`
     #[arg(long, value_name = "KIND:WHERE", conflicts_with_all = ["command", "plain"])]
     pub(crate) handler: Option<String>,
     /// Payload lines to the command, result lines from it, one to one, in place of JSON Lines

@@ -66,12 +66,6 @@ impl Failure {
         };
         Self::new(exit, format!("{path}: {error}"))
     }
-
-    /// With something in front of its text.
-    pub(crate) fn context(mut self, context: impl fmt::Display) -> Self {
-        self.text = format!("{context}: {}", self.text);
-        self
-    }
 }
 
 impl From<Error> for Failure {

@@ -1,11 +1,82 @@
+//! `run`: every line of INPUT through a command, in batches, and its result to OUTPUT.
+//!
+//! ```text
+//!   INPUT ─▶ reader ─▶ queue, with the ledger ─▶ dispatcher ─▶ COMMAND ─▶ results, kept in the queue
+//!                                                                             │
+//!                       OUTPUT ◀── renamed once whole ── OUTPUT.part ◀── output
+//! ```
+//! All that a run knows is in its queue: the requests, their results, and the [`Ledger`], which is
+//! written in the same step as the requests that it speaks of. So a run that is killed at any moment
+//! goes on where it was: the reader skips what was queued (and makes sure that it is unchanged), the
+//! store offers the batches that were in flight again under their ids, and `OUTPUT.part` is written
+//! anew. A store can hold several runs, one after the other, in queues `run`, `run-2`, and so on.
+
+mod failures;
+mod ledger;
+mod output;
+mod reader;
+
+use std::{
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use batchyard::{
+    Batch, Dispatcher, List, Policy, Queue, QueueName, QueueOptions, RequestId, RunningDispatcher,
+    State, Stats, Store,
+};
+use clap::{Args, ValueHint};
+use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
+
+use self::{
+    failures::Failures,
+    ledger::{Identity, Ledger},
+    output::{Format, Output},
+    reader::Reader,
+};
 use super::{
     args::{HandlerArgs, PolicyArgs, StoreArgs},
     exit::{Exit, Failure},
+    output::{Progress, print_json, say},
+    stop::Stop,
+    store::OpenStore,
 };
-use clap::Args;
-/// run
+
+/// Options of `run`.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...",
+    after_help = "Killed at any moment and started again with the same arguments, it goes on where it was."
+)]
+#[expect(clippy::struct_excessive_bools, reason = "flags, read by name")]
 pub(crate) struct RunArgs {
+    /// The file whose lines are the requests; - is stdin
+    #[arg(value_hint = ValueHint::FilePath)]
+    input: PathBuf,
+    /// Where the results go, in input order; written as OUTPUT.part until all are there
+    #[arg(long, value_name = "OUTPUT", value_hint = ValueHint::FilePath)]
+    out: PathBuf,
+    /// Lines are any text, not only JSON
+    #[arg(long)]
+    lines: bool,
+    /// Write results as they come instead of in input order
+    #[arg(long)]
+    unordered: bool,
+    /// Write the reason of each failure to this file, as JSON Lines
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    failures: Option<PathBuf>,
+    /// Forget an earlier run and start over
+    #[arg(long, conflicts_with = "retry_failed")]
+    fresh: bool,
+    /// Run what failed in the last run again, and only that
+    #[arg(long)]
+    retry_failed: bool,
+    /// Print the summary as JSON on stdout
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -13,6 +84,400 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     handler: HandlerArgs,
 }
-pub(super) async fn run(_args: RunArgs) -> Result<Exit, Failure> {
-    Ok(Exit::Ok)
+
+/// How a run ended.
+#[derive(Debug, Serialize)]
+struct Summary {
+    /// Lines that became requests.
+    requests: u64,
+    done: u64,
+    failed: u64,
+    /// Lines that became none.
+    refused: u64,
+    finished: bool,
+    seconds: f64,
 }
+
+/// Runs it, from the arguments to the exit code.
+pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let policy = args.policy.policy()?;
+    args.handler.check()?;
+    check_paths(&args)?;
+    let mut stop = Stop::new()?;
+    let failures = Arc::new(Failures::open(args.failures.as_deref())?);
+    let mut reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
+    let mut site = Site::open(&args).await?;
+    let (queue, mut ledger) = site.take_up(&args).await?;
+    let skipped = ledger.clone();
+    let skipping = tokio::task::spawn_blocking(move || reader.skip(&skipped).map(|()| reader));
+    let reader = tokio::select! {
+        reader = skipping => reader.map_err(|error| Failure::new(Exit::Failure, error.to_string()))??,
+        exit = stop.asked() => return Ok(exit),
+    };
+    if args.retry_failed {
+        redrive_all(&*queue).await?;
+        ledger.identity = Identity::of(&args);
+        ledger.finished = false;
+        ledger.save(&*queue).await?;
+    }
+    let format = Format {
+        plain: args.handler.plain,
+        unordered: args.unordered,
+    };
+    let output = Output::begin(&args.out, format, Arc::clone(&failures)).await?;
+    let yard = Yard {
+        dispatcher: dispatcher(&args, policy, &queue, &site)?,
+        queue: Arc::clone(&queue),
+    };
+    let ended = yard.work(reader, output, ledger, &mut stop).await;
+    let ended = ended.and_then(|ended| failures.finish().map(|()| ended));
+    let stats = queue.stats(queue.now()).await;
+    let (ended, stats) = (ended?, stats?);
+    let summary = Summary::new(&stats, &ended.ledger, started.elapsed());
+    if let Some(exit) = ended.stopped {
+        summary.tell(&args)?;
+        say("stopped; run the same command again to go on");
+        site.store.close().await?;
+        return Ok(exit);
+    }
+    site.finish(&*queue, ended.ledger, summary.failed == 0)
+        .await?;
+    summary.tell(&args)?;
+    Ok(summary.exit())
+}
+
+/// Finds what can never work before anything is opened or queued.
+fn check_paths(args: &RunArgs) -> Result<(), Failure> {
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(&args.input, &args.out) {
+        let text = "INPUT and OUTPUT are the same file; choose another OUTPUT";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    Output::check(&args.out)
+}
+
+fn dispatcher(
+    args: &RunArgs,
+    policy: Policy,
+    queue: &Arc<dyn Queue>,
+    site: &Site,
+) -> Result<RunningDispatcher, Failure> {
+    let handler = args.handler.handler(&site.commands)?;
+    let handle = move |batch: Batch| {
+        let handler = Arc::clone(&handler);
+        async move { handler.handle(batch).await }
+    };
+    let builder = Dispatcher::builder(Arc::clone(queue)).policy(policy);
+    Ok(builder.handler(handle).build()?.start())
+}
+
+/// The store of a run, and whether it is this run's own.
+struct Site {
+    store: Arc<dyn Store>,
+    commands: PathBuf,
+    folder: PathBuf,
+    /// The folder was not named by the user, and goes when all is done.
+    own: bool,
+}
+
+impl Site {
+    async fn open(args: &RunArgs) -> Result<Self, Failure> {
+        let own = args.store.store.is_none();
+        let folder = args.store.store.clone().unwrap_or_else(|| {
+            let mut folder = args.out.as_os_str().to_owned();
+            folder.push(".batchyard");
+            folder.into()
+        });
+        let open = OpenStore::folder(&folder, options()).await?;
+        Ok(Self {
+            store: open.store,
+            commands: open.commands,
+            folder,
+            own,
+        })
+    }
+
+    /// The queue of the run that goes on, or of a new one.
+    async fn take_up(&mut self, args: &RunArgs) -> Result<(Arc<dyn Queue>, Ledger), Failure> {
+        let identity = Identity::of(args);
+        let last = self.last_run().await?;
+        if let Some((queue, _)) = &last
+            && !args.fresh
+            && let Some(ledger) = Ledger::load(&**queue).await?
+            && (args.retry_failed || !ledger.finished)
+        {
+            identity.check(&ledger.identity, args.retry_failed)?;
+            return Ok((Arc::clone(queue), ledger));
+        }
+        if args.retry_failed {
+            let text = format!("{} holds no run to retry", self.folder.display());
+            return Err(Failure::new(Exit::NotFound, text));
+        }
+        let number = match last {
+            None => 1,
+            Some((queue, _)) if self.own => {
+                drop(queue);
+                self.start_over().await?;
+                1
+            }
+            Some((queue, number)) => {
+                clear(&*queue).await?;
+                number + 1
+            }
+        };
+        let queue = self.store.queue(&run_name(number)?).await?;
+        let ledger = Ledger {
+            identity,
+            ..Ledger::default()
+        };
+        ledger.save(&*queue).await?;
+        Ok((queue, ledger))
+    }
+
+    /// The queue of the latest run in this store, and its number.
+    async fn last_run(&self) -> Result<Option<(Arc<dyn Queue>, u32)>, Failure> {
+        let names = self.store.queues(QUEUE).await?;
+        let last = names.iter().filter_map(run_number).max();
+        match last {
+            None => Ok(None),
+            Some(number) => Ok(Some((self.store.queue(&run_name(number)?).await?, number))),
+        }
+    }
+
+    async fn start_over(&mut self) -> Result<(), Failure> {
+        self.store.close().await?;
+        self.remove()?;
+        let open = OpenStore::folder(&self.folder, options()).await?;
+        self.store = open.store;
+        Ok(())
+    }
+
+    /// Notes that the run is finished, and removes what nobody needs any more.
+    async fn finish(
+        self,
+        queue: &dyn Queue,
+        mut ledger: Ledger,
+        all_done: bool,
+    ) -> Result<(), Failure> {
+        ledger.finished = true;
+        ledger.save(queue).await?;
+        self.store.close().await?;
+        if self.own && all_done {
+            self.remove()?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<(), Failure> {
+        let removed = std::fs::remove_dir_all(&self.folder);
+        removed.map_err(|error| Failure::io(self.folder.display(), &error))
+    }
+}
+
+/// Results are kept as long as the store.
+fn options() -> QueueOptions {
+    QueueOptions::default().retention(Duration::MAX)
+}
+
+fn run_name(number: u32) -> Result<QueueName, Failure> {
+    let name = match number {
+        1 => QUEUE.to_owned(),
+        number => format!("{QUEUE}-{number}"),
+    };
+    Ok(name.parse()?)
+}
+
+fn run_number(name: &QueueName) -> Option<u32> {
+    match name.as_str().strip_prefix(QUEUE)? {
+        "" => Some(1),
+        rest => rest.strip_prefix('-')?.parse().ok(),
+    }
+}
+
+/// Takes everything that waits or failed out of the queue of a run that is over.
+async fn clear(queue: &dyn Queue) -> Result<(), Failure> {
+    let admin = output::administration(queue)?;
+    for state in [State::Ready, State::Delayed, State::InFlight] {
+        for_each_page(queue, state, async |ids| {
+            admin.cancel(queue.now(), ids).await.map(|_| ())
+        })
+        .await?;
+    }
+    for_each_page(queue, State::Dead, async |ids| {
+        admin.purge(queue.now(), ids).await.map(|_| ())
+    })
+    .await
+}
+
+async fn redrive_all(queue: &dyn Queue) -> Result<(), Failure> {
+    let admin = output::administration(queue)?;
+    for_each_page(queue, State::Dead, async |ids| {
+        admin.redrive(queue.now(), ids).await.map(|_| ())
+    })
+    .await
+}
+
+async fn for_each_page(
+    queue: &dyn Queue,
+    state: State,
+    apply: impl AsyncFn(&[RequestId]) -> batchyard::Result<()>,
+) -> Result<(), Failure> {
+    let admin = output::administration(queue)?;
+    let mut list = List::new(state);
+    loop {
+        let page = admin.list(queue.now(), &list).await?;
+        let ids: Vec<RequestId> = page.iter().map(|entry| entry.id).collect();
+        let Some(end) = ids.last() else {
+            return Ok(());
+        };
+        apply(&ids).await?;
+        list = list.after(*end);
+    }
+}
+
+/// The dispatcher at work on the run's queue.
+struct Yard {
+    dispatcher: RunningDispatcher,
+    queue: Arc<dyn Queue>,
+}
+
+/// How the work ended.
+struct WorkEnd {
+    ledger: Ledger,
+    /// It was asked to stop, with this exit code.
+    stopped: Option<Exit>,
+}
+
+impl Yard {
+    /// Reads, dispatches and writes until all is settled, or until it is asked to stop.
+    async fn work(
+        self,
+        reader: Reader,
+        mut output: Output,
+        ledger: Ledger,
+        stop: &mut Stop,
+    ) -> Result<WorkEnd, Failure> {
+        let Self { dispatcher, queue } = self;
+        let (told, read) = watch::channel(ledger.clone());
+        let (settled, all_settled) = watch::channel(None);
+        let reading = async {
+            reader.queue_all(Arc::clone(&queue), ledger, told).await?;
+            dispatcher.drain().await?;
+            // What is settled now stays so: INPUT has ended, and nobody else pushes.
+            settled.send_replace(Some(read.borrow().clone()));
+            Ok::<_, Failure>(())
+        };
+        let working = async { tokio::try_join!(reading, output.write_all(&*queue, all_settled)) };
+
+        let stopped = tokio::select! {
+            worked = working => worked.map(|_| None),
+            never = show_progress(&*queue, read.clone()) => match never {},
+            exit = stop.asked() => Ok(Some(exit)),
+        };
+        match stopped {
+            Ok(None) => output.finish().await?,
+            Ok(Some(_)) => {
+                say("stopping: batches under way may finish; press again to stop at once");
+                stop_dispatcher(&dispatcher, stop).await;
+                output.flush().await?;
+            }
+            Err(_) => {
+                dispatcher.begin_shut_down().await;
+                dispatcher.begin_shut_down().await;
+            }
+        }
+        // If the dispatcher stopped by itself, its reason says more than what failed here because of it.
+        dispatcher.shut_down().await?;
+        Ok(WorkEnd {
+            stopped: stopped?,
+            ledger: read.borrow().clone(),
+        })
+    }
+}
+
+/// Lets batches finish; a second signal stops them at once.
+async fn stop_dispatcher(dispatcher: &RunningDispatcher, stop: &mut Stop) {
+    dispatcher.begin_shut_down().await;
+    tokio::select! {
+        () = dispatcher.ended() => {}
+        _ = stop.asked() => dispatcher.begin_shut_down().await,
+    }
+}
+
+async fn show_progress(queue: &dyn Queue, read: watch::Receiver<Ledger>) -> Infallible {
+    let progress = Progress::start();
+    loop {
+        if let Ok(stats) = queue.stats(queue.now()).await {
+            let (complete, requests) = {
+                let ledger = read.borrow();
+                (ledger.complete, ledger.read.requests)
+            };
+            let failed = stats.dead;
+            let reading = if complete { "" } else { ", reading" };
+            progress.set(
+                stats.done + failed,
+                requests,
+                format_args!(", {failed} failed{reading}"),
+            );
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+impl Summary {
+    fn new(stats: &Stats, ledger: &Ledger, took: Duration) -> Self {
+        Self {
+            requests: stats.pushed,
+            done: stats.done,
+            failed: stats.dead,
+            refused: ledger.read.refused,
+            finished: stats.held() == 0 && ledger.complete,
+            seconds: took.as_secs_f64(),
+        }
+    }
+
+    fn tell(&self, args: &RunArgs) -> Result<(), Failure> {
+        if args.json {
+            print_json(self)?;
+        }
+        let Self {
+            requests,
+            done,
+            failed,
+            refused,
+            seconds,
+            ..
+        } = self;
+        let open = requests.saturating_sub(done + failed);
+        let open = if open > 0 {
+            format!(", {open} open")
+        } else {
+            String::new()
+        };
+        let refused = if *refused > 0 {
+            format!("; {refused} lines refused")
+        } else {
+            String::new()
+        };
+        say(&format!(
+            "{requests} requests: {done} done, {failed} failed{open}{refused}, in {seconds:.1} s"
+        ));
+        if self.finished && *failed > 0 {
+            say("run the same command with --retry-failed to run only what failed again");
+        }
+        Ok(())
+    }
+
+    fn exit(&self) -> Exit {
+        if self.failed + self.refused > 0 {
+            Exit::Partial
+        } else {
+            Exit::Ok
+        }
+    }
+}
+
+/// The queue of the first run in a store.
+const QUEUE: &str = "run";
+const TICK: Duration = Duration::from_millis(200);

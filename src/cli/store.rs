@@ -23,7 +23,8 @@ impl OpenStore {
     /// # Errors
     /// As [`batchyard::SledOptions::open`].
     pub(crate) async fn folder(path: &Path, queues: QueueOptions) -> Result<Self, Failure> {
-        let store = SledStore::options().queues(queues).open(path).await?;
+        let options = SledStore::options().queues(queues).offer_held(true);
+        let store = options.open(path).await?;
         Ok(Self {
             store: Arc::new(store),
             commands: path.join(COMMANDS),

@@ -40,7 +40,12 @@ use rustix::{
 use tokio::process::{Child, Command};
 
 pub use self::supervisor::supervise;
-use self::{answers::Answers, feed::Fed, spool::Spool, stderr::Tail};
+use self::{
+    answers::Answers,
+    feed::{Fed, Stdin},
+    spool::Spool,
+    stderr::Tail,
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     handler::{Batch, BatchHandler, HandlerError, Report},
@@ -229,25 +234,25 @@ impl CommandHandler {
 
     /// Runs the command to its end; its answers if it exited with 0.
     async fn run(&self, batch: &Batch) -> Result<(Fed, Spool), HandlerError> {
+        // Dropped last: the command is ended before its input seems to be.
+        let mut stdin;
         let mut running = self.spawn(batch)?;
-        let pipes = running.pipes();
+        let (input, stdout, stderr) = running.pipes();
+        stdin = Some(Stdin::new(input, running.supervised));
         let limits = spool::Limits::new(batch, self.format, self.max_output_bytes);
         let mut spool = Spool::new(self.directory(), batch.id()).await?;
         let mut tail = Tail::default();
         let mut fed = Fed::default();
-        let status = {
-            let (stdin, stdout, stderr) = pipes;
-            let pumps = async {
-                tokio::try_join!(
-                    fed.feed(batch, self.format, stdin),
-                    spool.fill(stdout, &limits),
-                    tail.follow(stderr, batch.id()),
-                )
-            };
-            tokio::select! {
-                status = running.ended(pumps) => status,
-                () = batch.stopped() => Err(HandlerError::transient("stopped")),
-            }
+        let pumps = async {
+            tokio::try_join!(
+                fed.feed(batch, self.format, &mut stdin),
+                spool.fill(stdout, &limits),
+                tail.follow(stderr, batch.id()),
+            )
+        };
+        let status = tokio::select! {
+            status = running.ended(pumps) => status,
+            () = batch.stopped() => Err(HandlerError::transient("stopped")),
         };
         let status = match status {
             Ok(status) => status,

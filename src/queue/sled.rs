@@ -65,7 +65,7 @@ use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
 pub use self::queue::SledQueue;
-use self::{handle::Handle, writer::Writer};
+use self::{handle::Handle, state::QueueState, writer::Writer};
 use crate::{
     error::{Error, Result},
     queue::{Queue, QueueOptions, Store},
@@ -101,6 +101,7 @@ pub struct SledOptions {
     low_space_mark: u64,
     cache_bytes: u64,
     open_timeout: Duration,
+    offer_held: bool,
 }
 
 impl Default for SledOptions {
@@ -110,6 +111,7 @@ impl Default for SledOptions {
             low_space_mark: 64 << 20,
             cache_bytes: 32 << 20,
             open_timeout: Duration::from_mins(10),
+            offer_held: false,
         }
     }
 }
@@ -146,6 +148,15 @@ impl SledOptions {
         self
     }
 
+    /// Offers batches that were held when the store was last open at once, instead of when their
+    /// leases run out: only one process at a time has it open, so those who held them are gone. For
+    /// a process that holds no lease from an earlier opening of its own. Default: no.
+    #[must_use]
+    pub fn offer_held(mut self, offer: bool) -> Self {
+        self.offer_held = offer;
+        self
+    }
+
     /// Opens the store in this folder, made if it is missing or empty.
     ///
     /// # Errors
@@ -160,7 +171,10 @@ impl SledOptions {
         let (reply, answer) = oneshot::channel();
         let serve = move || match open::open(&path, self.queues, self.cache_bytes) {
             Err(error) => drop(reply.send(Err(error))),
-            Ok(opened) => {
+            Ok(mut opened) => {
+                if self.offer_held {
+                    opened.queues.values_mut().for_each(QueueState::offer_held);
+                }
                 let (writer, handle) = Writer::new(opened, self.queues, self.low_space_mark);
                 // Nobody waits any more: the handle is dropped, and the writer ends at once.
                 drop(reply.send(Ok(handle)));

@@ -19,19 +19,20 @@ impl Fed {
     /// What a command would be given of this batch.
     pub(super) async fn of(batch: &Batch, format: LineFormat) -> Result<Self, HandlerError> {
         let mut fed = Self::default();
-        fed.feed(batch, format, tokio::io::sink()).await?;
+        let nowhere = Stdin::new(tokio::io::sink(), false);
+        fed.feed(batch, format, &mut Some(nowhere)).await?;
         Ok(fed)
     }
 
     /// Writes a line per request, page by page. A command that closes its stdin early is free to do
-    /// so; it is its answers that count.
+    /// so; it is its answers that count. If this fails, or is dropped, stdin stays open: its end would
+    /// make half of a batch look like all of it.
     pub(super) async fn feed(
         &mut self,
         batch: &Batch,
         format: LineFormat,
-        stdin: impl AsyncWrite + Unpin,
+        stdin: &mut Option<Stdin<impl AsyncWrite + Unpin>>,
     ) -> Result<(), HandlerError> {
-        let mut stdin = Some(stdin);
         let mut members = batch.members();
         let mut lines = Vec::with_capacity(CHUNK_BYTES);
         let mut unfit = Vec::new();
@@ -42,14 +43,14 @@ impl Fed {
             }
             self.0.push(member.id);
             if lines.len() >= CHUNK_BYTES {
-                write(&mut stdin, &mut lines).await;
+                write(stdin, &mut lines).await;
             }
             if unfit.len() >= RECORD_PAGE {
                 batch.record(std::mem::take(&mut unfit)).await?;
             }
         }
-        write(&mut stdin, &mut lines).await;
-        drop(stdin);
+        write(stdin, &mut lines).await;
+        finish(stdin).await;
         if !unfit.is_empty() {
             batch.record(unfit).await?;
         }
@@ -71,14 +72,52 @@ fn write_line(lines: &mut Vec<u8>, member: &Member, format: LineFormat) -> bool 
     true
 }
 
-async fn write(stdin: &mut Option<impl AsyncWrite + Unpin>, lines: &mut Vec<u8>) {
+/// The command's stdin, or its supervisor's, which takes frames: a length and as many bytes.
+pub(super) struct Stdin<W> {
+    pipe: W,
+    framed: bool,
+}
+
+impl<W: AsyncWrite + Unpin> Stdin<W> {
+    pub(super) fn new(pipe: W, framed: bool) -> Self {
+        Self { pipe, framed }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        for chunk in bytes.chunks(MAX_FRAME_BYTES) {
+            self.write_length(chunk.len()).await?;
+            self.pipe.write_all(chunk).await?;
+        }
+        self.pipe.flush().await
+    }
+
+    async fn write_length(&mut self, bytes: usize) -> std::io::Result<()> {
+        let length = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if self.framed {
+            self.pipe.write_all(&length.to_le_bytes()).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn write(stdin: &mut Option<Stdin<impl AsyncWrite + Unpin>>, lines: &mut Vec<u8>) {
     if let Some(pipe) = stdin
-        && (pipe.write_all(lines).await.is_err() || pipe.flush().await.is_err())
+        && pipe.write(lines).await.is_err()
     {
         *stdin = None;
     }
     lines.clear();
     lines.shrink_to(CHUNK_BYTES * 2);
+}
+
+/// Closes stdin: these were all requests.
+async fn finish(stdin: &mut Option<Stdin<impl AsyncWrite + Unpin>>) {
+    if let Some(pipe) = stdin {
+        // If nobody reads any more, nobody misses it.
+        let _ = pipe.write_length(0).await;
+        let _ = pipe.pipe.flush().await;
+    }
+    *stdin = None;
 }
 
 fn newline() -> Outcome {
@@ -91,5 +130,6 @@ fn newline() -> Outcome {
 
 /// As large as a pipe, so that a wake-up moves a whole pipe's worth.
 const CHUNK_BYTES: usize = 64 << 10;
+const MAX_FRAME_BYTES: usize = 1 << 30;
 /// The most outcomes recorded in one step.
 pub(super) const RECORD_PAGE: usize = 1000;

@@ -1,14 +1,18 @@
 //! The process between us and a command, which outlives us by as long as it takes to end the command.
 //!
 //! ```text
-//!   holder ── spawns ──▶ supervisor ── spawns ──▶ command ──▶ its children
-//!     │                    │  own process group     └── one process group ──┘
-//!     └─ stderr pipe ◀─────┘  watches the pipe, holds the lock
+//!   holder ─ spawns ──▶ supervisor ─ spawns ──▶ command ──▶ its children
+//!     ├─ frames ──▶ stdin ─┤ own process group   └── one process group ──┘
+//!     └◀─ stderr ──────────┘ watches the pipe, holds the lock
 //! ```
 //! A holder that is killed with `SIGKILL` can clean up nothing, so somebody else must. The supervisor is a
 //! process group of its own, so whatever kills the holder's group leaves it alone. It watches the
 //! pipe that is its stderr: once nobody reads from it (the holder died, or let go of the batch), it
 //! ends the command's process group, with `SIGTERM` first and `SIGKILL` after a grace.
+//!
+//! **No truncated input.** If the command's stdin closed with its holder, the command would take half of a
+//! batch for the whole of it. So requests come in frames, a length and as many bytes, and only the
+//! empty frame closes the command's stdin; if the frames end without it, the command is ended first.
 //!
 //! **No two copies.** Before it starts the command, the supervisor takes an exclusive lock on a file
 //! named after the batch, and the command and its children inherit the open file. So the lock is free
@@ -31,7 +35,7 @@ use std::{
         process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitCode, ExitStatus},
+    process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -126,19 +130,27 @@ impl Plan {
             .arg(BECOME)
             .arg(std::process::id().to_string())
             .args(&self.command)
+            .stdin(Stdio::piped())
             .process_group(0);
         let mut child = command.spawn()?;
-        let group = pid(child.id())?;
-        write_group(&lock, group)?;
-        // Ours to signal until the leader of the group is reaped: until then the kernel gives its
-        // number to nobody else.
-        let alive = Arc::new(Mutex::new(true));
-        self.end_group_when_abandoned(group, Arc::clone(&alive));
-        wait_without_reaping(group)?;
-        let mut alive = alive.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = kill_process_group(group, Signal::KILL);
-        *alive = false;
-        let status = child.wait()?;
+        let id = pid(child.id())?;
+        write_group(&lock, id)?;
+        let group = Arc::new(Group {
+            id,
+            alive: Mutex::new(true),
+            grace: self.grace,
+        });
+        let (watched, fed) = (Arc::clone(&group), Arc::clone(&group));
+        // If polling fails there is nobody to tell; ending the command is the safe side.
+        std::thread::spawn(move || {
+            while matches!(is_abandoned(PARENT_POLL), Ok(false)) {}
+            watched.end();
+        });
+        if let Some(stdin) = child.stdin.take() {
+            std::thread::spawn(move || pass_frames(stdin, &fed));
+        }
+        wait_without_reaping(id)?;
+        let status = group.reap(&mut child)?;
         release(lock, &self.lock);
         Ok(exit_code(status))
     }
@@ -184,22 +196,67 @@ impl Plan {
             waited += u64::try_from(LOCK_POLL.as_millis()).unwrap_or(u64::MAX);
         }
     }
+}
 
-    fn end_group_when_abandoned(&self, group: Pid, alive: Arc<Mutex<bool>>) {
-        let grace = self.grace;
-        std::thread::spawn(move || {
-            // If polling fails there is nobody to tell; ending the command is the safe side.
-            while matches!(is_abandoned(PARENT_POLL), Ok(false)) {}
-            for (signal, wait) in [(Signal::TERM, grace), (Signal::KILL, Duration::ZERO)] {
-                let alive = alive.lock().unwrap_or_else(PoisonError::into_inner);
-                if *alive {
-                    let _ = kill_process_group(group, signal);
-                }
-                drop(alive);
-                std::thread::sleep(wait);
-            }
-        });
+/// The command's process group. It is ours to signal until its leader is reaped: until then the kernel
+/// gives its number to nobody else.
+struct Group {
+    id: Pid,
+    alive: Mutex<bool>,
+    grace: Duration,
+}
+
+impl Group {
+    /// Ends it, politely first.
+    fn end(&self) {
+        self.signal(Signal::TERM);
+        std::thread::sleep(self.grace);
+        self.signal(Signal::KILL);
     }
+
+    fn signal(&self, signal: Signal) {
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        if *alive {
+            // It may have ended meanwhile, which is what was wanted.
+            let _ = kill_process_group(self.id, signal);
+        }
+    }
+
+    /// Takes the exit status of the leader, after killing what it has left behind.
+    fn reap(&self, leader: &mut Child) -> io::Result<ExitStatus> {
+        let mut alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = kill_process_group(self.id, Signal::KILL);
+        *alive = false;
+        leader.wait()
+    }
+}
+
+/// Passes the bytes of our frames on, and closes `stdin` after the empty one. A command that reads no
+/// further is free to do so.
+fn pass_frames(stdin: ChildStdin, group: &Group) {
+    let mut stdin = Some(stdin);
+    let mut frames = io::stdin().lock();
+    let mut length = [0; 4];
+    while frames.read_exact(&mut length).is_ok() {
+        let length = u64::from(u32::from_le_bytes(length));
+        if length == 0 {
+            return;
+        }
+        let mut frame = (&mut frames).take(length);
+        let passed = match &mut stdin {
+            Some(stdin) => io::copy(&mut frame, stdin),
+            None => Ok(0),
+        };
+        if passed.is_err() {
+            stdin = None;
+        }
+        let left = frame.limit();
+        if left > 0 && io::copy(&mut (&mut frames).take(left), &mut io::sink()).ok() != Some(left) {
+            break;
+        }
+    }
+    // The holder is gone. The end of its input is not the end of the batch: `stdin` stays open.
+    group.end();
 }
 
 /// Becomes the command, after asking the kernel to kill it should its supervisor die.

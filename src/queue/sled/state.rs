@@ -232,6 +232,14 @@ impl QueueState {
             .map(|(id, batch)| (*id, batch))
     }
 
+    /// Offers the batches of holders that are known to be gone.
+    pub(super) fn offer_held(&mut self) {
+        for batch in self.open.values_mut().filter(|batch| batch.held) {
+            batch.until = 0;
+        }
+        self.publish();
+    }
+
     /// Shows every handle how things stand; call it once that is durable.
     pub(super) fn publish(&mut self) {
         let record = &self.record;
