@@ -1,8 +1,21 @@
-//! A durable, embedded batch queue and dispatcher.
+//! A durable, embedded batch queue and dispatcher: requests arrive one by one, are on stable storage
+//! when `push` answers, and leave in batches.
+//!
+//! - [`Queue`] is the contract of every backend: `SledQueue` (feature `sled`, the embedded default),
+//!   [`MemoryQueue`], `RedisQueue` (feature `redis`), or your own.
+//! - [`Dispatcher`] decides when a batch leaves, by a [`Policy`], and hands it to a [`BatchHandler`]: a
+//!   closure, [typed](json_handler) or not, a child process (`CommandHandler`), an HTTP endpoint
+//!   (`HttpHandler`).
+//! - [`Batch`] is what a handler works with: members, outcomes, a checkpoint, and an id that stays the
+//!   same at every redelivery.
+//! - The guides are in [`documentation`]: [how it works](documentation::how_it_works),
+//!   [durability](documentation::durability), [your own queue](documentation::your_own_queue),
+//!   [coming from LangBatch](documentation::coming_from_langbatch), [design](documentation::design).
 
 mod batch;
 mod clock;
 mod dispatcher;
+pub mod documentation;
 mod error;
 pub mod format;
 mod handler;
@@ -48,3 +61,8 @@ pub use self::{
     },
     stats::{FirstSeen, Stats},
 };
+
+/// The example of the README, compiled.
+#[cfg(all(doctest, feature = "sled"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,16 @@
+//! The guides: how it works, what is promised, and how to build on it.
+
+#[doc = include_str!("_documentation/how_it_works.md")]
+pub mod how_it_works {}
+
+#[doc = include_str!("_documentation/durability.md")]
+pub mod durability {}
+
+#[doc = include_str!("_documentation/your_own_queue.md")]
+pub mod your_own_queue {}
+
+#[doc = include_str!("_documentation/coming_from_langbatch.md")]
+pub mod coming_from_langbatch {}
+
+#[doc = include_str!("_documentation/design.md")]
+pub mod design {}
