@@ -92,10 +92,7 @@ mod sled {
             let folder = TempDir::new().expect("a folder");
             let store = SledStore::options().queues(options);
             let store = store.open(folder.path().join("store")).await;
-            self.stores
-                .lock()
-                .expect("no test panics with it")
-                .push(folder);
+            self.stores.lock().expect("not poisoned").push(folder);
             Some(Arc::new(store.expect("the store opens")))
         }
     }
