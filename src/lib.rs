@@ -32,7 +32,7 @@ pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
 #[cfg(feature = "sled")]
-pub use self::queue::sled::{SledOptions, SledQueue, SledStore};
+pub use self::queue::sled::{Repaired, SledOptions, SledQueue, SledStore};
 pub use self::{
     batch::{
         BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,

@@ -18,6 +18,7 @@
 //! | `reader` | pages of members, status, lists, results |
 //! | `state` | what is kept in memory of each queue, and published |
 //! | `db` | every call into sled, guarded; the sync |
+//! | `repair` | saving what can be read of a damaged store |
 //! | `record`, `keys` | what lies on disk |
 //!
 //! # Claiming moves a range, not its keys
@@ -51,6 +52,7 @@ mod open;
 mod queue;
 mod reader;
 mod record;
+mod repair;
 mod state;
 mod writer;
 
@@ -64,8 +66,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
-pub use self::queue::SledQueue;
 use self::{handle::Handle, state::QueueState, writer::Writer};
+pub use self::{queue::SledQueue, repair::Repaired};
 use crate::{
     error::{Error, Result},
     queue::{Queue, QueueOptions, Store},
@@ -221,6 +223,22 @@ impl SledStore {
     pub async fn queue_with(&self, name: &QueueName, options: QueueOptions) -> Result<SledQueue> {
         let live = self.handle.open(name.clone(), Some(options)).await?;
         Ok(SledQueue::new(self.handle.clone(), live))
+    }
+
+    /// Saves what can be read of the damaged store `from` into a new store in `to`, an empty or missing
+    /// folder; `from` is only read. Needs room for a copy of it beside `to` meanwhile.
+    ///
+    /// Batches that had not ended keep their ids and the members that are left, and are offered at
+    /// once; what of them was already done outside may be done again.
+    ///
+    /// # Errors
+    /// [`Locked`](crate::ErrorKind::Locked): `from` or `to` is open.
+    /// [`Invalid`](crate::ErrorKind::Invalid): `to` is not empty, or can't be written.
+    /// [`Corrupt`](crate::ErrorKind::Corrupt): nothing can be read.
+    pub async fn repair(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Repaired> {
+        let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
+        let repaired = tokio::task::spawn_blocking(move || repair::repair(&from, &to)).await;
+        repaired.map_err(|error| Error::internal("the repair was cut off").with_source(error))?
     }
 
     /// How many syncs have reached the disk since the store was opened: one for each group of calls

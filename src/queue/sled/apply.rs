@@ -27,7 +27,10 @@ use crate::{
     request::DeadReason,
 };
 
-pub(super) use self::push::{Keyed, PushPlan};
+pub(super) use self::{
+    claim::formed,
+    push::{Keyed, PushPlan},
+};
 
 /// Payloads and results up to this size lie in their record; larger ones in parts.
 pub(super) const INLINE_BYTES: usize = 1 << 10;
@@ -63,7 +66,7 @@ struct Settling {
 
 impl Step<'_> {
     /// Writes what was collected, and the queue's record with it.
-    fn commit(&mut self) -> Result<()> {
+    pub(super) fn commit(&mut self) -> Result<()> {
         self.put_queue()?;
         self.db.commit(self.write)
     }
@@ -126,7 +129,7 @@ impl Step<'_> {
     }
 
     /// Puts a request at the tail, ready.
-    fn make_ready(
+    pub(super) fn make_ready(
         &mut self,
         now: Timestamp,
         ready_at: u64,
@@ -181,6 +184,18 @@ impl Step<'_> {
             sequence: settling.sequence,
         };
         self.write.put(Tree::Dead, key, &dead, body)
+    }
+
+    /// Dead-letters one request, outside of any batch.
+    pub(super) fn bury_alone(
+        &mut self,
+        request: RequestV1,
+        reason: (DeadReason, String),
+    ) -> Result<()> {
+        let mut settling = self.settling();
+        let at = request.ready_at;
+        self.bury(&mut settling, (at, None), (request, &[]), reason)?;
+        self.put_settled(settling)
     }
 
     /// Moved requests have a place of their own; nothing is written for the others.

@@ -68,6 +68,13 @@ impl Write {
         Ok(())
     }
 
+    /// An entry as it was read elsewhere.
+    pub(super) fn put_raw(&mut self, tree: Tree, key: &[u8], value: &[u8]) {
+        self.bytes += value.len();
+        self.entries
+            .insert((tree, key.to_vec()), Some(value.to_vec()));
+    }
+
     /// An entry whose key says everything.
     pub(super) fn put_key(&mut self, tree: Tree, key: Vec<u8>) {
         self.entries.insert((tree, key), Some(Vec::new()));

@@ -16,15 +16,15 @@ use super::{
     state::{Live, QueueState},
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     queue::QueueOptions,
     request::QueueName,
 };
 
 /// Tells a caller what became of its command, once that is durable or known to have failed.
 pub(super) type Answer = Box<dyn FnOnce(Result<()>) + Send>;
-/// A verb, to be run on the writer's thread.
-pub(super) type Run = Box<dyn FnOnce(&mut Step<'_>) -> Answer + Send>;
+/// A verb, to be run on the writer's thread; also how it failed, if it did.
+pub(super) type Run = Box<dyn FnOnce(&mut Step<'_>) -> (Answer, Option<ErrorKind>) + Send>;
 
 pub(super) enum Command {
     /// A verb of a queue; pushes may share a transaction with their neighbours.
@@ -126,9 +126,11 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let run: Run = Box::new(move |step| {
             let value = verb(step);
-            Box::new(move |durable| {
+            let failed = value.as_ref().err().map(Error::kind);
+            let answer: Answer = Box::new(move |durable| {
                 let _ = reply.send(value.and_then(|value| durable.map(|()| value)));
-            })
+            });
+            (answer, failed)
         });
         let command = Command::Queue { id, push, run };
         self.commands

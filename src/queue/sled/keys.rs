@@ -135,6 +135,13 @@ pub(super) fn part(queue: u32, id: u64, of: PartOf, number: u32) -> Vec<u8> {
     key
 }
 
+/// The queue's number in a key; `u32::MAX` if the key is too short, which no key of ours is.
+pub(super) fn queue(key: &[u8]) -> u32 {
+    key.get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(u32::MAX, u32::from_be_bytes)
+}
+
 /// The `index`-th number of a key of numbers; 0 if the key is too short, which no key of ours is.
 pub(super) fn number(key: &[u8], index: usize) -> u64 {
     let start = 4 + 8 * index;

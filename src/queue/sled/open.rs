@@ -46,6 +46,8 @@ const SEGMENT_BYTES: usize = 8 << 20;
 const ALWAYS_COUNTED: u64 = 20_000;
 /// For how long an opener waits for this very process to let go of the store.
 const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
+/// What a store that is only filled keeps in memory.
+const FILLING_CACHE_BYTES: u64 = 32 << 20;
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// A store that is ready to be served.
@@ -66,20 +68,51 @@ struct Format {
 
 /// Opens a store, or makes one in an empty or missing folder.
 pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
-    inspect(path)?;
-    fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
-    let lock = lock(path)?;
-    let format = if let Some(format) = read_format(path)? {
-        format
-    } else {
-        let uuid = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-        let format = Format { uuid, made: false };
-        write_format(path, &format)?;
-        format
-    };
+    let (lock, format) = begin(path)?;
     let db = open_database(path, &format, cache_bytes)?;
     unmark_clean(path)?;
     let (queues, next_queue) = recover(&db, queues)?;
+    finish(path, &db, format)?;
+    Ok(Opened {
+        path: path.to_owned(),
+        lock,
+        db,
+        queues,
+        next_queue,
+    })
+}
+
+/// Makes a store in an empty or missing folder; it is one only once it is filled.
+pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> Result<T> {
+    let (_lock, format) = begin(path)?;
+    if format.made {
+        return Err(Error::invalid(format!(
+            "{} holds a store already; nothing in it was touched, so choose another folder",
+            path.display()
+        )));
+    }
+    let db = open_database(path, &format, FILLING_CACHE_BYTES)?;
+    let value = fill(&db)?;
+    finish(path, &db, format)?;
+    Ok(value)
+}
+
+/// Locks a folder that is a store or may become one.
+fn begin(path: &Path) -> Result<(File, Format)> {
+    inspect(path)?;
+    fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
+    let lock = lock(path)?;
+    if let Some(format) = read_format(path)? {
+        return Ok((lock, format));
+    }
+    let uuid = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+    let format = Format { uuid, made: false };
+    write_format(path, &format)?;
+    Ok((lock, format))
+}
+
+/// Makes everything durable before anything is answered.
+fn finish(path: &Path, db: &Db, format: Format) -> Result<()> {
     db.sync()?;
     sync_folder(path)?;
     if !format.made {
@@ -91,13 +124,34 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
             },
         )?;
     }
-    Ok(Opened {
-        path: path.to_owned(),
-        lock,
-        db,
-        queues,
-        next_queue,
-    })
+    Ok(())
+}
+
+/// Where the database of a store is.
+pub(super) fn database(path: &Path) -> PathBuf {
+    path.join(DATABASE)
+}
+
+/// Copies a database, with its snapshots or without, over what is there.
+pub(super) fn copy_database(from: &Path, copy: &Path, snapshots: bool) -> Result<()> {
+    fn copy_folder(from: &Path, to: &Path, snapshots: bool) -> io::Result<()> {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                copy_folder(&entry.path(), &target, snapshots)?;
+            } else if snapshots || !entry.file_name().to_string_lossy().starts_with("snap.") {
+                fs::copy(entry.path(), target)?;
+            }
+        }
+        Ok(())
+    }
+    let all = || match fs::remove_dir_all(copy) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => copy_folder(&database(from), copy, snapshots),
+    };
+    all().map_err(|error| unusable(from, "can't be copied", error))
 }
 
 /// Refuses what is not ours before anything is touched.
@@ -223,7 +277,7 @@ fn unmark_clean(path: &Path) -> Result<()> {
 }
 
 /// Locks the store for this process.
-fn lock(path: &Path) -> Result<File> {
+pub(super) fn lock(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     let mut file = options
@@ -262,7 +316,7 @@ fn lock(path: &Path) -> Result<File> {
 
 /// Opens the database and proves that it is the one that belongs here.
 fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
-    let folder = path.join(DATABASE);
+    let folder = database(path);
     let file = folder.join("db");
     let io = |error| unusable(path, "can't be written", error);
     if format.made {
@@ -290,7 +344,7 @@ fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
     Ok(db)
 }
 
-fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
+pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
     let config = sled::Config::new()
         .path(folder)
         .segment_size(SEGMENT_BYTES)
@@ -381,11 +435,7 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
     ) {
         let (key, value) = entry?;
         let (record, _) = db::read::<QueueV1>(Tree::Meta, &key, &value)?;
-        let id = key
-            .get(1..5)
-            .and_then(|id| id.try_into().ok())
-            .map(u32::from_be_bytes);
-        let id = id.ok_or_else(|| Error::corrupt("a queue has no number; run `repair`"))?;
+        let id = keys::queue(&key[1..]);
         let name = record.name.parse().map_err(|error| {
             Error::corrupt("a queue has no valid name; run `repair`").with_source(error)
         })?;
@@ -437,7 +487,7 @@ fn clear_staged(db: &Db, queue: u32, last_position: u64) -> Result<()> {
 fn sync_folder(path: &Path) -> Result<()> {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
     let all = || -> io::Result<()> {
-        let database = path.join(DATABASE);
+        let database = database(path);
         for folder in [&database.join("blobs"), &database, path] {
             if !folder.is_dir() {
                 continue;

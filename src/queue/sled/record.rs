@@ -83,6 +83,32 @@ pub(super) struct QueueV1 {
     pub(super) held_bytes: u64,
 }
 
+impl QueueV1 {
+    /// A queue that nothing was pushed to yet.
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            salt: fastrand::u64(..),
+            cursor: 0,
+            last_position: 0,
+            last_batch: 0,
+            last_fence: 0,
+            last_settled: 0,
+            pushed: 0,
+            delayed: 0,
+            ready: 0,
+            ready_bytes: 0,
+            in_flight: 0,
+            done: 0,
+            dead: 0,
+            expired: 0,
+            cancelled: 0,
+            purged: 0,
+            held_bytes: 0,
+        }
+    }
+}
+
 /// A waiting request or a member; the body is its payload, unless that is in parts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RequestV1 {

@@ -27,7 +27,11 @@ use super::{
     record::QueueV1,
     state::{Live, QueueState},
 };
-use crate::{error::Result, queue::QueueOptions, request::QueueName};
+use crate::{
+    error::{ErrorKind, Result},
+    queue::QueueOptions,
+    request::QueueName,
+};
 
 /// A group is closed once its pushes have this many payload bytes.
 const MAX_GROUP_BYTES: usize = 8 << 20;
@@ -202,7 +206,15 @@ impl Writer {
             low_space,
         };
         let answer = match catch_unwind(AssertUnwindSafe(|| run(&mut step))) {
-            Ok(answer) => Some(answer),
+            Ok((answer, failed)) => {
+                // Arguments are refused before anything is written, and among pushes a refused one
+                // leaves alone what its neighbours wrote. Anything else stopped half way.
+                let damaged = matches!(failed, Some(ErrorKind::Corrupt | ErrorKind::Internal));
+                if !self.write.is_empty() && (damaged || (failed.is_some() && !push)) {
+                    db.poison("a verb that failed half way");
+                }
+                Some(answer)
+            }
             Err(panic) => {
                 db.poison(bug(&*panic).to_string());
                 None
@@ -319,26 +331,7 @@ impl Writer {
             return Ok(live);
         }
         let id = self.next_queue;
-        let record = QueueV1 {
-            name: name.as_str().to_owned(),
-            salt: fastrand::u64(..),
-            cursor: 0,
-            last_position: 0,
-            last_batch: 0,
-            last_fence: 0,
-            last_settled: 0,
-            pushed: 0,
-            delayed: 0,
-            ready: 0,
-            ready_bytes: 0,
-            in_flight: 0,
-            done: 0,
-            dead: 0,
-            expired: 0,
-            cancelled: 0,
-            purged: 0,
-            held_bytes: 0,
-        };
+        let record = QueueV1::new(name.as_str());
         self.write
             .put(Tree::Meta, keys::queue_record(id), &record, &[])?;
         self.next_queue += 1;

@@ -215,14 +215,14 @@ impl Step<'_> {
         }
         let rest = batch.ending.as_ref().and_then(|ending| ending.rest_result);
         if let Some(result) = rest {
-            self.delete_parts(rest_id(id), PartOf::Rest, result.parts);
+            self.delete_parts(formed(id), PartOf::Rest, result.parts);
         }
         self.queue.open.remove(&id);
         self.queue.ending.remove(&id);
     }
 }
 
-/// The "id" under which the parts of a result for the rest of a batch lie.
-pub(super) fn rest_id(batch: u128) -> u64 {
+/// The time in a batch's id, under which the parts of a result for its rest lie.
+pub(in crate::queue::sled) fn formed(batch: u128) -> u64 {
     (batch >> 64) as u64
 }

@@ -95,7 +95,7 @@ impl Step<'_> {
         for number in 0..result.parts {
             let key = keys::part(
                 self.queue.id,
-                super::claim::rest_id(id),
+                super::claim::formed(id),
                 PartOf::Rest,
                 number,
             );

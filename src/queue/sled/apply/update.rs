@@ -262,12 +262,7 @@ impl Step<'_> {
     fn put_rest_result(&mut self, id: u128, result: &[u8]) -> Result<ResultV1> {
         let mut parts = 0;
         for part in result.chunks(super::PART_BYTES) {
-            let key = keys::part(
-                self.queue.id,
-                super::claim::rest_id(id),
-                PartOf::Rest,
-                parts,
-            );
+            let key = keys::part(self.queue.id, super::claim::formed(id), PartOf::Rest, parts);
             self.write.put(
                 Tree::Parts,
                 key,

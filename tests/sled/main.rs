@@ -1,0 +1,10 @@
+//! What only the sled backend promises: whose folder it takes, one sync a group, no loss at a kill,
+//! damage that is never served.
+
+#![cfg(feature = "sled")]
+
+mod damage;
+mod kills;
+mod refusals;
+mod support;
+mod syncs;
