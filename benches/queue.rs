@@ -1,7 +1,8 @@
 //! Every backend through the trait: `cargo bench --bench queue`, or `-- memory/` for one of them.
 //!
 //! Short by default; criterion's own flags make it longer (`-- --measurement-time 30`). Each sample
-//! begins with a fresh queue, so that none is measured at a depth which the one before has left.
+//! begins with a fresh queue, so that none is measured at a depth which the one before has left. What
+//! is durable lies in `TMPDIR`: point it at the disk that is to be measured.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
 
 use std::{future::Future, hint::black_box, num::NonZeroU32, sync::Arc, time::Duration};
@@ -14,7 +15,11 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::{runtime::Runtime, task::JoinSet, time::Instant};
 
-const BACKENDS: &[&str] = &["memory"];
+const BACKENDS: &[&str] = &[
+    "memory",
+    #[cfg(feature = "sled")]
+    "sled",
+];
 const PAYLOAD_BYTES: usize = 1024;
 const BULK: u64 = 1_000;
 const DRAIN: u64 = 10_000;
@@ -35,6 +40,8 @@ impl Yard {
         let folder = (backend != "memory").then(|| tempfile::tempdir().unwrap());
         let store: Box<dyn Store> = match (backend, &folder) {
             ("memory", None) => Box::new(MemoryStore::new(QueueOptions::default())),
+            #[cfg(feature = "sled")]
+            ("sled", Some(folder)) => Box::new(batchyard::SledStore::open(folder).await.unwrap()),
             _ => unreachable!("{backend} is not a backend of this benchmark"),
         };
         Self {
