@@ -489,35 +489,53 @@ async fn a_second_copy_waits_until_the_last_child_of_the_first_is_gone() {
     let directory = TempDir::new().unwrap();
     let lock = directory.path().join("lock");
     let witness = Witness::new(directory.path());
-    let mut first = supervisor(&lock, &witness.script(STUBBORN.0, STUBBORN.1));
+    let busy = format!("exec 8> {};", directory.path().join("busy").display());
+    let script = witness.script(&format!("{busy} flock 8; {}", STUBBORN.0), STUBBORN.1);
+    let mut first = supervisor(&lock, &script);
     let ended = witness.started().await;
-    let mut second = supervisor(&lock, "echo second");
+    let mut second = supervisor(&lock, &format!("{busy} flock -n 8 && echo alone"));
     // The worst case: nobody is left to end the first command's children, so the second must.
     first.kill().unwrap();
     first.wait().unwrap();
     assert_eq!(ended.await, "");
-    let mut output = String::new();
+    let mut says = String::new();
     second
         .stdout
         .take()
         .unwrap()
-        .read_to_string(&mut output)
+        .read_to_string(&mut says)
         .unwrap();
-    assert_eq!(output, "second\n");
+    assert_eq!(says, "alone\n");
     assert!(second.wait().unwrap().success());
 }
 
 #[tokio::test]
 async fn answers_of_a_command_that_exited_are_recorded_without_running_it_again() {
-    let fixture = Fixture::new(&["a", "b"]).await;
-    let directory = fixture.path("commands");
-    fs::create_dir(&directory).unwrap();
-    let kept = directory.join(format!("{}.answers", fixture.batch.id()));
-    fs::write(&kept, "one\ntwo\n").unwrap();
-    let abandoned = directory.join(format!("{}.x.spool", fixture.batch.id()));
-    fs::write(&abandoned, "half").unwrap();
-    let handler = fixture.supervised(sh("exit 1").plain());
-    handler.handle(fixture.batch.clone()).await.unwrap();
-    assert_eq!(fixture.outcomes().await, [done("one"), done("two")]);
-    assert!(!kept.exists());
+    for plain in [false, true] {
+        let fixture = Fixture::new(&["a", "b"]).await;
+        let directory = fixture.path("commands");
+        fs::create_dir(&directory).unwrap();
+        let kept = directory.join(format!("{}.answers", fixture.batch.id()));
+        let abandoned = directory.join(format!("{}.x.spool", fixture.batch.id()));
+        fs::write(&abandoned, "half").unwrap();
+        let answer = |index: usize, result: &str| {
+            let id = fixture.ids[index];
+            if plain {
+                return format!("{result}\n");
+            }
+            format!("{{\"id\":\"{id}\",\"result\":{result}}}\n")
+        };
+        fs::write(&kept, answer(0, "1") + &answer(1, "2")).unwrap();
+        // Its holder had recorded the first when it died.
+        let recorded = (fixture.ids[0], Outcome::result("1"));
+        fixture.batch.record(vec![recorded]).await.unwrap();
+        let mut handler = sh("exit 1");
+        if plain {
+            handler = handler.plain();
+        }
+        let handler = fixture.supervised(handler);
+        handler.handle(fixture.batch.clone()).await.unwrap();
+        assert_eq!(fixture.outcomes().await, [done("1"), done("2")]);
+        assert!(!kept.exists());
+    }
 }

@@ -18,6 +18,7 @@ mod reader;
 
 use std::{
     convert::Infallible,
+    fs::{File, OpenOptions},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -105,9 +106,10 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     args.handler.check()?;
     check_paths(&args)?;
     let mut stop = Stop::new()?;
+    let mut site = Site::open(&args).await?;
+    // Nobody else is at work on this run from here on: its files may be written anew.
     let failures = Arc::new(Failures::open(args.failures.as_deref())?);
     let mut reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
-    let mut site = Site::open(&args).await?;
     let (queue, mut ledger) = site.take_up(&args).await?;
     let skipped = ledger.clone();
     let skipping = tokio::task::spawn_blocking(move || reader.skip(&skipped).map(|()| reader));
@@ -116,10 +118,10 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         exit = stop.asked() => return Ok(exit),
     };
     if args.retry_failed {
-        redrive_all(&*queue).await?;
         ledger.identity = Identity::of(&args);
         ledger.finished = false;
         ledger.save(&*queue).await?;
+        redrive_all(&*queue).await?;
     }
     let format = Format {
         plain: args.handler.plain,
@@ -147,14 +149,38 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     Ok(summary.exit())
 }
 
-/// Finds what can never work before anything is opened or queued.
+/// Finds what can never work before anything is opened or queued, and changes nothing.
 fn check_paths(args: &RunArgs) -> Result<(), Failure> {
+    if args.input != Path::new("-") {
+        let readable = File::open(&args.input);
+        readable.map_err(|error| Failure::io(args.input.display(), &error))?;
+    }
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(&args.input, &args.out) {
         let text = "INPUT and OUTPUT are the same file; choose another OUTPUT";
         return Err(Failure::new(Exit::Usage, text));
     }
-    Output::check(&args.out)
+    if args.out.is_dir() {
+        let text = format!("OUTPUT {} is a folder; name a file", args.out.display());
+        return Err(Failure::new(Exit::Failure, text));
+    }
+    check_writable(&output::part_of(&args.out))?;
+    args.failures.as_deref().map_or(Ok(()), check_writable)
+}
+
+fn check_writable(path: &Path) -> Result<(), Failure> {
+    let existed = path.exists();
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map_err(|error| unwritable(path, &error))?;
+    if !existed {
+        std::fs::remove_file(path).map_err(|error| unwritable(path, &error))?;
+    }
+    Ok(())
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let text = format!("{} can't be written: {error}", path.display());
+    Failure::new(Exit::Failure, text)
 }
 
 fn dispatcher(

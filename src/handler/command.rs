@@ -132,7 +132,8 @@ impl CommandHandler {
     /// The command is then ended when this process dies, in whatever way, and never runs twice at the
     /// same time for one batch, across restarts too. What that needs, and the answers of commands
     /// that have exited but are not recorded yet, is kept in `directory`: give the same one after a
-    /// restart, and one directory per store.
+    /// restart, and one directory per store. A process that the command leaves running on purpose must
+    /// leave its process group and close what it inherited, else it counts as part of the command.
     #[must_use]
     pub fn supervised_by(
         mut self,
@@ -286,7 +287,7 @@ impl BatchHandler for CommandHandler {
         let answers = match &kept {
             // The command has done its work for this batch, and its holder died while recording.
             Some(path) if path.exists() => {
-                Answers::open(path, Fed::of(&batch, self.format).await?).await?
+                Answers::open(path, Fed::before(&batch, self.format).await?).await?
             }
             _ => {
                 let (fed, spool) = self.run(&batch).await?;

@@ -10,7 +10,7 @@ use std::{
 use batchyard::RequestId;
 use serde::Serialize;
 
-use super::{Exit, Failure};
+use super::{Failure, unwritable};
 use crate::cli::output::say;
 
 /// Where failures are told. Its file is written anew by each start of a run, in no particular order.
@@ -101,13 +101,6 @@ impl Failures {
             let _ = file.write_all(&text);
         }
     }
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(
-        Exit::Failure,
-        format!("{} can't be written: {error}", path.display()),
-    )
 }
 
 /// How many failures are told on stderr.

@@ -20,6 +20,7 @@ use super::{
     failures::Failures,
     ledger::Ledger,
     reader::{LINE, NUMBER},
+    unwritable,
 };
 
 /// How OUTPUT is written.
@@ -48,20 +49,6 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Finds out whether OUTPUT can be written, and leaves what is there untouched.
-    pub(super) fn check(path: &Path) -> Result<(), Failure> {
-        if path.is_dir() {
-            let text = format!("OUTPUT {} is a folder; name a file", path.display());
-            return Err(Failure::new(Exit::Failure, text));
-        }
-        let part = part_of(path);
-        let mut options = std::fs::OpenOptions::new();
-        let opened = options.append(true).create(true).open(&part);
-        opened
-            .map(|_| ())
-            .map_err(|error| unwritable(&part, &error))
-    }
-
     /// Begins `OUTPUT.part` anew.
     pub(super) async fn begin(
         path: &Path,
@@ -313,15 +300,11 @@ fn number(entry: &Entry, attribute: &str) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
-fn part_of(path: &Path) -> PathBuf {
+/// Where OUTPUT is until it is whole.
+pub(super) fn part_of(path: &Path) -> PathBuf {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     part.into()
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    let text = format!("{} can't be written: {error}", path.display());
-    Failure::new(Exit::Failure, text)
 }
 
 const BUFFER_BYTES: usize = 256 << 10;

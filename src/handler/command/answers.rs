@@ -47,8 +47,12 @@ impl Answers {
     }
 
     async fn record_json(&mut self, batch: &Batch) -> Result<Option<String>, HandlerError> {
-        let mut ids = std::mem::take(&mut self.fed.0);
+        let Fed {
+            mut ids,
+            mut settled,
+        } = std::mem::take(&mut self.fed);
         ids.sort_unstable();
+        settled.sort_unstable();
         let mut answered = vec![false; ids.len()];
         let mut page = RecordPage::new(batch);
         let (mut number, mut bad) = (0_u64, Bad::default());
@@ -72,6 +76,7 @@ impl Answers {
                 Ok(_) => {
                     tracing::warn!(batch = %batch.id(), line = number, "a second answer to {id} is ignored");
                 }
+                Err(_) if settled.binary_search(&id).is_ok() => {}
                 Err(_) => bad.count(number, &format!("{id} is no request of this batch")),
             }
         }
@@ -86,7 +91,7 @@ impl Answers {
 
     /// Counts before it records: with another number of lines, nothing tells which belongs to which.
     async fn record_plain(&mut self, batch: &Batch) -> Result<Option<String>, HandlerError> {
-        let ids = std::mem::take(&mut self.fed.0);
+        let ids = std::mem::take(&mut self.fed.ids);
         let mut lines = 0;
         while self.next_line().await?.is_some() {
             lines += 1;

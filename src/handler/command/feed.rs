@@ -5,23 +5,41 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::LineFormat;
 use crate::{
-    batch::{Member, Outcome},
+    batch::{Member, Outcome, Page},
     format::json_lines::encode_request_line,
     handler::{Batch, HandlerError},
     request::{DeadReason, RequestId},
 };
 
-/// The requests that a command was given, in order.
+/// The requests that a command was given.
 #[derive(Debug, Default)]
-pub(super) struct Fed(pub(super) Vec<RequestId>);
+pub(super) struct Fed {
+    /// In the order of their lines.
+    pub(super) ids: Vec<RequestId>,
+    /// Members that had an outcome; an answer to one of them is neither needed nor wrong.
+    pub(super) settled: Vec<RequestId>,
+}
 
 impl Fed {
-    /// What a command would be given of this batch.
-    pub(super) async fn of(batch: &Batch, format: LineFormat) -> Result<Self, HandlerError> {
+    /// What the command was given whose answers were kept; some of them may be recorded already.
+    pub(super) async fn before(batch: &Batch, format: LineFormat) -> Result<Self, HandlerError> {
         let mut fed = Self::default();
-        let nowhere = Stdin::new(tokio::io::sink(), false);
-        fed.feed(batch, format, &mut Some(nowhere)).await?;
-        Ok(fed)
+        let mut page = Page::first();
+        loop {
+            let members = batch.page(page).await?;
+            let Some(last) = members.last() else {
+                return Ok(fed);
+            };
+            page = page.after(last.position);
+            for member in members {
+                match (format, member.outcome) {
+                    // Plain answers are all results, so these are among them, and each has its line.
+                    (LineFormat::Plain, None | Some(Outcome::Done { .. }))
+                    | (LineFormat::Json, None) => fed.ids.push(member.id),
+                    (_, Some(_)) => fed.settled.push(member.id),
+                }
+            }
+        }
     }
 
     /// Writes a line per request, page by page. A command that closes its stdin early is free to do
@@ -41,7 +59,7 @@ impl Fed {
                 unfit.push((member.id, newline()));
                 continue;
             }
-            self.0.push(member.id);
+            self.ids.push(member.id);
             if lines.len() >= CHUNK_BYTES {
                 write(stdin, &mut lines).await;
             }
