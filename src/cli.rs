@@ -61,7 +61,7 @@ enum Verb {
     /// Print every request that the store holds, as JSON Lines
     Export(export::ExportArgs),
     /// Look at the requests that failed for good, bring them back or forget them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: batchyard dead ls --store ./store")]
     Dead(dead::DeadVerb),
 }
 

@@ -20,7 +20,7 @@ use super::{
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store, made if it is missing
+    /// The folder of the store; run, push and dispatch make it if it is missing
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) store: Option<PathBuf>,
 }
@@ -33,7 +33,9 @@ impl StoreArgs {
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
         let url = std::env::var("BATCHYARD_REDIS_URL").ok();
         match (&self.store, url.filter(|url| !url.is_empty())) {
-            (Some(folder), _) => OpenStore::folder(folder, queues).await,
+            (Some(folder), _) => OpenStore::folder(folder, queues)
+                .await
+                .map_err(Failure::or_share),
             (None, Some(url)) => OpenStore::redis(&url, queues).await,
             (None, None) => Err(Failure::new(
                 Exit::Usage,

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use batchyard::{DeadReason, Entry, List, Queue, QueueName, RequestId, State};
-use clap::{Args, Subcommand};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use serde::Serialize;
 
 use super::{
@@ -16,6 +19,13 @@ use super::{
     table::Table,
 };
 
+macro_rules! pick_help {
+    () => {
+        "The ids are printed, or with --dry-run those that would be changed. An id that is no dead letter \
+is told; the exit code is 5 then, or 3 if none is one.\n\nExample: "
+    };
+}
+
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadVerb {
@@ -24,8 +34,10 @@ pub(crate) enum DeadVerb {
     /// Show one dead letter, with its payload
     Show(ShowArgs),
     /// Make dead letters ready again, with no attempts counted and without a ttl
+    #[command(after_help = concat!(pick_help!(), "batchyard dead redrive --store ./store --all --reason exhausted"))]
     Redrive(PickArgs),
     /// Forget dead letters and their payloads
+    #[command(after_help = concat!(pick_help!(), "batchyard dead purge --store ./store --all --dry-run"))]
     Purge(PickArgs),
 }
 
@@ -36,8 +48,8 @@ pub(crate) struct LsArgs {
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
     queue: Option<QueueName>,
-    /// Only those with this reason: rejected, exhausted, `too_large`, undecodable or damaged
-    #[arg(long, value_name = "REASON", value_parser = reason)]
+    /// Only those with this reason
+    #[arg(long, value_name = "REASON", value_parser = reasons())]
     reason: Option<DeadReason>,
     /// Print a line of JSON for each, as export does
     #[arg(long)]
@@ -64,11 +76,6 @@ pub(crate) struct ShowArgs {
 
 /// Options of `dead redrive` and `dead purge`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "The ids are printed, or with --dry-run those that would be changed. An id that is no dead letter is \
-told; the exit code is 5 then, or 3 if none is one.\n\n\
-Example: batchyard dead redrive --store ./store --all --reason exhausted --dry-run"
-)]
 pub(crate) struct PickArgs {
     /// The ids of dead letters
     #[arg(required_unless_present = "all", value_name = "ID")]
@@ -76,8 +83,8 @@ pub(crate) struct PickArgs {
     /// All dead letters
     #[arg(long, conflicts_with = "ids")]
     all: bool,
-    /// Only those with this reason: rejected, exhausted, `too_large`, undecodable or damaged
-    #[arg(long, value_name = "REASON", value_parser = reason, requires = "all")]
+    /// Only those with this reason
+    #[arg(long, value_name = "REASON", value_parser = reasons(), requires = "all")]
     reason: Option<DeadReason>,
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
@@ -201,14 +208,17 @@ fn describe(queue: &QueueName, entry: &Entry, text: &mut Vec<u8>) {
     ];
     let facts = facts.into_iter().filter(|(_, value)| !value.is_empty());
     for (name, value) in facts {
-        text.extend_from_slice(format!("{name:<12}{}\n", entries::short(&value, usize::MAX)).as_bytes());
+        text.extend_from_slice(
+            format!("{name:<12}{}\n", entries::short(&value, usize::MAX)).as_bytes(),
+        );
     }
     for (name, value) in &entry.attributes {
         let value = entries::short(&format!("{name}={value}"), usize::MAX);
         text.extend_from_slice(format!("{:<12}{value}\n", "attribute").as_bytes());
     }
     if let Some(payload) = &entry.payload {
-        entries::write_payload(payload, text);
+        let (name, value) = entries::payload(payload);
+        text.extend_from_slice(format!("{name:<12}{value}\n").as_bytes());
     }
 }
 
@@ -325,8 +335,21 @@ fn unknown(id: RequestId) -> String {
     format!("{id} is no dead letter; dead ls lists them")
 }
 
-fn reason(text: &str) -> Result<DeadReason, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+/// Parses reasons as they are printed.
+fn reasons() -> impl TypedValueParser<Value = DeadReason> {
+    let known = |text: String| REASONS.into_iter().find(|(name, _)| *name == text);
+    PossibleValuesParser::new(REASONS.map(|(name, _)| name)).try_map(move |text| {
+        known(text)
+            .map(|(_, reason)| reason)
+            .ok_or("no such reason")
+    })
 }
 
+const REASONS: [(&str, DeadReason); 5] = [
+    ("rejected", DeadReason::Rejected),
+    ("exhausted", DeadReason::Exhausted),
+    ("too_large", DeadReason::TooLarge),
+    ("undecodable", DeadReason::Undecodable),
+    ("damaged", DeadReason::Damaged),
+];
 const ERROR_CHARS: usize = 60;

@@ -216,7 +216,9 @@ impl Printing {
                 Ok(event) if json => print_json(&event)?,
                 Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => {
-                    say(&format!("{missed} events were not printed: stdout is too slow"));
+                    say(&format!(
+                        "{missed} events were not printed: stdout is too slow"
+                    ));
                 }
                 Err(RecvError::Closed) => return Ok(()),
             }
@@ -255,7 +257,8 @@ fn printed(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> Result
 /// The beginning of a queue's name.
 fn prefix(text: &str) -> Result<String, String> {
     if !text.is_empty() {
-        text.parse::<QueueName>().map_err(|error| error.to_string())?;
+        text.parse::<QueueName>()
+            .map_err(|error| error.to_string())?;
     }
     Ok(text.to_owned())
 }

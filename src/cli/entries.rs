@@ -61,10 +61,13 @@ pub(crate) fn write_line(queue: &QueueName, entry: &Entry, line: &mut Vec<u8>) -
     Ok(())
 }
 
-/// Appends a payload as it stands on such a line, for people.
-pub(crate) fn write_payload(payload: &[u8], text: &mut Vec<u8>) {
-    PayloadField::of(payload).write(text);
-    text.push(b'\n');
+/// The name and the value of the field that a payload is on such a line.
+pub(crate) fn payload(payload: &[u8]) -> (String, String) {
+    let mut field = Vec::new();
+    PayloadField::of(payload).write(&mut field);
+    let field = String::from_utf8_lossy(&field);
+    let (name, value) = field.split_once(':').unwrap_or_default();
+    (name.trim_matches('"').to_owned(), value.to_owned())
 }
 
 /// Text on one line, without what a terminal would obey, and not longer than this.

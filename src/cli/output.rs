@@ -18,8 +18,7 @@ pub(super) const LOG: &str = "warn,batchyard::command=info";
 
 /// Sends the log to stderr. `RUST_LOG` says what is in it, or else `default`.
 pub(super) fn init_log(default: &str) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt()

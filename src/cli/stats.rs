@@ -130,7 +130,9 @@ fn cells(queue: &dyn Queue, stats: &Stats, now: Timestamp) -> Vec<String> {
 fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let units = [("d", seconds / 86400), ("h", seconds / 3600 % 24)];
-    let units = units.into_iter().chain([("m", seconds / 60 % 60), ("s", seconds % 60)]);
+    let units = units
+        .into_iter()
+        .chain([("m", seconds / 60 % 60), ("s", seconds % 60)]);
     let mut shown: Vec<String> = units
         .skip_while(|(unit, count)| *count == 0 && *unit != "s")
         .map(|(unit, count)| format!("{count}{unit}"))

@@ -124,11 +124,10 @@ fn request(payloads: &Payloads, line: Vec<u8>) -> Result<NewRequest, String> {
     if line.len() > MAX_PAYLOAD_BYTES {
         return Err(format!("it is longer than {MAX_PAYLOAD_BYTES} bytes"));
     }
-    let not_json = |error: serde_json::Error| {
-        format!(
-            "it is not JSON (column {}); use --lines for any text",
-            error.column()
-        )
+    let empty = line.trim_ascii().is_empty();
+    let not_json = |error: serde_json::Error| match error.column() {
+        _ if empty => "it is empty, which is not JSON; use --lines for any text".to_owned(),
+        column => format!("it is not JSON (column {column}); use --lines for any text"),
     };
     match payloads {
         Payloads::Text => Ok(NewRequest::new(line)),
