@@ -6,16 +6,25 @@
 //!                          ├ args    options that several verbs have, and how they are written
 //!                          ├ store   from --store and the environment to a store
 //!                          ├ stop    SIGINT and SIGTERM
-//!                          └ output  data on stdout, talk on stderr, the progress bar
+//!                          ├ output  data on stdout, talk on stderr, the progress bar
+//!                          ├ entries a request as a line of JSON
+//!                          └ table   columns for people
 //! ```
 //! A new verb is one file here and one arm of [`Verb`].
 
 mod args;
+mod dead;
+mod dispatch;
+mod entries;
 mod exit;
+mod export;
 mod output;
+mod push;
 mod run;
+mod stats;
 mod stop;
 mod store;
+mod table;
 
 use std::process::ExitCode;
 
@@ -43,6 +52,27 @@ struct Cli {
 enum Verb {
     /// Give every line of a file to a command, in batches, and keep its results
     Run(Box<run::RunArgs>),
+    /// Push lines, and print the id of each as soon as it is durable
+    Push(push::PushArgs),
+    /// Keep giving batches to a command, until asked to stop
+    Dispatch(Box<dispatch::DispatchArgs>),
+    /// Show what queues hold
+    Stats(stats::StatsArgs),
+    /// Print every request that the store holds, as JSON Lines
+    Export(export::ExportArgs),
+    /// Look at the requests that failed for good, bring them back or forget them
+    #[command(subcommand, after_help = "Example: batchyard dead ls --store ./store")]
+    Dead(dead::DeadVerb),
+}
+
+impl Verb {
+    /// What is in the log besides warnings, unless `RUST_LOG` says otherwise.
+    fn log(&self) -> &'static str {
+        match self {
+            Self::Dispatch(args) => args.log(),
+            _ => output::LOG,
+        }
+    }
 }
 
 /// Parses the arguments, does what they say, and tells how it went.
@@ -51,7 +81,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    output::init_log();
+    output::init_log(cli.verb.log());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -70,5 +100,10 @@ pub(crate) fn main() -> ExitCode {
 async fn obey(cli: Cli) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Run(args) => run::run(*args).await,
+        Verb::Push(args) => push::push(args).await,
+        Verb::Dispatch(args) => dispatch::dispatch(*args).await,
+        Verb::Stats(args) => stats::stats(args).await,
+        Verb::Export(args) => export::export(args).await,
+        Verb::Dead(verb) => dead::dead(verb).await,
     }
 }

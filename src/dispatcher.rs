@@ -96,15 +96,25 @@ impl Dispatcher {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(self) -> RunningDispatcher {
+        self.start_observed().0
+    }
+
+    /// Starts it, with its events from the very first one.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start_observed(self) -> (RunningDispatcher, broadcast::Receiver<Event>) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let events = event::Events::new();
+        let observed = events.subscribe();
         let shutdown = CancellationToken::new();
         let driver = Driver::new(self, receiver, events.clone(), shutdown);
-        RunningDispatcher {
+        let running = RunningDispatcher {
             commands,
             events,
             task: tokio::spawn(driver.run()),
-        }
+        };
+        (running, observed)
     }
 
     /// The policy for what is not about one queue of several: that of its only queue, or of `default`.

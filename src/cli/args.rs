@@ -13,14 +13,14 @@ use clap::{Args, ValueHint};
 
 use super::{
     exit::{Exit, Failure},
-    store::OpenStore,
+    store::{self, OpenStore},
 };
 
 /// Which store to use.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store, made if it is missing
+    /// The folder of the store; run, push and dispatch make it if it is missing
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) store: Option<PathBuf>,
 }
@@ -30,17 +30,30 @@ impl StoreArgs {
     ///
     /// # Errors
     /// If none is named, or it does not open.
-    #[expect(dead_code, reason = "for the verbs that work on any store")]
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
         let url = std::env::var("BATCHYARD_REDIS_URL").ok();
         match (&self.store, url.filter(|url| !url.is_empty())) {
-            (Some(folder), _) => OpenStore::folder(folder, queues).await,
-            (None, Some(url)) => OpenStore::redis(&url),
+            (Some(folder), _) => OpenStore::folder(folder, queues)
+                .await
+                .map_err(Failure::or_share),
+            (None, Some(url)) => OpenStore::redis(&url, queues).await,
             (None, None) => Err(Failure::new(
                 Exit::Usage,
                 "no store: give --store DIR, or set BATCHYARD_REDIS_URL",
             )),
         }
+    }
+
+    /// As [`open`](Self::open), for verbs that make nothing: a folder without a store is not found.
+    /// What is kept stays kept.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and if there is no store in the folder.
+    pub(crate) async fn existing(&self) -> Result<OpenStore, Failure> {
+        if let Some(folder) = &self.store {
+            store::must_exist(folder)?;
+        }
+        self.open(store::keep_all()).await
     }
 }
 

@@ -68,6 +68,18 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// With what else helps if the store is in use.
+    pub(crate) fn or_share(mut self) -> Self {
+        if self.exit == Exit::Conflict {
+            self.text.push_str(
+                "; several processes can share a store on Redis: set BATCHYARD_REDIS_URL",
+            );
+        }
+        self
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let exit = match error.kind() {

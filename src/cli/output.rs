@@ -13,11 +13,12 @@ use tracing_subscriber::EnvFilter;
 /// The bar on the terminal, if there is one just now.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Sends the log to stderr. `RUST_LOG` says what is in it; by default that is warnings, and what
-/// commands write to their stderr.
-pub(super) fn init_log() {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,batchyard::command=info"));
+/// What is in the log by default: warnings, and what commands write to their stderr.
+pub(super) const LOG: &str = "warn,batchyard::command=info";
+
+/// Sends the log to stderr. `RUST_LOG` says what is in it, or else `default`.
+pub(super) fn init_log(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt()
@@ -43,8 +44,16 @@ pub(crate) fn say(line: &str) {
 pub(crate) fn print_json<T: Serialize>(data: &T) -> io::Result<()> {
     let mut line = serde_json::to_vec(data)?;
     line.push(b'\n');
+    print(&line)
+}
+
+/// Prints data on stdout, at once.
+///
+/// # Errors
+/// If it can't be written.
+pub(crate) fn print(data: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(&line)?;
+    stdout.write_all(data)?;
     stdout.flush()
 }
 

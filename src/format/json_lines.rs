@@ -42,9 +42,15 @@ impl<'a> PayloadField<'a> {
 
     /// Appends the field: its name, a colon and its value, on one line.
     pub fn write(self, line: &mut Vec<u8>) {
+        self.write_as("payload", line);
+    }
+
+    /// Appends the field as [`write`](Self::write) does, named after what else it holds: `name`,
+    /// `name_text` or `name_base64`.
+    pub fn write_as(self, name: &str, line: &mut Vec<u8>) {
         match self {
             Self::Json(json) => {
-                line.extend_from_slice(b"\"payload\":");
+                line.extend_from_slice(format!("\"{name}\":").as_bytes());
                 // A string can't hold a raw line break, so those of valid JSON are white space.
                 let flat = |byte| {
                     if matches!(byte, b'\n' | b'\r') {
@@ -56,12 +62,12 @@ impl<'a> PayloadField<'a> {
                 line.extend(json.bytes().map(flat));
             }
             Self::Text(text) => {
-                line.extend_from_slice(b"\"payload_text\":");
+                line.extend_from_slice(format!("\"{name}_text\":").as_bytes());
                 let quoted = serde_json::Value::from(text).to_string();
                 line.extend_from_slice(quoted.as_bytes());
             }
             Self::Bytes(bytes) => {
-                line.extend_from_slice(b"\"payload_base64\":\"");
+                line.extend_from_slice(format!("\"{name}_base64\":\"").as_bytes());
                 write_base64(bytes, line);
                 line.push(b'"');
             }

@@ -1,0 +1,266 @@
+//! `dispatch`: a dispatcher on a queue, or on every queue of a prefix, until it is asked to stop.
+//!
+//! ```text
+//!   SIGINT, SIGTERM ─▶ first: batches under way may finish ─▶ second: they are stopped
+//!   --drain ─────────▶ all is settled ─┐
+//!   stdout is gone ──▶ nobody listens ─┴▶ shut down, and an exit code
+//! ```
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use batchyard::{Batch, Dispatcher, Event, Queue, QueueName, QueueOptions, RunningDispatcher};
+use clap::Args;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    task::JoinHandle,
+};
+
+use super::{
+    args::{HandlerArgs, PolicyArgs, StoreArgs, count, duration},
+    exit::{Exit, Failure},
+    output::{self, print_json, say},
+    stop::Stop,
+    store::OpenStore,
+};
+
+/// Options of `dispatch`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "batchyard dispatch [OPTIONS] -- COMMAND...\n       batchyard dispatch [OPTIONS] --handler http:URL",
+    after_help = "The first SIGINT or SIGTERM lets batches finish until --shutdown-timeout; the second stops them at \
+once. A store in a folder belongs to one process at a time; several may serve one on Redis.\n\n\
+Example: batchyard dispatch --store ./store --prefix tenant- --time-threshold 10s -- ./send-emails"
+)]
+pub(crate) struct DispatchArgs {
+    /// The queue to serve, made if it is missing [default: default]
+    #[arg(long, value_name = "NAME", conflicts_with = "prefix")]
+    queue: Option<QueueName>,
+    /// Serve every queue whose name begins so, also those that are made later; "" is all
+    #[arg(long, value_parser = prefix)]
+    prefix: Option<String>,
+    /// Stop when nothing is delayed, ready or in flight any more; exit with 5 if there are new dead letters
+    #[arg(long)]
+    drain: bool,
+    /// Print what happens as JSON Lines on stdout instead of logging it on stderr
+    #[arg(long)]
+    json: bool,
+    /// How long results are kept after their batch has ended [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    retention: Option<Duration>,
+    /// The most batches at the same time over all queues [default: no limit]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = "Batches")]
+    max_in_flight_total: Option<NonZeroU32>,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    handler: HandlerArgs,
+}
+
+impl DispatchArgs {
+    /// What is in the log: everything that happens, unless it is printed.
+    pub(super) fn log(&self) -> &'static str {
+        if self.json { output::LOG } else { LOG }
+    }
+
+    /// What is served; a queue is made if it is missing.
+    async fn source(&self, open: &OpenStore) -> Result<Source, Failure> {
+        match &self.prefix {
+            Some(prefix) => Ok(Source::Prefix(prefix.clone())),
+            None => {
+                let name = self.queue.clone().unwrap_or_default();
+                Ok(Source::Queue(open.store.queue(&name).await?))
+            }
+        }
+    }
+
+    fn dispatcher(&self, open: &OpenStore, source: &Source) -> Result<Dispatcher, Failure> {
+        let handler = self.handler.handler(&open.commands)?;
+        let handle = move |batch: Batch| {
+            let handler = Arc::clone(&handler);
+            async move { handler.handle(batch).await }
+        };
+        let mut builder = match source {
+            Source::Queue(queue) => Dispatcher::builder(Arc::clone(queue)),
+            Source::Prefix(prefix) => Dispatcher::over(Arc::clone(&open.store), prefix),
+        };
+        builder = builder.policy(self.policy.policy()?).handler(handle);
+        if let Some(most) = self.max_in_flight_total {
+            builder = builder.max_in_flight_total(most);
+        }
+        Ok(builder.build()?)
+    }
+
+    fn options(&self) -> QueueOptions {
+        let options = QueueOptions::default();
+        match self.retention {
+            Some(retention) => options.retention(retention),
+            None => options,
+        }
+    }
+}
+
+/// Where the queues come from.
+enum Source {
+    Queue(Arc<dyn Queue>),
+    Prefix(String),
+}
+
+impl Source {
+    /// How many requests are done, and how many were dead-lettered.
+    async fn settled(&self, open: &OpenStore) -> Result<(u64, u64), Failure> {
+        let queues = match self {
+            Self::Queue(queue) => vec![Arc::clone(queue)],
+            Self::Prefix(prefix) => open.with_prefix(prefix).await?,
+        };
+        let (mut done, mut dead) = (0, 0);
+        for queue in queues {
+            let stats = queue.stats(queue.now()).await?;
+            done += stats.done;
+            dead += stats.dead + stats.purged;
+        }
+        Ok((done, dead))
+    }
+}
+
+/// Serves until it is told to stop.
+pub(super) async fn dispatch(args: DispatchArgs) -> Result<Exit, Failure> {
+    args.policy.policy()?;
+    args.handler.check()?;
+    let mut stop = Stop::new()?;
+    let open = args.store.open(args.options()).await?;
+    let result = serve(&args, &open, &mut stop).await;
+    open.close(result).await
+}
+
+async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result<Exit, Failure> {
+    let source = args.source(open).await?;
+    let before = source.settled(open).await?;
+    let (running, events) = args.dispatcher(open, &source)?.start_observed();
+    let mut printing = Printing::start(events, args.json);
+    let end = wait(args, &running, &mut printing, stop).await;
+    match end {
+        End::Asked(_) => {
+            say("stopping: batches under way may finish; ask again to stop them at once");
+            stop_twice(&running, stop).await;
+        }
+        End::Drained | End::Deaf => running.begin_shut_down().await,
+        End::Died => {}
+    }
+    // If it stopped by itself, this says why.
+    running.stopped().await?;
+    printing.end().await?;
+    let (done, dead) = source.settled(open).await?;
+    // Others may have redriven some meanwhile.
+    let (done, dead) = (done.saturating_sub(before.0), dead.saturating_sub(before.1));
+    say(&format!("{done} done, {dead} dead-lettered"));
+    Ok(match end {
+        End::Asked(exit) => exit,
+        End::Drained if dead > 0 => Exit::Partial,
+        End::Drained | End::Deaf | End::Died => Exit::Ok,
+    })
+}
+
+/// Why a dispatcher is no longer wanted.
+enum End {
+    /// By a signal.
+    Asked(Exit),
+    Drained,
+    /// Its events can't be printed any more.
+    Deaf,
+    /// It stopped by itself.
+    Died,
+}
+
+async fn wait(
+    args: &DispatchArgs,
+    running: &RunningDispatcher,
+    printing: &mut Printing,
+    stop: &mut Stop,
+) -> End {
+    let drained = async {
+        // An error says that it has stopped, which is seen below.
+        if !args.drain || running.drain().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        exit = stop.asked() => End::Asked(exit),
+        () = drained => End::Drained,
+        () = printing.stuck() => End::Deaf,
+        () = running.ended() => End::Died,
+    }
+}
+
+/// Lets batches finish; a second signal stops them.
+async fn stop_twice(running: &RunningDispatcher, stop: &mut Stop) {
+    running.begin_shut_down().await;
+    tokio::select! {
+        () = running.ended() => {}
+        _ = stop.asked() => running.begin_shut_down().await,
+    }
+}
+
+/// Prints events, in a thread of its own: a reader that is slow holds up nothing else.
+struct Printing {
+    thread: JoinHandle<std::io::Result<()>>,
+    /// How it ended, once seen.
+    ended: Option<Result<(), Failure>>,
+}
+
+impl Printing {
+    fn start(mut events: broadcast::Receiver<Event>, json: bool) -> Self {
+        let print_all = move || loop {
+            match events.blocking_recv() {
+                Ok(event) if json => print_json(&event)?,
+                Ok(_) => {}
+                Err(RecvError::Lagged(missed)) => {
+                    say(&format!(
+                        "{missed} events were not printed: stdout is too slow"
+                    ));
+                }
+                Err(RecvError::Closed) => return Ok(()),
+            }
+        };
+        Self {
+            thread: tokio::task::spawn_blocking(print_all),
+            ended: None,
+        }
+    }
+
+    /// Waits until it can't print any more. Cancel safe.
+    async fn stuck(&mut self) {
+        let ended = (&mut self.thread).await;
+        self.ended = Some(printed(ended));
+    }
+
+    /// Waits until all is printed; the dispatcher is gone.
+    async fn end(mut self) -> Result<(), Failure> {
+        if self.ended.is_none() {
+            self.stuck().await;
+        }
+        self.ended.unwrap_or(Ok(()))
+    }
+}
+
+fn printed(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> Result<(), Failure> {
+    match ended {
+        Ok(printed) => Ok(printed?),
+        Err(error) => {
+            let error = batchyard::Error::internal("the printer of events died").with_source(error);
+            Err(error.into())
+        }
+    }
+}
+
+/// The beginning of a queue's name.
+fn prefix(text: &str) -> Result<String, String> {
+    if !text.is_empty() {
+        text.parse::<QueueName>()
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(text.to_owned())
+}
+
+const LOG: &str = "warn,batchyard::command=info,batchyard::dispatcher=info";

@@ -1,0 +1,785 @@
+//! The everyday verbs, as a shell uses them: the real program, its output and its exit codes.
+#![cfg(feature = "cli")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with a store in it, and maybe other things.
+struct Yard(TempDir);
+
+/// How a program ended.
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// A program at work.
+struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Yard {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Words of a command line; `STORE` is the store of this yard.
+    fn command(&self, line: &str) -> Command {
+        let mut command = bare();
+        command.current_dir(self.0.path());
+        let store = self.path("store").display().to_string();
+        command.args(
+            line.split_whitespace()
+                .map(|word| word.replace("STORE", &store)),
+        );
+        command
+    }
+
+    fn run(&self, line: &str, input: &[u8]) -> Ran {
+        run(&mut self.command(line), input)
+    }
+
+    /// Runs and expects success.
+    fn ok(&self, line: &str, input: &[u8]) -> String {
+        let ran = self.run(line, input);
+        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
+        ran.out
+    }
+
+    /// Runs and expects this exit code and these words on stderr.
+    fn fails(&self, line: &str, code: i32, with: &[&str]) {
+        let ran = self.run(line, b"");
+        assert_eq!(ran.code, Some(code), "{line}: {}", ran.err);
+        for text in with {
+            assert!(ran.err.contains(text), "{line}: {} lacks {text:?}", ran.err);
+        }
+    }
+
+    fn start(&self, line: &str) -> Running {
+        start(&mut self.command(line))
+    }
+
+    fn stats(&self) -> Value {
+        serde_json::from_str(&self.ok("stats --json --store STORE", b"")).unwrap()
+    }
+
+    /// Dispatches until all is settled: payloads of `1` are done, others are rejected.
+    fn settle(&self) -> Ran {
+        let script = r#"while read -r line; do
+            id=${line#*\"id\":\"}; id=${id%%\"*}
+            case $line in
+                *'"payload":1}') printf '{"id":"%s","result":["one"]}\n' "$id" ;;
+                *) printf '{"id":"%s","error":"not\\n one"}\n' "$id" ;;
+            esac
+        done"#;
+        let mut command = self.command("dispatch --store STORE --drain -- sh -c");
+        run(command.arg(script), b"")
+    }
+}
+
+impl Running {
+    fn say(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        stdin.flush().unwrap();
+    }
+
+    /// The next line on stdout.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        assert!(line.ends_with('\n'), "it ended: {line:?}");
+        line.trim_end().to_owned()
+    }
+
+    /// Reads events up to one of this name.
+    fn event(&mut self, name: &str) -> Value {
+        loop {
+            let event: Value = serde_json::from_str(&self.line()).unwrap();
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+
+    fn kill(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let killed = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(killed.unwrap().success());
+    }
+
+    /// Waits for its end, with what it still prints.
+    fn end(mut self) -> Ran {
+        drop(self.stdin.take());
+        let mut out = String::new();
+        self.stdout.read_to_string(&mut out).unwrap();
+        let Output { status, stderr, .. } = self.child.wait_with_output().unwrap();
+        Ran {
+            code: status.code(),
+            out,
+            err: String::from_utf8(stderr).unwrap(),
+        }
+    }
+}
+
+/// The program, untouched by the environment of the test.
+fn bare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_batchyard"));
+    command
+        .env_remove("BATCHYARD_REDIS_URL")
+        .env_remove("RUST_LOG");
+    command
+}
+
+fn start(command: &mut Command) -> Running {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    Running {
+        stdin: child.stdin.take(),
+        stdout: BufReader::new(child.stdout.take().unwrap()),
+        child,
+    }
+}
+
+fn run(command: &mut Command, input: &[u8]) -> Ran {
+    let mut running = start(command);
+    // It may have ended without reading any of it.
+    let _ = running.stdin.take().unwrap().write_all(input);
+    running.end()
+}
+
+fn values(lines: &str) -> Vec<Value> {
+    lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn number(id: &str) -> u64 {
+    assert_eq!(id.len(), 16, "{id}");
+    u64::from_str_radix(id, 16).unwrap()
+}
+
+#[test]
+fn push_prints_ids_in_order_and_refuses_what_is_not_json() {
+    let yard = Yard::new();
+    let lines = b"{\"a\":1,\"a\":2}\nnope\n\n \"x\" \n12345678901234567890123\n\xff\n[]";
+    let ran = yard.run(
+        "push --store STORE --queue q --attribute tenant=7 --attribute a=b=c",
+        lines,
+    );
+    assert_eq!(ran.code, Some(5), "{}", ran.err);
+    for refused in [
+        "line 2: it is not JSON",
+        "line 3: it is empty",
+        "line 6:",
+        "4 pushed, 3 refused",
+    ] {
+        assert!(ran.err.contains(refused), "{}", ran.err);
+    }
+    let ids: Vec<&str> = ran.out.lines().collect();
+    assert_eq!(ids.len(), 4);
+    assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+
+    let export = yard.ok("export --store STORE", b"");
+    let payloads = [
+        "{\"a\":1,\"a\":2}",
+        " \"x\" ",
+        "12345678901234567890123",
+        "[]",
+    ];
+    for ((line, id), payload) in export.lines().zip(&ids).zip(payloads) {
+        let head = format!("{{\"id\":\"{id}\",\"queue\":\"q\",\"state\":\"ready\",\"attempts\":0,");
+        assert!(line.starts_with(&head), "{line}");
+        assert!(
+            line.contains("\"attributes\":{\"a\":\"b=c\",\"tenant\":\"7\"}"),
+            "{line}"
+        );
+        let payload = format!("\"payload\":{}}}", payload.trim());
+        assert!(line.ends_with(&payload), "{line} lacks {payload}");
+    }
+    assert_eq!(export.lines().count(), 4);
+}
+
+#[test]
+fn push_lines_takes_any_bytes_and_export_gives_them_back() {
+    let yard = Yard::new();
+    let printed = yard.ok("push --store STORE --lines --json", b"{\n\n\xff\x00\n7");
+    let answers = values(&printed);
+    let lines: Vec<_> = answers
+        .iter()
+        .map(|answer| answer["line"].as_u64().unwrap())
+        .collect();
+    assert_eq!(lines, [1, 2, 3, 4]);
+    assert!(answers.iter().all(|answer| answer["duplicate"] == false));
+    let export = values(&yard.ok("export --queue default --store STORE", b""));
+    assert_eq!(export[0]["payload_text"], "{");
+    assert_eq!(export[1]["payload_text"], "");
+    assert_eq!(export[2]["payload_base64"], "/wA=");
+    assert_eq!(export[3]["payload"], 7);
+    for (answer, request) in answers.iter().zip(&export) {
+        assert_eq!(answer["id"], request["id"]);
+    }
+}
+
+#[test]
+fn a_line_that_is_typed_is_answered_at_once() {
+    let yard = Yard::new();
+    let mut push = yard.start("push --store STORE -");
+    push.say("1\n");
+    let first = push.line();
+    // The beginning of a line does not hold up those before it.
+    push.say("2\n3");
+    let second = push.line();
+    assert!(number(&first) < number(&second));
+    push.say("\n");
+    push.line();
+    let ran = push.end();
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{}", ran.err);
+    assert_eq!(yard.stats()["ready"], 3);
+}
+
+#[test]
+fn a_file_is_pushed_in_bulk() {
+    let yard = Yard::new();
+    let lines: String = (0..10_000).map(|number| format!("{number}\n")).collect();
+    fs::write(yard.path("input"), lines).unwrap();
+    let printed = yard.ok("push --store STORE input", b"");
+    let ids: Vec<u64> = printed.lines().map(number).collect();
+    assert_eq!(ids.len(), 10_000);
+    // Requests of one push have consecutive ids: all of them were one.
+    assert!(ids.windows(2).all(|pair| pair[1] == pair[0] + 1));
+}
+
+#[test]
+fn push_ends_well_when_nobody_reads_its_ids_any_more() {
+    let yard = Yard::new();
+    let mut push = yard.start("push --store STORE");
+    push.say("1\n");
+    push.line();
+    let Running {
+        mut child,
+        stdin,
+        stdout,
+    } = push;
+    drop(stdout);
+    let mut stdin = stdin.unwrap();
+    stdin.write_all(b"2\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(yard.stats()["ready"], 2);
+}
+
+#[test]
+fn push_stops_at_a_signal_between_two_lines() {
+    let yard = Yard::new();
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut push = yard.start("push --store STORE");
+        push.say("1\n");
+        push.line();
+        push.kill(signal);
+        let stdin = push.stdin.take();
+        assert_eq!(push.end().code, Some(code));
+        drop(stdin);
+    }
+    assert_eq!(yard.stats()["ready"], 2);
+}
+
+#[test]
+fn a_line_with_a_known_key_is_a_duplicate_unless_it_says_something_else() {
+    let yard = Yard::new();
+    let push = "push --store STORE --json --idempotency-key-from order";
+    let first = values(&yard.ok(push, b"{\"order\":\"a\"}\n{\"order\":7}\n"));
+    let ran = yard.run(
+        push,
+        b"{\"order\":7}\n{\"order\":\"a\",\"more\":1}\n{\"order\":\"b\"}\n{}\n",
+    );
+    assert_eq!(ran.code, Some(5), "{}", ran.err);
+    assert!(
+        ran.err.contains("line 2:") && ran.err.contains("line 4:"),
+        "{}",
+        ran.err
+    );
+    let second = values(&ran.out);
+    assert_eq!(second.len(), 2);
+    assert_eq!(second[0]["id"], first[1]["id"]);
+    assert_eq!(
+        (&second[0]["duplicate"], &second[1]["duplicate"]),
+        (&true.into(), &false.into())
+    );
+    assert_eq!(second[1]["line"], 3);
+    assert_eq!(yard.stats()["pushed"], 3);
+}
+
+#[test]
+fn requests_can_wait_and_expire() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE --delay 1h", b"1\n");
+    yard.ok("push --store STORE --ttl 1ns", b"2\n");
+    let stats = yard.stats();
+    assert_eq!(
+        (&stats["delayed"], &stats["expired"]),
+        (&1.into(), &1.into())
+    );
+    let export = values(&yard.ok("export --store STORE", b""));
+    assert_eq!((export.len(), &export[0]["state"]), (1, &"delayed".into()));
+    assert_eq!(export[0]["at"], stats["next_due"]);
+}
+
+#[test]
+fn what_can_never_work_is_refused_before_anything_is_made() {
+    let yard = Yard::new();
+    let long = "x".repeat(300);
+    let attribute = "x".repeat(5000);
+    for (line, with) in [
+        ("push --store STORE --queue a/b", "'/'"),
+        (&format!("stats --store STORE --queue {long}"), "300 bytes"),
+        ("push --store STORE --ttl soon", "90s"),
+        ("push --store STORE --delay=-5s", "--delay"),
+        ("push --store STORE --attribute tenant", "tenant=7"),
+        (
+            &format!("push --store STORE --attribute a={attribute}"),
+            "4096",
+        ),
+        (
+            "push --store STORE --lines --idempotency-key-from a",
+            "--lines",
+        ),
+        ("push --store STORE --colour red", "--colour"),
+        ("push", "BATCHYARD_REDIS_URL"),
+        (
+            "dispatch --store STORE --queue-threshold 0 -- cat",
+            "at least 1",
+        ),
+        ("dispatch --store STORE --time-threshold 90 -- cat", "90s"),
+        (
+            "dispatch --store STORE --max-batch-bytes many -- cat",
+            "64KiB",
+        ),
+        (
+            "dispatch --store STORE --heartbeat-interval 2m -- cat",
+            "lease_duration",
+        ),
+        ("dispatch --store STORE --prefix a/ -- cat", "'/'"),
+        (
+            "dispatch --store STORE --prefix a --queue b -- cat",
+            "--queue",
+        ),
+        ("dispatch --store STORE --handler pigeon:home", "pigeon"),
+        ("dispatch --store STORE", "COMMAND"),
+        ("dead show --store STORE 17", "16 hexadecimal digits"),
+        ("dead redrive --store STORE", "ID"),
+        ("dead purge --store STORE --all 000000000000002a", "--all"),
+        (
+            "dead purge --store STORE --all --reason boredom",
+            "exhausted",
+        ),
+        (
+            "dead purge --store STORE --reason rejected 000000000000002a",
+            "--reason",
+        ),
+    ] {
+        yard.fails(line, 2, &[with]);
+    }
+    yard.fails("push --store STORE nowhere", 3, &["nowhere"]);
+    yard.fails(
+        "dispatch --store STORE -- no-such-command",
+        3,
+        &["no-such-command"],
+    );
+    assert!(!yard.path("store").exists());
+}
+
+#[test]
+fn verbs_that_only_look_make_no_store_and_no_queue() {
+    let yard = Yard::new();
+    let verbs = [
+        "stats",
+        "export",
+        "dead ls",
+        "dead show 000000000000002a",
+        "dead redrive --all",
+        "dead purge 000000000000002a",
+    ];
+    for verb in verbs {
+        yard.fails(&format!("{verb} --store STORE"), 3, &["no such folder"]);
+        assert!(!yard.path("store").exists(), "{verb}");
+    }
+    fs::create_dir(yard.path("store")).unwrap();
+    for verb in verbs {
+        yard.fails(&format!("{verb} --store STORE"), 3, &["empty"]);
+        assert_eq!(
+            fs::read_dir(yard.path("store")).unwrap().count(),
+            0,
+            "{verb}"
+        );
+    }
+    yard.ok("push --store STORE", b"1\n");
+    for verb in verbs {
+        yard.fails(
+            &format!("{verb} --store STORE --queue other"),
+            3,
+            &["no queue \"other\""],
+        );
+    }
+    assert_eq!(
+        yard.ok("stats --json --store STORE", b"").lines().count(),
+        1
+    );
+}
+
+#[test]
+fn a_path_that_is_no_store_of_this_version_is_left_untouched() {
+    let yard = Yard::new();
+    fs::write(yard.path("file"), "precious").unwrap();
+    fs::create_dir(yard.path("foreign")).unwrap();
+    fs::write(yard.path("foreign/photo"), "precious").unwrap();
+    yard.ok("push --store STORE", b"1\n");
+    let format = fs::read_to_string(yard.path("store/FORMAT")).unwrap();
+    let newer = format.replace("version 1", "version 99");
+    assert_ne!(newer, format);
+    fs::write(yard.path("store/FORMAT"), &newer).unwrap();
+    for verb in [
+        "push",
+        "stats",
+        "export",
+        "dispatch --drain --handler http:http://localhost",
+        "dead ls",
+    ] {
+        if verb.contains("http") && cfg!(not(feature = "http")) {
+            continue;
+        }
+        yard.fails(&format!("{verb} --store file"), 2, &["is a file"]);
+        yard.fails(
+            &format!("{verb} --store foreign"),
+            2,
+            &["photo", "another folder"],
+        );
+        yard.fails(
+            &format!("{verb} --store STORE"),
+            2,
+            &["format 99", "newer version"],
+        );
+    }
+    assert_eq!(fs::read_to_string(yard.path("file")).unwrap(), "precious");
+    assert_eq!(fs::read_dir(yard.path("foreign")).unwrap().count(), 1);
+    assert_eq!(
+        fs::read_to_string(yard.path("store/FORMAT")).unwrap(),
+        newer
+    );
+}
+
+#[test]
+fn a_store_that_lost_its_database_is_damaged() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n");
+    fs::remove_dir_all(yard.path("store/sled")).unwrap();
+    for verb in ["push", "stats", "export", "dead ls"] {
+        yard.fails(&format!("{verb} --store STORE"), 8, &["repair"]);
+    }
+}
+
+#[test]
+fn a_folder_that_may_not_be_written_is_refused() {
+    let yard = Yard::new();
+    let folder = yard.path("sealed");
+    fs::create_dir(&folder).unwrap();
+    let mut sealed = fs::metadata(&folder).unwrap().permissions();
+    sealed.set_readonly(true);
+    fs::set_permissions(&folder, sealed).unwrap();
+    if fs::write(folder.join("probe"), "").is_ok() {
+        return; // Nothing is sealed for root.
+    }
+    yard.fails("push --store sealed", 2, &["sealed"]);
+    yard.fails("push --store sealed/store", 2, &["sealed/store"]);
+}
+
+#[test]
+fn a_store_in_use_names_its_owner_and_the_way_out() {
+    let yard = Yard::new();
+    let mut dispatch = yard.start("dispatch --store STORE --json -- cat");
+    dispatch.event("serving");
+    let pid = format!("pid {}", dispatch.child.id());
+    for verb in ["push", "stats", "export", "dead ls", "dispatch -- cat"] {
+        let (verb, rest) = verb.split_once(" --").unwrap_or((verb, ""));
+        let rest = if rest.is_empty() { "" } else { "-- cat" };
+        let line = format!("{verb} --store STORE {rest}");
+        yard.fails(&line, 4, &[&pid, "stop it", "Redis"]);
+    }
+    dispatch.kill("TERM");
+    assert_eq!(dispatch.end().code, Some(143));
+    yard.ok("push --store STORE", b"1\n");
+}
+
+#[test]
+fn dispatch_drains_a_queue_and_tells_of_new_dead_letters() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n2\n1\n");
+    let ran = yard.settle();
+    assert_eq!(ran.code, Some(5), "{}", ran.err);
+    assert!(ran.err.contains("2 done, 1 dead-lettered"), "{}", ran.err);
+    assert!(ran.err.contains("batch claimed"), "{}", ran.err);
+    assert_eq!(ran.out, "");
+    let export = values(&yard.ok("export --store STORE", b""));
+    let states: Vec<_> = export.iter().map(|request| &request["state"]).collect();
+    assert_eq!(states, ["done", "done", "dead"]);
+    assert_eq!(export[0]["result"][0], "one");
+    assert_eq!(export[0].get("payload"), None);
+    let dead = &export[2];
+    assert_eq!(
+        (&dead["reason"], &dead["payload"]),
+        (&"rejected".into(), &2.into())
+    );
+    assert_eq!(
+        (&dead["error"], &dead["attempts"]),
+        (&"not\n one".into(), &1.into())
+    );
+    assert_eq!(dead["batch"], export[0]["batch"]);
+    // The dead letter of before is not a new one.
+    yard.ok("push --store STORE", b"1\n");
+    let ran = yard.settle();
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("1 done, 0 dead-lettered"), "{}", ran.err);
+}
+
+#[test]
+fn dispatch_serves_every_queue_of_a_prefix_and_no_other() {
+    let yard = Yard::new();
+    for queue in ["tenant-1", "tenant-2", "other"] {
+        yard.ok(&format!("push --store STORE --queue {queue}"), b"1\n");
+    }
+    let dispatch = "dispatch --store STORE --prefix tenant- --drain --json --plain -- cat";
+    let events = values(&yard.ok(dispatch, b""));
+    let of = |name: &str| {
+        let events = events.iter().filter(|event| event["event"] == name);
+        let mut queues: Vec<_> = events
+            .map(|event| event["queue"].as_str().unwrap())
+            .collect();
+        queues.sort_unstable();
+        queues
+    };
+    for name in ["serving", "claimed", "finished"] {
+        assert_eq!(of(name), ["tenant-1", "tenant-2"], "{name}");
+    }
+    let stats = values(&yard.ok("stats --json --store STORE", b""));
+    let done: Vec<_> = stats
+        .iter()
+        .map(|stats| stats["done"].as_u64().unwrap())
+        .collect();
+    assert_eq!(done, [0, 1, 1]);
+}
+
+/// A dispatcher whose command waits until something is written to the pipe `go`.
+fn held_up(yard: &Yard) -> Running {
+    yard.ok("push --store STORE", b"1\n");
+    let made = Command::new("mkfifo").arg(yard.path("go")).status();
+    assert!(made.unwrap().success());
+    let mut command =
+        yard.command("dispatch --store STORE --json --plain --queue-threshold 1 -- sh -c");
+    command.arg("in=$(cat); read -r go < go; echo \"$in\"");
+    let mut dispatch = start(&mut command);
+    dispatch.event("claimed");
+    dispatch
+}
+
+#[test]
+fn the_first_signal_lets_batches_finish() {
+    let yard = Yard::new();
+    let mut dispatch = held_up(&yard);
+    dispatch.kill("INT");
+    dispatch.event("shutting_down");
+    fs::write(yard.path("go"), "go\n").unwrap();
+    dispatch.event("finished");
+    let ran = dispatch.end();
+    assert_eq!(ran.code, Some(130), "{}", ran.err);
+    assert!(ran.err.contains("stopping"), "{}", ran.err);
+    assert_eq!(yard.stats()["done"], 1);
+}
+
+#[test]
+fn the_second_signal_gives_batches_back() {
+    let yard = Yard::new();
+    let mut dispatch = held_up(&yard);
+    dispatch.kill("TERM");
+    dispatch.event("shutting_down");
+    dispatch.kill("INT");
+    dispatch.event("released");
+    let ran = dispatch.end();
+    assert_eq!(ran.code, Some(143), "{}", ran.err);
+    let stats = yard.stats();
+    assert_eq!(
+        (&stats["in_flight"], &stats["offered"]),
+        (&1.into(), &1.into())
+    );
+}
+
+#[test]
+fn dispatch_stops_well_when_nobody_reads_its_events_any_more() {
+    let yard = Yard::new();
+    let Running {
+        mut child,
+        stdin,
+        stdout,
+    } = held_up(&yard);
+    drop((stdin, stdout));
+    fs::write(yard.path("go"), "go\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(yard.stats()["done"], 1);
+}
+
+#[test]
+fn stats_are_a_table_for_people() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE --queue a", b"1\n2\n");
+    yard.ok("push --store STORE --queue much-longer", b"1\n");
+    let table = yard.ok("stats --store STORE", b"");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|row| row.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0][..4], ["queue", "pushed", "delayed", "ready"]);
+    assert_eq!(rows[1][..4], ["a", "2", "0", "2"]);
+    assert_eq!(rows[2][..4], ["much-longer", "1", "0", "1"]);
+    assert_eq!(rows.len(), 3);
+    let one = yard.ok("stats --store STORE --queue a", b"");
+    assert_eq!(one.lines().count(), 2);
+}
+
+#[test]
+fn dead_letters_are_listed_and_shown() {
+    let yard = Yard::new();
+    yard.ok(
+        "push --store STORE --attribute tenant=7",
+        b"1\n{\"to\":2}\n",
+    );
+    yard.settle();
+    let listed = values(&yard.ok("dead ls --json --store STORE", b""));
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].get("payload"), None);
+    let id = listed[0]["id"].as_str().unwrap();
+
+    let table = yard.ok("dead ls --store STORE", b"");
+    assert_eq!(table.lines().count(), 2);
+    for text in [id, "rejected", "not  one"] {
+        assert!(table.contains(text), "{table}");
+    }
+    let none = yard.ok("dead ls --json --reason exhausted --store STORE", b"");
+    assert_eq!(none, "");
+
+    let shown = values(&yard.ok(&format!("dead show {id} --json --store STORE"), b""));
+    assert_eq!(shown[0]["payload"]["to"], 2);
+    assert_eq!(shown[0]["attributes"]["tenant"], "7");
+    let shown = yard.ok(&format!("dead show {id} --store STORE"), b"");
+    for text in ["tenant=7", "rejected", "payload     {\"to\":2}"] {
+        assert!(shown.contains(text), "{shown}");
+    }
+    yard.fails("dead show 000000000000002a --store STORE", 3, &["dead ls"]);
+}
+
+#[test]
+fn dead_letters_are_redriven_and_purged_but_not_by_a_dry_run() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE --queue a", b"2\n3\n4\n");
+    let script = "dispatch --store STORE --prefix a --drain -- sh -c";
+    let reject = |yard: &Yard| {
+        let echo = r#"sed 's/"attempt.*/"error":"no"}/'"#;
+        assert_eq!(run(yard.command(script).arg(echo), b"").code, Some(5));
+    };
+    reject(&yard);
+    let listed = values(&yard.ok("dead ls --json --store STORE", b""));
+    let ids: Vec<&str> = listed
+        .iter()
+        .map(|dead| dead["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids.len(), 3);
+    let dead = || yard.stats()["dead"].as_u64().unwrap();
+
+    for verb in ["redrive", "purge"] {
+        let printed = yard.ok(&format!("dead {verb} --all --dry-run --store STORE"), b"");
+        assert_eq!(printed.lines().collect::<Vec<_>>(), ids);
+        let other = yard.ok(
+            &format!("dead {verb} --all --reason exhausted --store STORE"),
+            b"",
+        );
+        assert_eq!(other, "");
+        assert_eq!(dead(), 3, "{verb}");
+    }
+    let some = format!(
+        "dead purge {} {} 000000000000002a --json --store STORE",
+        ids[1], ids[1]
+    );
+    let ran = yard.run(&some, b"");
+    assert_eq!(ran.code, Some(5), "{}", ran.err);
+    assert!(
+        ran.err.contains("000000000000002a is no dead letter"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("1 purged"), "{}", ran.err);
+    let printed = values(&ran.out);
+    assert_eq!(
+        (printed.len(), &printed[0]["id"], &printed[0]["queue"]),
+        (1, &ids[1].into(), &"a".into())
+    );
+    yard.fails(
+        &format!("dead redrive {} --store STORE", ids[1]),
+        3,
+        &["no dead letter"],
+    );
+
+    yard.ok("dead redrive --all --reason rejected --store STORE", b"");
+    let stats = yard.stats();
+    assert_eq!(
+        (&stats["dead"], &stats["ready"], &stats["purged"]),
+        (&0.into(), &2.into(), &1.into())
+    );
+    reject(&yard);
+    assert_eq!(dead(), 2);
+    yard.ok("dead purge --all --store STORE", b"");
+    assert_eq!(yard.ok("export --store STORE", b""), "");
+}
+
+#[test]
+fn each_verb_has_an_example_in_its_help_and_the_codes_are_in_that_of_all() {
+    let yard = Yard::new();
+    for verb in [
+        "push",
+        "dispatch",
+        "stats",
+        "export",
+        "dead",
+        "dead ls",
+        "dead show",
+        "dead redrive",
+        "dead purge",
+    ] {
+        let help = yard.ok(&format!("{verb} --help"), b"");
+        let example = format!("batchyard {verb} ");
+        let (_, after) = help
+            .split_once("Example: ")
+            .unwrap_or_else(|| panic!("{help}"));
+        assert!(after.starts_with(&example), "{help}");
+    }
+    let help = yard.ok("--help", b"");
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let codes = "0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in use, changed input), \
+5 partial success, 6 timeout, 7 remote error, 8 store damaged, 130 interrupted, 143 terminated";
+    assert!(help.contains(codes), "{help}");
+}
