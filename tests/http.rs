@@ -397,10 +397,13 @@ async fn too_many_requests_and_unavailable_are_outages_that_say_for_how_long() {
 }
 
 #[tokio::test]
-async fn other_refusals_are_permanent_and_other_server_errors_transient() {
+async fn refusals_are_told_apart_by_whose_fault_they_are() {
     for (status, kind) in [
         (400, FailureKind::Permanent),
-        (404, FailureKind::Permanent),
+        (410, FailureKind::Permanent),
+        (401, FailureKind::Outage),
+        (403, FailureKind::Outage),
+        (404, FailureKind::Outage),
         (413, FailureKind::Permanent),
         (422, FailureKind::Permanent),
         (408, FailureKind::Transient),
@@ -422,7 +425,7 @@ async fn a_redirect_is_not_followed_and_says_where_to() {
             Endpoint::new(move |_| answer(status, &[("location", "/new?token=s3cret")], "")).await;
         let error = failure(&endpoint.url).await;
         let host = endpoint.url.replace("/hook", "/new");
-        is_error(&error, FailureKind::Permanent, &[&host, "not followed"]);
+        is_error(&error, FailureKind::Outage, &[&host, "not followed"]);
         assert!(!error.to_string().contains("s3cret"), "{error}");
         assert_eq!(endpoint.seen().len(), 1);
     }

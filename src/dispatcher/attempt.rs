@@ -73,7 +73,7 @@ impl Attempt {
         };
         let batch = match Batch::new(self.queue.clone(), self.lease.clone(), options) {
             Ok(batch) => batch,
-            Err(error) => return self.failed_queue(error),
+            Err(error) => return self.unreadable(&error).await,
         };
         let ended = match self.attempt(&batch, &stop).await {
             Err(Failure::Handler(error)) => self.fail(&batch, &stop, error).await,
@@ -108,6 +108,35 @@ impl Attempt {
             error: None,
             released: false,
             queue_error: None,
+        }
+    }
+
+    /// A batch whose context is none of ours can be handed to no handler, nor can its halves: it is
+    /// dead-lettered whole, and a redrive gives its requests a context of today.
+    async fn unreadable(&self, error: &Error) -> AttemptEnd {
+        let text = error.to_string();
+        let rest = Outcome::Reject {
+            reason: DeadReason::Damaged,
+            error: text.clone(),
+        };
+        let retries = Retries {
+            at: self.queue.now(),
+            max_attempts: self.policy.max_attempts,
+        };
+        match self.update(Then::Finish { rest, retries }).await {
+            Ok(()) => {
+                let (queue, batch) = (self.name.clone(), self.lease.batch);
+                self.events.emit(Event::Rejected {
+                    queue,
+                    batch,
+                    error: text,
+                });
+                self.end(Ended::Tried)
+            }
+            Err(Failure::Queue(error)) => self.failed_queue(error),
+            Err(Failure::LeaseLost | Failure::ShutDown | Failure::Handler(_)) => {
+                self.end(Ended::Untried)
+            }
         }
     }
 

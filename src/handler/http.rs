@@ -46,7 +46,8 @@ use crate::{
 /// | 2xx with `application/x-ndjson` or `application/jsonl` | a verdict a line, as in [`json_lines`](crate::format::json_lines), recorded as they come |
 /// | 429, 503; no connection (refused, no such host, TLS) | outage: no attempt is counted; `Retry-After` is honoured |
 /// | 408, 425, other 5xx; cut off; too slow | transient: the same batch again; `Retry-After` is honoured |
-/// | 413 and any other 4xx, 3xx | permanent: the batch is split until the guilty stand alone |
+/// | 401, 403, 404, 405, 407, 3xx | outage too: a wrong token, path or place is no request's fault |
+/// | 413 and any other 4xx | permanent: the batch is split until the guilty stand alone |
 ///
 /// Verdicts that came before an answer was cut off, or that stand beside lines that can't be read,
 /// are kept. A redelivery sends only the members without an outcome, under the same key.

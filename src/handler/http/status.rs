@@ -41,9 +41,11 @@ pub(super) async fn refusal(url: &Url, response: Response, now: Timestamp) -> Ha
     }
 }
 
+/// A wrong token, a wrong path or a moved endpoint says nothing about any request: every batch would be
+/// answered alike, so it is an outage until somebody mends it, and no request is dead-lettered for it.
 fn kind_of(status: StatusCode) -> FailureKind {
     match status.as_u16() {
-        429 | 503 => FailureKind::Outage,
+        300..=399 | 401 | 403..=405 | 407 | 429 | 503 => FailureKind::Outage,
         408 | 425 | 500..=599 => FailureKind::Transient,
         _ => FailureKind::Permanent,
     }
@@ -132,11 +134,11 @@ mod tests {
             (502, Transient),
             (504, Transient),
             (400, Permanent),
-            (401, Permanent),
-            (404, Permanent),
+            (401, Outage),
+            (404, Outage),
             (413, Permanent),
             (422, Permanent),
-            (301, Permanent),
+            (301, Outage),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(kind_of(status), want, "{status}");
