@@ -186,3 +186,19 @@ async fn a_store_that_takes_too_long_is_given_up() {
         ErrorKind::Unavailable
     );
 }
+
+#[tokio::test]
+async fn a_handle_shows_where_its_store_is_and_nothing_of_what_is_in_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let queue = SledQueue::open(folder.path()).await.expect("opens");
+    queue
+        .push_one(NewRequest::new("a secret"))
+        .await
+        .expect("pushed");
+    let shown = format!("{queue:?}");
+    assert!(
+        shown.contains(&folder.path().display().to_string()),
+        "{shown}"
+    );
+    assert!(shown.len() < 300, "{shown}");
+}

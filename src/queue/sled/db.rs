@@ -29,7 +29,6 @@ use super::{
 use crate::error::{Error, Result};
 
 /// The open database of a store.
-#[derive(Debug)]
 pub(super) struct Db {
     sled: sled::Db,
     trees: Vec<sled::Tree>,

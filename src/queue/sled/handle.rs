@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -45,7 +46,6 @@ pub(super) enum Command {
 }
 
 /// What the writer and all handles share.
-#[derive(Debug)]
 pub(super) struct Core {
     pub(super) path: PathBuf,
     pub(super) gate: RwLock<Gate>,
@@ -60,7 +60,6 @@ pub(super) struct Core {
     pub(super) health: Arc<OnceLock<String>>,
 }
 
-#[derive(Debug)]
 pub(super) struct Gate {
     /// `None` once the store is closed.
     pub(super) db: Option<Db>,
@@ -70,10 +69,17 @@ pub(super) struct Gate {
 }
 
 /// A caller's end: commands go through here. The writer ends when the last one is dropped.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Handle {
     pub(super) core: Arc<Core>,
     pub(super) commands: mpsc::Sender<Command>,
+}
+
+/// Shows where the store is, and nothing of what is in it: sled would print every entry.
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.core.path, f)
+    }
 }
 
 impl Core {

@@ -1,6 +1,6 @@
 //! [`SledQueue`]: one named queue of a store.
 
-use std::{num::NonZeroU32, path::Path, sync::Arc};
+use std::{fmt, num::NonZeroU32, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,7 +40,6 @@ use crate::{
 /// queue.close().await?;
 /// # Ok::<(), batchyard::Error>(()) }).unwrap();
 /// ```
-#[derive(Debug)]
 pub struct SledQueue {
     handle: Handle,
     live: Arc<Live>,
@@ -48,6 +47,15 @@ pub struct SledQueue {
     closed: watch::Sender<bool>,
     /// Whether the store was opened for this queue alone and is closed with it.
     owns_store: bool,
+}
+
+impl fmt::Debug for SledQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SledQueue")
+            .field("store", &self.handle)
+            .field("name", &self.live.name)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SledQueue {
