@@ -61,7 +61,7 @@ use crate::{
     error::{Error, Result},
     queue::{Administration, Capabilities, Durability, Queue, QueueOptions},
     request::{Bookmark, NewRequest, Position, Pushed, QueueName, RequestId},
-    stats::{FirstSeen, Stats},
+    stats::Stats,
 };
 
 /// A queue on a Redis server, shared by every process that connects to it.
@@ -81,7 +81,6 @@ pub struct RedisQueue {
     salt: u64,
     shared: Arc<Shared>,
     changes: Arc<watch::Sender<u64>>,
-    first_seen: Mutex<FirstSeen>,
     /// Whether it is closed; read-locked by each call under way.
     closed: RwLock<bool>,
 }
@@ -164,7 +163,6 @@ impl RedisQueue {
             keys,
             salt,
             shared,
-            first_seen: Mutex::default(),
             closed: RwLock::new(false),
         })
     }
@@ -331,7 +329,6 @@ impl Queue for RedisQueue {
             ready,
             ready_bytes,
             oldest,
-            oldest_at,
             flight,
             batches,
             offered,
@@ -347,21 +344,13 @@ impl Queue for RedisQueue {
             return Err(damaged("a reply"));
         };
         let when = |time: &Bytes| (!time.is_empty()).then(|| parse_time(time)).transpose();
-        let oldest_ready_at = when(oldest_at)?.map(|ready_at| {
-            let mut seen = self
-                .first_seen
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let position = Position::from_u64(parse_hex(oldest)?);
-            Ok(seen.clamp(position, ready_at, now))
-        });
         Ok(Stats {
             pushed: parse_decimal(pushed)?,
             delayed: parse_decimal(delayed)?,
             next_due: when(next_due)?,
             ready: parse_decimal(ready)?,
             ready_bytes: parse_decimal(ready_bytes)?,
-            oldest_ready_at: oldest_ready_at.transpose()?,
+            oldest_ready_at: when(oldest)?,
             in_flight: parse_decimal(flight)?,
             batches: parse_decimal(batches)?,
             offered: parse_decimal(offered)?,
@@ -383,12 +372,17 @@ impl Queue for RedisQueue {
             )));
         }
         let until = now.after(claim.lease_duration);
+        let due = claim.due;
+        let oldest_at = due.and_then(|due| due.oldest_at);
         let args = [
             decimal(&claim.max_requests),
             decimal(&claim.max_bytes),
             time(until),
             flag(claim.form),
             claim.context.clone(),
+            due.map_or(Bytes::new(), |due| decimal(&due.requests)),
+            due.map_or(Bytes::new(), |due| decimal(&due.bytes)),
+            oldest_at.map_or(Bytes::new(), time),
         ];
         let reply = self.change(&SCRIPTS.claim, now, &args).await?;
         self.parse_lease(&reply, until)

@@ -4,7 +4,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use batchyard::{
-    BatchId, Bookmark, Claim, DeadReason, Entry, Lease, List, Member, MemoryQueue, NewRequest,
+    BatchId, Bookmark, Claim, DeadReason, Due, Entry, Lease, List, Member, MemoryQueue, NewRequest,
     Outcome, Page, Queue, QueueName, QueueOptions, RequestId, Result, Retries, State, Then,
     Timestamp, Update,
 };
@@ -122,6 +122,14 @@ impl<R: Queue> Pair<R> {
             max_bytes: self.random.u64(60..1_000).try_into().unwrap(),
             lease_duration: Duration::from_secs(self.random.u64(..20)),
             form: self.random.u8(..4) > 0,
+            due: (self.random.u8(..3) == 0).then(|| Due {
+                requests: self.random.u64(..12),
+                bytes: self.random.u64(..900),
+                oldest_at: self
+                    .random
+                    .bool()
+                    .then(|| self.now.before(Duration::from_secs(3))),
+            }),
             context: vec![self.random.u8(..)].into(),
         };
         let memory = self.memory.claim(self.now, &claim).await.unwrap();

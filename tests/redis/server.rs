@@ -24,10 +24,10 @@ struct Running {
 }
 
 impl Server {
-    /// A server with an append-only file, or `None` (said, and a failure with `BATCHYARD_REQUIRE=redis`)
+    /// A server that syncs before it answers, or `None` (said, and a failure with `BATCHYARD_REQUIRE=redis`)
     /// where none is installed.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"])
+        Self::start_with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
     /// A server with these settings.

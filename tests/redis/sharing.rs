@@ -4,7 +4,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use batchyard::{
-    Claim, ErrorKind, NewRequest, Outcome, Page, Queue, RedisQueue, RequestId, Retries, Then,
+    Claim, Due, ErrorKind, NewRequest, Outcome, Page, Queue, RedisQueue, RequestId, Retries, Then,
     Update,
 };
 
@@ -24,6 +24,11 @@ fn finish(rest: Outcome) -> Update {
 async fn dispatch(queue: RedisQueue, threshold: u32, total: u64) -> Vec<Vec<RequestId>> {
     let claim = Claim {
         max_requests: threshold.try_into().unwrap(),
+        due: Some(Due {
+            requests: threshold.into(),
+            bytes: u64::MAX,
+            oldest_at: None,
+        }),
         ..Claim::new()
     };
     let mut batches = Vec::new();
@@ -55,17 +60,17 @@ async fn racing_dispatchers_never_get_an_empty_or_undersized_or_overlapping_batc
     };
     let (total, threshold) = (3_000, 100);
     let producer = server.queue("raced").await;
+    let racers: Vec<_> = futures_util::future::join_all((0..3).map(|_| server.queue("raced")))
+        .await
+        .into_iter()
+        .map(|queue| tokio::spawn(dispatch(queue, threshold, total)))
+        .collect();
     for part in 0..60 {
         let requests = (0..50)
             .map(|i| NewRequest::new(format!("{part}-{i}")))
             .collect();
         producer.push(producer.now(), requests).await.unwrap();
     }
-    let racers: Vec<_> = futures_util::future::join_all((0..3).map(|_| server.queue("raced")))
-        .await
-        .into_iter()
-        .map(|queue| tokio::spawn(dispatch(queue, threshold, total)))
-        .collect();
     let mut seen = HashSet::new();
     for racer in racers {
         for batch in racer.await.unwrap() {

@@ -4,6 +4,8 @@
 -- ARGV[6]       until when it is held
 -- ARGV[7]       '1' to form a new batch if none is offered, else '0'
 -- ARGV[8]       the context of a new batch
+-- ARGV[9], [10], [11]  form one only if this many requests are ready, or this many bytes, decimal, or the
+--               oldest counts since this time or earlier (may be empty); [9] empty: whenever any are
 -- Returns       'ok', batch, parent or '', fence, attempt, requests, those without an outcome, bytes,
 --               formed at, '1' with a checkpoint else '0', checkpoint, context | 'none'
 -- O(n log N) for n requests of a new batch; O(m) for m batches offered
@@ -67,8 +69,15 @@ local function form()
   return batch
 end
 
+local function is_due()
+  if ARGV[9] == '' then return true end
+  local oldest = oldest_ready()
+  return oldest and (call('ZCARD', PREFIX .. 'ready') >= tonumber(ARGV[9])
+    or state.ready_bytes >= tonumber(ARGV[10]) or oldest <= ARGV[11])
+end
+
 local batch, until_at = offered()
-if not batch and ARGV[7] == '1' then batch = form() end
+if not batch and ARGV[7] == '1' and is_due() then batch = form() end
 if not batch then return answer({ 'none' }) end
 
 changed = true

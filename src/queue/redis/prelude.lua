@@ -37,7 +37,7 @@ if TOKEN ~= '' then
   end
 end
 
-local TEXTS = { 'format', 'salt', 'last', 'last_batch' }
+local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'seen_position', 'seen_at' }
 local COUNTS = {
   'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes', 'sequence', 'fence',
 }
@@ -72,25 +72,29 @@ local function tail()
 end
 
 -- Writes are collected by command and key, and sent a thousand at a time; `flush` before reading them.
-local pending = {}
+local pending = { ZADD = {}, ZREM = {}, HSET = {}, HDEL = {} }
 local function later(command, key, first, second)
-  local slot = command .. key
-  local args = pending[slot]
+  local args = pending[command][key]
   if not args then
-    args = { command, PREFIX .. key }
-    pending[slot] = args
+    args = { command, PREFIX .. key, count = 2 }
+    pending[command][key] = args
   end
-  args[#args + 1] = first
-  if second then args[#args + 1] = second end
-  if #args > 2 * CHUNK then
-    call(unpack(args))
-    pending[slot] = nil
+  local count = args.count + 1
+  args[count] = first
+  if second then
+    count = count + 1
+    args[count] = second
+  end
+  args.count = count
+  if count > 2 * CHUNK then
+    call(unpack(args, 1, count))
+    pending[command][key] = nil
   end
 end
 local function flush()
-  for slot, args in pairs(pending) do
-    call(unpack(args))
-    pending[slot] = nil
+  for command, keys in pairs(pending) do
+    for _, args in pairs(keys) do call(unpack(args, 1, args.count)) end
+    pending[command] = {}
   end
 end
 local function add(key, member) later('ZADD', key, '0', member) end
@@ -136,6 +140,21 @@ local function note_of(rec)
   return sub(rec, #rec + 1 - number(length))
 end
 local function member_of(id, rec) return position_of(rec) .. id .. sub(rec, 132, 139) end
+
+-- Since when the oldest ready request counts; nil if none is ready. A ready time in
+-- the future, left by a clock that stepped, counts from when it was first seen.
+local function oldest_ready()
+  local member = call('ZRANGE', PREFIX .. 'ready', 0, 0)[1]
+  if not member then return nil end
+  local position = sub(member, 1, 16)
+  local at = sub(call('HGET', PREFIX .. 'requests', sub(member, 17, 32)), 19, 34)
+  if state.seen_position == position then
+    if state.seen_at < at then at = state.seen_at end
+  elseif at > NOW then
+    state.seen_position, state.seen_at = position, NOW
+  end
+  return at < NOW and at or NOW
+end
 
 -- Puts a request at the tail of the ready ones.
 local function make_ready(id, rec, at, attempts, fixed, note)

@@ -1,20 +1,15 @@
 -- One consistent reading.
 --
--- Returns  'ok', pushed, delayed, first due time or '', ready, ready bytes, position and ready time of
---          the oldest or '' twice, in flight, batches, offered, next offer or '', done, dead, expired,
+-- Returns  'ok', pushed, delayed, first due time or '', ready, ready bytes, since when the oldest counts
+--          or '', in flight, batches, offered, next offer or '', done, dead, expired,
 --          cancelled, purged, held bytes
 -- O(log N), whatever the depth
 local function card(key) return decimal(call('ZCARD', PREFIX .. key)) end
 local function time(members) return members[1] and sub(members[1], 1, 16) or '' end
 
-local oldest, position, ready_at = call('ZRANGE', PREFIX .. 'ready', 0, 0)[1], '', ''
-if oldest then
-  position = sub(oldest, 1, 16)
-  ready_at = sub(call('HGET', PREFIX .. 'requests', sub(oldest, 17, 32)), 19, 34)
-end
 return answer({
   'ok', decimal(state.pushed), card('delayed'), time(call('ZRANGE', PREFIX .. 'due', 0, 0)),
-  card('ready'), decimal(state.ready_bytes), position, ready_at, card('flight'), card('offers'),
+  card('ready'), decimal(state.ready_bytes), oldest_ready() or '', card('flight'), card('offers'),
   decimal(call('ZLEXCOUNT', PREFIX .. 'offers', '-', '[' .. NOW .. 'g')),
   time(call('ZRANGE', PREFIX .. 'offers', '[' .. NOW .. 'g', '+', 'BYLEX', 'LIMIT', 0, 1)),
   decimal(state.done), card('dead'), decimal(state.expired), decimal(state.cancelled),
