@@ -289,18 +289,18 @@ impl<R: Queue> Pair<R> {
             State::Done,
             State::Dead,
         ] {
-            let mut list = List::new(state)
+            let mut wanted = List::new(state)
                 .with_payloads()
                 .max_requests(NonZeroU32::new(self.random.u32(1..30)).unwrap());
             loop {
-                let left = memory.list(now, &list).await.map(plain);
-                let right = redis.list(now, &list).await.map(plain);
+                let left = memory.list(now, &wanted).await.map(plain);
+                let right = redis.list(now, &wanted).await.map(plain);
                 let Some(last) =
                     same("list", left, right).and_then(|page| page.last().map(|entry| entry.id))
                 else {
                     break;
                 };
-                list = list.after(last);
+                wanted = wanted.after(last);
             }
         }
         let mut after = None;

@@ -343,7 +343,7 @@ async fn nothing_is_left_of_requests_that_are_gone() {
     let options = QueueOptions::default().retention(Duration::from_secs(10));
     let queue = server.queue_with("tidy", options).await.unwrap();
     let now = queue.now();
-    let request = |n: u8| NewRequest::new(vec![n]).ttl(Duration::from_secs(3600));
+    let request = |n: u8| NewRequest::new(vec![n]).ttl(Duration::from_secs(3_500));
     queue
         .push(now, (0..40).map(request).collect())
         .await
@@ -386,7 +386,7 @@ async fn a_blocked_push_hears_of_room_made_by_another_process() {
     let options = QueueOptions::default()
         .max_requests(1)
         .when_full(WhenFull::Block {
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_secs(50),
         });
     let queue = server.queue_with("room", options).await.unwrap();
     let other = server.queue_with("room", options).await.unwrap();

@@ -95,7 +95,7 @@ async fn an_orphan_is_taken_over_under_its_id_and_its_late_holder_is_fenced_off(
     let requests = (0..10).map(|i| NewRequest::new(i.to_string())).collect();
     late.push(now, requests).await.unwrap();
     let claim = Claim {
-        lease_duration: Duration::from_secs(60),
+        lease_duration: Duration::from_secs(50),
         ..Claim::new()
     };
     let held = late.claim(now, &claim).await.unwrap().unwrap();
