@@ -31,6 +31,8 @@ pub mod testing;
 pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
+#[cfg(feature = "redis")]
+pub use self::queue::redis::{RedisQueue, RedisStore};
 #[cfg(feature = "sled")]
 pub use self::queue::sled::{Repaired, SledOptions, SledQueue, SledStore};
 pub use self::{

@@ -8,6 +8,8 @@ mod admin;
 mod ext;
 pub(crate) mod memory;
 mod options;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
 #[cfg(feature = "sled")]
 pub(crate) mod sled;
 

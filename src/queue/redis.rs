@@ -1,0 +1,557 @@
+//! The shared backend: many processes and machines on one Redis (7 or newer) or Valkey server.
+//!
+//! ```text
+//!   producers ──push──▶ ┌──────────────── one server ────────────────┐ ◀──claim── dispatchers
+//!                       │ batchyard:{name}:ready      position order │
+//!                       │                 :offers     open batches   │ ──published──▶ wake-ups
+//!                       │                 :payload:ID one a request  │
+//!                       └────────────────────────────────────────────┘
+//! ```
+//! - **Every verb is one script**, so it is atomic and isolated. The scripts lie beside this file, their
+//!   keys are listed in `keys`; each begins with what it takes, answers and costs. A queue's keys
+//!   share a hash tag and so lie on one node of a cluster.
+//! - **Payloads are keys of their own.** Claiming moves ids and sizes; payloads are read in pages
+//!   afterwards. A large push sends its payloads ahead, under keys that expire, and then makes them
+//!   visible in one step.
+//! - **A cut connection is not an error.** Calls are repeated for some seconds; a call that ran before
+//!   its connection was cut is answered with the reply that it left on the server.
+//! - **Durability is the server's**: `appendfsync always` syncs before it answers, `everysec` may lose the
+//!   last second, no append-only file may lose more. Read at connect, told by
+//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered.
+//! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused. Out of
+//!   memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
+
+mod admin;
+mod changes;
+mod codec;
+mod connection;
+mod keys;
+mod push;
+mod script;
+mod server;
+mod store;
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::Script;
+use tokio::sync::{RwLock, watch};
+
+pub use self::store::RedisStore;
+use self::{
+    changes::{Changes, bump},
+    codec::{
+        Record, damaged, decimal, flag, hex, outcome, parse_count, parse_decimal, parse_hex,
+        parse_outcome, parse_time, time,
+    },
+    connection::Link,
+    keys::{CREATED, Keys, QUEUES},
+    script::SCRIPTS,
+    server::Server,
+};
+use crate::{
+    batch::{
+        BatchId, Claim, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Then, Update,
+    },
+    clock::Timestamp,
+    error::{Error, Result},
+    queue::{Administration, Capabilities, Durability, Queue, QueueOptions},
+    request::{Bookmark, NewRequest, Position, Pushed, QueueName, RequestId},
+    stats::Stats,
+};
+
+/// A queue on a Redis server, shared by every process that connects to it.
+///
+/// ```no_run
+/// use batchyard::{NewRequest, QueueExt, RedisQueue};
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let queue = RedisQueue::connect("redis://127.0.0.1:6379").await?;
+/// queue.push_one(NewRequest::new("hello")).await?;
+/// # Ok::<(), batchyard::Error>(()) }).unwrap();
+/// ```
+pub struct RedisQueue {
+    name: QueueName,
+    options: QueueOptions,
+    keys: Keys,
+    /// The lower half of every batch id.
+    salt: u64,
+    shared: Arc<Shared>,
+    changes: Arc<watch::Sender<u64>>,
+    /// Whether it is closed; read-locked by each call under way.
+    closed: RwLock<bool>,
+}
+
+/// What the queues of a store have in common.
+#[derive(Debug)]
+struct Shared {
+    link: Link,
+    server: Server,
+    changes: Changes,
+}
+
+impl Shared {
+    async fn connect(url: &str, channels: Vec<String>) -> Result<Arc<Self>> {
+        let link = Link::connect(url).await?;
+        let server = Server::examine(&link).await?;
+        let changes = Changes::listen(link.client().clone(), channels);
+        Ok(Arc::new(Self {
+            link,
+            server,
+            changes,
+        }))
+    }
+}
+
+impl RedisQueue {
+    /// The queue `default` of this server, such as `redis://user:password@host:6379/0` or
+    /// `redis+unix:///run/redis.sock`, with default options; made if it does not exist.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid): an address that can't be read, a refused password, a server that
+    /// is too old or could drop keys. [`Unavailable`](crate::ErrorKind::Unavailable): no server there.
+    /// [`Corrupt`](crate::ErrorKind::Corrupt): something else wrote to its keys, or a newer format.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with(url, &QueueName::default(), QueueOptions::default()).await
+    }
+
+    /// The queue of this name, with these options.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(url: &str, name: &QueueName, options: QueueOptions) -> Result<Self> {
+        let shared = Shared::connect(url, vec![Keys::new(name).changed()]).await?;
+        Self::open(shared, name, options).await
+    }
+
+    async fn open(shared: Arc<Shared>, name: &QueueName, options: QueueOptions) -> Result<Self> {
+        let keys = Keys::new(name);
+        let args = [Bytes::from_static(FORMAT), hex(fastrand::u64(..))];
+        let now = time(shared.server.now());
+        let reply = shared
+            .link
+            .eval(&SCRIPTS.init, &keys.state(), now, &args)
+            .await?;
+        let salt = match &reply[..] {
+            [status, salt] if status == "ok" => parse_hex(salt)?,
+            [status, found] if status == "format" => {
+                return Err(Error::corrupt(format!(
+                    "queue {name} has format {}, and this version reads format {}; use a newer version",
+                    String::from_utf8_lossy(found),
+                    String::from_utf8_lossy(FORMAT)
+                )));
+            }
+            _ => return Err(damaged("a reply")),
+        };
+        let known: u64 = shared
+            .link
+            .query(redis::cmd("SADD").arg(QUEUES).arg(name.as_str()))
+            .await?;
+        if known > 0 {
+            let () = shared
+                .link
+                .query(redis::cmd("PUBLISH").arg(CREATED).arg(name.as_str()))
+                .await?;
+        }
+        Ok(Self {
+            name: name.clone(),
+            options,
+            changes: shared.changes.counter(keys.changed()),
+            keys,
+            salt,
+            shared,
+            closed: RwLock::new(false),
+        })
+    }
+
+    /// Runs the script of a verb that changes something, once.
+    async fn change(&self, script: &Script, now: Timestamp, args: &[Bytes]) -> Result<Vec<Bytes>> {
+        let _open = self.check_open().await?;
+        let link = &self.shared.link;
+        let reply = link
+            .eval_once(script, &self.keys.state(), time(now), args)
+            .await?;
+        self.check_present(reply)
+    }
+
+    /// Runs the script of a verb that only looks.
+    async fn ask(&self, script: &Script, now: Timestamp, args: &[Bytes]) -> Result<Vec<Bytes>> {
+        let _open = self.check_open().await?;
+        let link = &self.shared.link;
+        let reply = link
+            .eval(script, &self.keys.state(), time(now), args)
+            .await?;
+        self.check_present(reply)
+    }
+
+    async fn check_open(&self) -> Result<tokio::sync::RwLockReadGuard<'_, bool>> {
+        let closed = self.closed.read().await;
+        if *closed {
+            return Err(Error::closed(format!("queue {:?} was closed", self.name)));
+        }
+        Ok(closed)
+    }
+
+    fn check_present(&self, reply: Vec<Bytes>) -> Result<Vec<Bytes>> {
+        match reply.first() {
+            None => Err(damaged("a reply")),
+            Some(status) if status == "gone" => Err(Error::corrupt(format!(
+                "queue {} is no longer on the Redis server, which was flushed or lost its data; connect again to begin anew",
+                self.name
+            ))),
+            Some(_) => Ok(reply),
+        }
+    }
+
+    fn check_room(&self, reply: &[Bytes]) -> Result<()> {
+        match reply {
+            [status, requests, bytes] if status == "full" => Err(Error::queue_full(format!(
+                "queue {} holds {} requests and {} bytes, and its bounds are {} requests and {} bytes",
+                self.name,
+                String::from_utf8_lossy(requests),
+                String::from_utf8_lossy(bytes),
+                self.options.max_requests,
+                self.options.max_bytes
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn lost(lease: &Lease) -> Error {
+        Error::lease_lost(format!(
+            "batch {} has ended, was given back, or has another holder",
+            lease.batch
+        ))
+    }
+
+    /// The payloads of these requests, as far as they are still held.
+    async fn payloads(&self, ids: &[RequestId]) -> Result<Vec<Option<Bytes>>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("MGET");
+        for id in ids {
+            command.arg(self.keys.payload(*id));
+        }
+        self.shared.link.query(&command).await
+    }
+
+    fn parse_lease(&self, reply: &[Bytes], until: Timestamp) -> Result<Option<Lease>> {
+        let [
+            _,
+            batch,
+            parent,
+            fence,
+            attempt,
+            requests,
+            unsettled,
+            bytes,
+            formed_at,
+            left,
+            checkpoint,
+            context,
+        ] = reply
+        else {
+            return Ok(None);
+        };
+        let parent = (!parent.is_empty())
+            .then(|| parse_hex(parent))
+            .transpose()?;
+        Ok(Some(Lease {
+            batch: BatchId::new(parse_hex(batch)?, self.salt),
+            parent: parent.map(|parent| BatchId::new(parent, self.salt)),
+            fence: Fence(parse_decimal(fence)?),
+            attempt: parse_decimal(attempt)?,
+            requests: parse_decimal(requests)?,
+            unsettled: parse_decimal(unsettled)?,
+            bytes: parse_decimal(bytes)?,
+            formed_at: parse_time(formed_at)?,
+            until,
+            checkpoint: (left == "1").then(|| checkpoint.clone()),
+            context: context.clone(),
+        }))
+    }
+
+    /// A batch as the scripts name it; one of another queue is nobody's here.
+    fn batch(&self, lease: &Lease) -> Result<Bytes> {
+        let id = lease.batch.as_u128();
+        let formed = u64::try_from(id >> 64).unwrap_or(u64::MAX);
+        if BatchId::new(formed, self.salt) != lease.batch {
+            return Err(Self::lost(lease));
+        }
+        Ok(hex(formed))
+    }
+
+    fn update_args(&self, now: Timestamp, lease: &Lease, update: &Update) -> Result<Vec<Bytes>> {
+        let (then, at, most, rest) = match &update.then {
+            Then::Hold { until } => ("hold", *until, None, None),
+            Then::Release => ("release", Timestamp::EPOCH, None, None),
+            Then::Defer { until } => ("defer", *until, None, None),
+            Then::Split { retries } => ("split", retries.at, Some(retries.max_attempts), None),
+            Then::Finish { rest, retries } => {
+                ("finish", retries.at, Some(retries.max_attempts), Some(rest))
+            }
+        };
+        let mut args = vec![
+            self.batch(lease)?,
+            decimal(&lease.fence.0),
+            flag(update.checkpoint.is_some()),
+            update.checkpoint.clone().unwrap_or_default(),
+            then.into(),
+            time(at),
+            most.map_or(Bytes::new(), |most| decimal(&most)),
+            time(now.after(self.options.retention)),
+            rest.map_or(Bytes::new(), outcome),
+        ];
+        for (id, recorded) in &update.outcomes {
+            args.extend([hex(id.as_u64()), outcome(recorded)]);
+        }
+        Ok(args)
+    }
+}
+
+#[async_trait]
+impl Queue for RedisQueue {
+    async fn push(&self, now: Timestamp, requests: Vec<NewRequest>) -> Result<Vec<Pushed>> {
+        self.push_all(now, &requests, None).await
+    }
+
+    async fn stats(&self, now: Timestamp) -> Result<Stats> {
+        let reply = self.ask(&SCRIPTS.stats, now, &[]).await?;
+        let [
+            _,
+            pushed,
+            delayed,
+            next_due,
+            ready,
+            ready_bytes,
+            oldest,
+            flight,
+            batches,
+            offered,
+            next_offer,
+            done,
+            dead,
+            expired,
+            cancelled,
+            purged,
+            held_bytes,
+        ] = &reply[..]
+        else {
+            return Err(damaged("a reply"));
+        };
+        let when = |time: &Bytes| (!time.is_empty()).then(|| parse_time(time)).transpose();
+        Ok(Stats {
+            pushed: parse_decimal(pushed)?,
+            delayed: parse_decimal(delayed)?,
+            next_due: when(next_due)?,
+            ready: parse_decimal(ready)?,
+            ready_bytes: parse_decimal(ready_bytes)?,
+            oldest_ready_at: when(oldest)?,
+            in_flight: parse_decimal(flight)?,
+            batches: parse_decimal(batches)?,
+            offered: parse_decimal(offered)?,
+            next_offer: when(next_offer)?,
+            done: parse_decimal(done)?,
+            dead: parse_decimal(dead)?,
+            expired: parse_decimal(expired)?,
+            cancelled: parse_decimal(cancelled)?,
+            purged: parse_decimal(purged)?,
+            held_bytes: parse_decimal(held_bytes)?,
+        })
+    }
+
+    async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
+        if claim.context.len() > MAX_CHECKPOINT_BYTES {
+            return Err(Error::invalid(format!(
+                "the context of a claim has {} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed",
+                claim.context.len()
+            )));
+        }
+        let until = now.after(claim.lease_duration);
+        let due = claim.due;
+        let oldest_at = due.and_then(|due| due.oldest_at);
+        let args = [
+            decimal(&claim.max_requests),
+            decimal(&claim.max_bytes),
+            time(until),
+            flag(claim.form),
+            claim.context.clone(),
+            due.map_or(Bytes::new(), |due| decimal(&due.requests)),
+            due.map_or(Bytes::new(), |due| decimal(&due.bytes)),
+            oldest_at.map_or(Bytes::new(), time),
+        ];
+        let reply = self.change(&SCRIPTS.claim, now, &args).await?;
+        self.parse_lease(&reply, until)
+    }
+
+    async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
+        let args = [
+            self.batch(lease)?,
+            decimal(&lease.fence.0),
+            page.after
+                .map_or(Bytes::new(), |position| hex(position.as_u64())),
+            decimal(&page.max_requests),
+            decimal(&page.max_bytes),
+        ];
+        let reply = self.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await?;
+        let [status, counted, members @ ..] = &reply[..] else {
+            return Err(Self::lost(lease));
+        };
+        debug_assert_eq!(status, "ok");
+        let counted: u32 = parse_decimal(counted)?;
+        let mut page = Vec::with_capacity(members.len() / 3);
+        for member in members.chunks_exact(3) {
+            page.push(parse_member(member, counted)?);
+        }
+        let ids: Vec<RequestId> = page.iter().map(|member| member.id).collect();
+        for (member, payload) in page.iter_mut().zip(self.payloads(&ids).await?) {
+            member.payload = match payload {
+                Some(payload) => payload,
+                None => return Err(self.without_payload(lease, member.id).await),
+            };
+        }
+        Ok(page)
+    }
+
+    async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
+        let args = self.update_args(now, lease, &update)?;
+        let reply = self.change(&SCRIPTS.update, now, &args).await?;
+        match &reply[..] {
+            [status] if status == "ok" => Ok(()),
+            [status] if status == "lost" => Err(Self::lost(lease)),
+            [status, id] if status == "stranger" => Err(Error::invalid(format!(
+                "request {} is not a member of batch {}",
+                RequestId::from_u64(parse_hex(id)?),
+                lease.batch
+            ))),
+            [status] if status == "checkpoint" => Err(Error::invalid(format!(
+                "a checkpoint has at most {MAX_CHECKPOINT_BYTES} bytes, and this one more"
+            ))),
+            [status] if status == "unsplittable" => Err(Error::invalid(
+                "a batch with fewer than two members without an outcome can't be split",
+            )),
+            _ => Err(damaged("a reply")),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.shared.server.now()
+    }
+
+    fn name(&self) -> QueueName {
+        self.name.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            durability: Durability::Server {
+                policy: self.shared.server.policy.clone(),
+            },
+            survives_restart: self.shared.server.survives_restart,
+            shared: true,
+            administration: true,
+            bookmarks: true,
+            results: true,
+            ..Capabilities::default()
+        }
+    }
+
+    fn pushed(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.changes.subscribe())
+    }
+
+    async fn push_from(
+        &self,
+        now: Timestamp,
+        requests: Vec<NewRequest>,
+        bookmark: Bookmark,
+    ) -> Result<Vec<Pushed>> {
+        self.push_all(now, &requests, Some(&bookmark)).await
+    }
+
+    async fn bookmark(&self, source: &str) -> Result<Option<Bytes>> {
+        let _open = self.check_open().await?;
+        let mut command = redis::cmd("HGET");
+        command.arg(self.keys.bookmarks()).arg(source);
+        self.shared.link.query(&command).await
+    }
+
+    fn admin(&self) -> Option<&dyn Administration> {
+        Some(self)
+    }
+
+    async fn close(&self) -> Result<()> {
+        *self.closed.write().await = true;
+        bump(&self.changes);
+        Ok(())
+    }
+}
+
+impl RedisQueue {
+    /// Why a member has no payload: its batch ended between two reads, or somebody deleted it.
+    async fn without_payload(&self, lease: &Lease, id: RequestId) -> Error {
+        let again = match self.batch(lease) {
+            Ok(batch) => {
+                let args = [
+                    batch,
+                    decimal(&lease.fence.0),
+                    Bytes::new(),
+                    decimal(&1),
+                    decimal(&1),
+                ];
+                self.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await
+            }
+            Err(error) => Err(error),
+        };
+        match again {
+            Ok(reply) if reply.first().is_some_and(|status| status == "ok") => {
+                Error::corrupt(format!(
+                    "the payload of request {id} is gone: key {} was deleted by something else",
+                    self.keys.payload(id)
+                ))
+            }
+            Ok(_) => Self::lost(lease),
+            Err(error) => error,
+        }
+    }
+}
+
+fn parse_member(values: &[Bytes], counted: u32) -> Result<Member> {
+    let [member, record, recorded] = values else {
+        return Err(damaged("a member"));
+    };
+    if member.len() != 40 {
+        return Err(damaged("a member"));
+    }
+    let record = Record::parse(record.clone())?;
+    let (earlier, outcome) = match &recorded[..] {
+        b"" => (record.attempts()?, None),
+        [b'd', earlier @ ..] => {
+            let result = record.note();
+            (parse_count(earlier)?, Some(Outcome::Done { result }))
+        }
+        recorded => (record.attempts()?, Some(parse_outcome(recorded)?)),
+    };
+    Ok(Member {
+        id: RequestId::from_u64(parse_hex(&member[16..32])?),
+        position: Position::from_u64(parse_hex(&member[..16])?),
+        attempt: earlier.saturating_add(counted),
+        pushed_at: record.pushed_at()?,
+        payload: Bytes::new(),
+        attributes: record.attributes()?,
+        outcome,
+    })
+}
+
+impl fmt::Debug for RedisQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisQueue")
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The format of what is stored; an older version refuses a newer one.
+const FORMAT: &[u8] = b"1";

@@ -1,0 +1,140 @@
+//! Administration of a queue on a Redis server.
+
+use std::{collections::BTreeSet, num::NonZeroU32};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    RedisQueue,
+    codec::{Record, damaged, decimal, hex, parse_decimal, parse_hex},
+    script::SCRIPTS,
+};
+use crate::{
+    clock::Timestamp,
+    error::Result,
+    queue::{Administration, Cancelled, Entry, List, ResultCursor, SettledPage},
+    request::{RequestId, State},
+};
+
+#[async_trait]
+impl Administration for RedisQueue {
+    async fn status(&self, now: Timestamp, id: RequestId) -> Result<Option<Entry>> {
+        let args = [hex(id.as_u64())];
+        let reply = self.ask(&SCRIPTS.status, now, &args).await?;
+        Ok(self.entries(&reply[1..])?.pop())
+    }
+
+    async fn list(&self, now: Timestamp, list: &List) -> Result<Vec<Entry>> {
+        let letter = match list.state {
+            State::Delayed => "l",
+            State::Ready => "r",
+            State::InFlight => "f",
+            State::Done => "d",
+            State::Dead => "x",
+            State::Expired | State::Cancelled => return Ok(Vec::new()),
+        };
+        let args = [
+            letter.into(),
+            list.after.map_or(Bytes::new(), |id| hex(id.as_u64())),
+            decimal(&list.max_requests),
+        ];
+        let reply = self.ask(&SCRIPTS.list, now, &args).await?;
+        let mut entries = self.entries(&reply[1..])?;
+        if list.payloads && list.state != State::Done {
+            let mut bytes = 0;
+            let page = entries.iter().take_while(|entry| {
+                let begins = bytes < MAX_LISTED_BYTES;
+                bytes += entry.bytes;
+                begins
+            });
+            entries.truncate(page.count());
+            let ids: Vec<RequestId> = entries.iter().map(|entry| entry.id).collect();
+            for (entry, payload) in entries.iter_mut().zip(self.payloads(&ids).await?) {
+                entry.payload = payload;
+            }
+        }
+        Ok(entries)
+    }
+
+    async fn results(
+        &self,
+        now: Timestamp,
+        after: Option<ResultCursor>,
+        max_requests: NonZeroU32,
+    ) -> Result<SettledPage> {
+        let args = [
+            after.map_or(Bytes::new(), |cursor| hex(cursor.0)),
+            decimal(&max_requests),
+        ];
+        let reply = self.ask(&SCRIPTS.results, now, &args).await?;
+        let [_, last, entries @ ..] = &reply[..] else {
+            return Err(damaged("a page of results"));
+        };
+        Ok(SettledPage {
+            entries: self.entries(entries)?,
+            next: match &last[..] {
+                b"" => None,
+                last => Some(ResultCursor(parse_hex(last)?, 0)),
+            },
+        })
+    }
+
+    async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>> {
+        let args: Vec<Bytes> = ids.iter().map(|id| hex(id.as_u64())).collect();
+        let reply = self.change(&SCRIPTS.cancel, now, &args).await?;
+        let outcomes = reply.get(1).ok_or_else(|| damaged("a reply"))?;
+        Ok(outcomes
+            .iter()
+            .map(|letter| match letter {
+                b'n' => Cancelled::Now,
+                b'i' => Cancelled::IfItComesBack,
+                _ => Cancelled::No,
+            })
+            .collect())
+    }
+
+    async fn redrive(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
+        let bounds = [
+            decimal(&self.options.max_requests),
+            decimal(&self.options.max_bytes),
+        ];
+        let args: Vec<Bytes> = bounds.into_iter().chain(distinct(ids)).collect();
+        let reply = self.change(&SCRIPTS.redrive, now, &args).await?;
+        self.check_room(&reply)?;
+        parse_decimal(reply.get(1).ok_or_else(|| damaged("a reply"))?)
+    }
+
+    async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
+        let args: Vec<Bytes> = distinct(ids).collect();
+        let reply = self.change(&SCRIPTS.purge, now, &args).await?;
+        parse_decimal(reply.get(1).ok_or_else(|| damaged("a reply"))?)
+    }
+}
+
+impl RedisQueue {
+    /// Entries from five values each, as `entries.lua` describes them.
+    fn entries(&self, values: &[Bytes]) -> Result<Vec<Entry>> {
+        values
+            .chunks_exact(5)
+            .map(|values| {
+                let record = Record::parse(values[2].clone())?;
+                record.entry(
+                    RequestId::from_u64(parse_hex(&values[0])?),
+                    values[1].first().copied().unwrap_or_default(),
+                    &values[3],
+                    parse_decimal(&values[4])?,
+                    self.salt,
+                )
+            })
+            .collect()
+    }
+}
+
+fn distinct(ids: &[RequestId]) -> impl Iterator<Item = Bytes> {
+    let ids: BTreeSet<RequestId> = ids.iter().copied().collect();
+    ids.into_iter().map(|id| hex(id.as_u64()))
+}
+
+/// A page of a list with payloads ends after about this many bytes of them.
+const MAX_LISTED_BYTES: u64 = 4 << 20;

@@ -1,0 +1,30 @@
+-- After `due`, in front of the scripts that look at single requests.
+
+local batches = {}
+
+-- The batch that a request is a member of without a `done` outcome, or nil.
+local function batch_of(id)
+  local member = call('ZRANGE', PREFIX .. 'flight', '[' .. id, '[' .. id .. 'g', 'BYLEX', 'LIMIT', 0, 1)[1]
+  return member and sub(member, 17)
+end
+
+-- Appends what is known of a request, five values: id, state, record, and for a member of a batch
+-- its formed time and the attempts counted by it. A record past its retention counts as gone.
+local function describe(reply, id, rec)
+  if not rec then return false end
+  local kind, batch = sub(rec, 1, 1), nil
+  if kind == 'd' and sub(rec, 75, 90) <= NOW then return false end
+  if kind == 'r' then batch = batch_of(id) end
+  local formed_at, counted = '', '0'
+  if batch then
+    local held = batches[batch]
+    if not held then
+      held = call('HMGET', PREFIX .. 'batch:' .. batch, 'formed_at', 'prior', 'attempt')
+      batches[batch] = held
+    end
+    kind, formed_at, counted = 'f', held[1], decimal(held[2] + held[3])
+    rec = sub(rec, 1, 42) .. batch .. sub(rec, 59)
+  end
+  for _, value in ipairs({ id, kind, rec, formed_at, counted }) do reply[#reply + 1] = value end
+  return true
+end

@@ -1,0 +1,235 @@
+-- In front of every script: the helpers, and the queue's state.
+--
+-- KEYS[1]  the queue's `state` hash; its other keys are named after it and lie in the same slot
+-- ARGV[1]  now, as 16 hexadecimal digits
+-- ARGV[2]  this call's token (32 characters), or empty for a call that may run twice
+-- ARGV[3]  tokens whose replies have arrived, one after the other
+--
+-- Times, positions and ids are 64 bits wide, which Lua's numbers are not: they are kept as 16
+-- hexadecimal digits, whose text order is their order. Every ordered set has only the score 0, so
+-- that its order is the text order of its members.
+local PREFIX = string.sub(KEYS[1], 1, -6)
+local NOW, TOKEN, SEEN = ARGV[1], ARGV[2], ARGV[3]
+local ZERO, NEVER, NONE = '0000000000000000', 'ffffffffffffffff', 'ffffffff'
+local CHUNK, SLICE, REPLY_SECONDS = 1000, 1000, 600
+local call, sub, format = redis.call, string.sub, string.format
+
+-- Redis takes nothing back when a script fails in its middle, so what could make it fail is looked at first.
+local TYPES = {
+  state = 'hash', requests = 'hash', keys = 'hash', bookmarks = 'hash',
+  ready = 'zset', moved = 'zset', due = 'zset', delayed = 'zset', expiry = 'zset', flight = 'zset',
+  offers = 'zset', done = 'zset', dead = 'zset', settled = 'zset', retained = 'zset', keyed = 'zset',
+}
+for name, expected in pairs(TYPES) do
+  local found = call('TYPE', PREFIX .. name).ok
+  if found ~= 'none' and found ~= expected then
+    return redis.error_reply('WRONGTYPE key ' .. PREFIX .. name .. ' is a ' .. found .. ', not a ' .. expected)
+  end
+end
+
+for at = 1, #SEEN, 32 do
+  call('UNLINK', PREFIX .. 'reply:' .. sub(SEEN, at, at + 31))
+end
+if TOKEN ~= '' then
+  local known = call('GET', PREFIX .. 'reply:' .. TOKEN)
+  if known then
+    return cmsgpack.unpack(known)
+  end
+end
+
+local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'seen_position', 'seen_at' }
+local COUNTS = {
+  'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes', 'sequence', 'fence',
+}
+local state, changed = {}, false
+do
+  local names = {}
+  for _, name in ipairs(TEXTS) do names[#names + 1] = name end
+  for _, name in ipairs(COUNTS) do names[#names + 1] = name end
+  local values = call('HMGET', PREFIX .. 'state', unpack(names))
+  for i, name in ipairs(names) do
+    state[name] = values[i]
+    if i > #TEXTS then state[name] = tonumber(values[i] or '0') end
+  end
+end
+
+local function decimal(n) return format('%.0f', n) end
+local function hex8(n) return format('%08x', n) end
+local function number(digits) return tonumber(digits, 16) end
+
+local function successor(digits)
+  local high, low = number(sub(digits, 1, 8)), number(sub(digits, 9)) + 1
+  if low == 4294967296 then high, low = high + 1, 0 end
+  return format('%08x%08x', high, low)
+end
+
+-- The position at the tail.
+local function tail()
+  local position = successor(state.last)
+  if NOW > position then position = NOW end
+  state.last = position
+  return position
+end
+
+-- Writes are collected by command and key, and sent a thousand at a time; `flush` before reading them.
+local pending = { ZADD = {}, ZREM = {}, HSET = {}, HDEL = {} }
+local function later(command, key, first, second)
+  local args = pending[command][key]
+  if not args then
+    args = { command, PREFIX .. key, count = 2 }
+    pending[command][key] = args
+  end
+  local count = args.count + 1
+  args[count] = first
+  if second then
+    count = count + 1
+    args[count] = second
+  end
+  args.count = count
+  if count > 2 * CHUNK then
+    call(unpack(args, 1, count))
+    pending[command][key] = nil
+  end
+end
+local function flush()
+  for command, keys in pairs(pending) do
+    for _, args in pairs(keys) do call(unpack(args, 1, args.count)) end
+    pending[command] = {}
+  end
+end
+local function add(key, member) later('ZADD', key, '0', member) end
+local function remove(key, member) later('ZREM', key, member) end
+
+local dropped = {}
+local function drop(key)
+  dropped[#dropped + 1] = PREFIX .. key
+  if #dropped >= CHUNK then
+    call('UNLINK', unpack(dropped))
+    dropped = {}
+  end
+end
+
+-- Members of an ordered set up to the time `upto`, at most a slice of them.
+local function until_time(key, upto)
+  return call('ZRANGE', PREFIX .. key, '-', '[' .. upto .. 'g', 'BYLEX', 'LIMIT', 0, SLICE)
+end
+
+-- The values of many fields of a hash, in the order of the fields.
+local function values_of(key, fields)
+  local values = {}
+  for from = 1, #fields, CHUNK do
+    local page = call('HMGET', PREFIX .. key, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
+    for i, value in ipairs(page) do values[from + i - 1] = value end
+  end
+  return values
+end
+
+-- A request's record; `codec.rs` has the table of its columns.
+local function record(kind, mark, position, at, attempts, batch, sequence, kept, reason, fixed, note)
+  return kind .. mark .. position .. at .. hex8(attempts) .. batch .. sequence .. kept .. reason
+    .. (note and hex8(#note) or NONE) .. fixed .. (note or '')
+end
+local function position_of(rec) return sub(rec, 3, 18) end
+local function attempts_of(rec) return number(sub(rec, 35, 42)) end
+local function expires_of(rec) return sub(rec, 100, 115) end
+local function size_of(rec) return number(sub(rec, 132, 139)) end
+local function fixed_of(rec) return sub(rec, 100, 147 + number(sub(rec, 140, 147))) end
+local function note_of(rec)
+  local length = sub(rec, 92, 99)
+  if length == NONE then return nil end
+  return sub(rec, #rec + 1 - number(length))
+end
+local function member_of(id, rec) return position_of(rec) .. id .. sub(rec, 132, 139) end
+
+-- Since when the oldest ready request counts; nil if none is ready. A ready time in
+-- the future, left by a clock that stepped, counts from when it was first seen.
+local function oldest_ready()
+  local member = call('ZRANGE', PREFIX .. 'ready', 0, 0)[1]
+  if not member then return nil end
+  local position = sub(member, 1, 16)
+  local at = sub(call('HGET', PREFIX .. 'requests', sub(member, 17, 32)), 19, 34)
+  if state.seen_position == position then
+    if state.seen_at < at then at = state.seen_at end
+  elseif at > NOW then
+    state.seen_position, state.seen_at = position, NOW
+  end
+  return at < NOW and at or NOW
+end
+
+-- Puts a request at the tail of the ready ones.
+local function make_ready(id, rec, at, attempts, fixed, note)
+  local position = tail()
+  later('HSET', 'requests', id, record('r', '-', position, at, attempts, ZERO, ZERO, NEVER, '-', fixed, note))
+  add('ready', position .. id .. sub(fixed, 33, 40))
+  add('moved', id)
+  state.ready_bytes = state.ready_bytes + size_of(rec)
+end
+
+-- Forgets a request that is nowhere any more.
+local function forget(id, rec)
+  later('HDEL', 'requests', id)
+  drop('payload:' .. id)
+  if expires_of(rec) ~= NEVER then remove('expiry', expires_of(rec) .. id) end
+end
+
+-- Takes a request out of the delayed or ready ones; whether it was there.
+local function take_waiting(id, rec)
+  local kind, position = sub(rec, 1, 1), position_of(rec)
+  if kind == 'l' then
+    call('ZREM', PREFIX .. 'due', sub(rec, 19, 34) .. position .. id)
+    call('ZREM', PREFIX .. 'delayed', id)
+  elseif kind == 'r' and call('ZREM', PREFIX .. 'ready', member_of(id, rec)) == 1 then
+    if position ~= id then call('ZREM', PREFIX .. 'moved', id) end
+    state.ready_bytes = state.ready_bytes - size_of(rec)
+  else
+    return false
+  end
+  state.held_bytes = state.held_bytes - size_of(rec)
+  return true
+end
+
+local function next_sequence()
+  state.sequence = state.sequence + 1
+  return format('%016x', state.sequence)
+end
+
+-- Dead-letters a request that is nowhere else any more.
+local function bury(id, rec, reason, note, attempts, batch)
+  local sequence = next_sequence()
+  add('dead', id)
+  add('settled', sequence .. id)
+  if expires_of(rec) ~= NEVER then remove('expiry', expires_of(rec) .. id) end
+  later('HSET', 'requests', id, record('x', '-', position_of(rec), NOW, attempts, batch, sequence, NEVER, reason,
+    fixed_of(rec), note))
+end
+
+-- Whether `count` more requests of `bytes` would be over the bounds; then also what is held.
+local function over_bounds(count, bytes, max_requests, max_bytes)
+  local held = call('ZCARD', PREFIX .. 'delayed') + call('ZCARD', PREFIX .. 'ready') + call('ZCARD', PREFIX .. 'flight')
+  local over = count > 0 and (held + count > tonumber(max_requests) or state.held_bytes + bytes > tonumber(max_bytes))
+  return over, held
+end
+
+-- The last step of every script: what was collected and counted is written. `refuse` answers without
+-- remembering the reply, since a repeated call may be judged anew.
+local function refuse(...)
+  flush()
+  if #dropped > 0 then call('UNLINK', unpack(dropped)) end
+  local fields = {}
+  for _, name in ipairs(TEXTS) do
+    if state[name] then fields[#fields + 1] = name; fields[#fields + 1] = state[name] end
+  end
+  for _, name in ipairs(COUNTS) do
+    fields[#fields + 1] = name; fields[#fields + 1] = decimal(state[name])
+  end
+  call('HSET', PREFIX .. 'state', unpack(fields))
+  if changed then call('PUBLISH', PREFIX .. 'changed', '') end
+  return { ... }
+end
+local function answer(reply)
+  if TOKEN ~= '' then
+    call('SET', PREFIX .. 'reply:' .. TOKEN, cmsgpack.pack(reply), 'EX', REPLY_SECONDS)
+  end
+  refuse()
+  return reply
+end

@@ -1,0 +1,201 @@
+//! Pushing: small payloads travel with the script, large ones are sent ahead of it.
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    RedisQueue,
+    codec::{damaged, decimal, flag, head, parse_hex, time},
+    connection::token,
+    script::SCRIPTS,
+};
+use crate::{
+    batch::MAX_CHECKPOINT_BYTES,
+    clock::Timestamp,
+    error::{Error, ErrorKind, Result},
+    queue::WhenFull,
+    request::{Bookmark, MAX_KEY_BYTES, NewRequest, Pushed, RequestId},
+};
+
+impl RedisQueue {
+    /// Pushes now, or as soon as there is room.
+    pub(super) async fn push_all(
+        &self,
+        asked: Timestamp,
+        requests: &[NewRequest],
+        bookmark: Option<&Bookmark>,
+    ) -> Result<Vec<Pushed>> {
+        check(requests, bookmark)?;
+        let start = Instant::now();
+        let mut now = asked;
+        let mut changes = self.changes.subscribe();
+        let mut stage = None;
+        let pushed = loop {
+            changes.mark_unchanged();
+            let pushed = self
+                .push_or_stage(now, requests, bookmark, &mut stage)
+                .await;
+            match (pushed, self.options.when_full) {
+                (Err(full), WhenFull::Block { timeout })
+                    if full.kind() == ErrorKind::QueueFull && self.could_ever_fit(requests) =>
+                {
+                    let room = timeout_at(start + timeout, changes.changed());
+                    if room.await.is_err() {
+                        break Err(full.context(format!("no room within {timeout:?}")));
+                    }
+                    now = asked.after(start.elapsed());
+                }
+                (pushed, _) => break pushed,
+            }
+        };
+        if let (Err(_), Some(stage)) = (&pushed, &stage) {
+            self.unstage(stage, requests.len()).await;
+        }
+        pushed
+    }
+
+    /// One attempt; stages the payloads first if they are large, and again if they expired meanwhile.
+    async fn push_or_stage(
+        &self,
+        now: Timestamp,
+        requests: &[NewRequest],
+        bookmark: Option<&Bookmark>,
+        stage: &mut Option<String>,
+    ) -> Result<Vec<Pushed>> {
+        let inline = bytes_of(requests) <= MAX_INLINE_BYTES;
+        for _ in 0..STAGINGS {
+            if !inline && stage.is_none() {
+                *stage = Some(self.stage(requests).await?);
+            }
+            let args = self.push_args(now, requests, bookmark, stage.as_deref())?;
+            let reply = self.change(&SCRIPTS.push, now, &args).await?;
+            self.check_room(&reply)?;
+            match &reply[..] {
+                [status, pushed] if status == "ok" => {
+                    return pushed.chunks_exact(17).map(parse_pushed).collect();
+                }
+                [status, key, id] if status == "conflict" => {
+                    return Err(Error::invalid(format!(
+                        "idempotency key {:?} was pushed with another payload, as request {}",
+                        String::from_utf8_lossy(key),
+                        RequestId::from_u64(parse_hex(id)?)
+                    )));
+                }
+                [status] if status == "unstaged" => *stage = None,
+                _ => return Err(damaged("a reply")),
+            }
+        }
+        Err(Error::unavailable(
+            "the Redis server drops payloads while they are being pushed; its memory is too small",
+        ))
+    }
+
+    fn push_args(
+        &self,
+        now: Timestamp,
+        requests: &[NewRequest],
+        bookmark: Option<&Bookmark>,
+        stage: Option<&str>,
+    ) -> Result<Vec<Bytes>> {
+        let mut args = vec![
+            flag(bookmark.is_some()),
+            bookmark.map_or(Bytes::new(), |bookmark| bookmark.source.clone().into()),
+            bookmark.map_or(Bytes::new(), |bookmark| bookmark.value.clone()),
+            decimal(&self.options.max_requests),
+            decimal(&self.options.max_bytes),
+            time(now.after(self.options.idempotency_window)),
+            stage.unwrap_or_default().to_owned().into(),
+        ];
+        for request in requests {
+            args.push(head(now, request)?);
+            if stage.is_none() {
+                args.push(request.payload.clone());
+            }
+        }
+        Ok(args)
+    }
+
+    /// Sends payloads ahead, under keys that expire unless a push takes them; answers their name.
+    async fn stage(&self, requests: &[NewRequest]) -> Result<String> {
+        let stage = token();
+        let mut index = 0;
+        while index < requests.len() {
+            let mut commands = redis::pipe();
+            let mut bytes = 0;
+            while index < requests.len() && bytes < MAX_INLINE_BYTES {
+                let payload = &requests[index].payload;
+                commands
+                    .cmd("SET")
+                    .arg(self.keys.staged(&stage, index))
+                    .arg(&payload[..])
+                    .arg("EX")
+                    .arg(STAGED_SECONDS);
+                bytes += payload.len() as u64 + OVERHEAD_BYTES;
+                index += 1;
+            }
+            self.shared.link.pipeline(&commands).await?;
+        }
+        Ok(stage)
+    }
+
+    /// Takes staged payloads back; those that this misses expire.
+    async fn unstage(&self, stage: &str, count: usize) {
+        for from in (0..count).step_by(1000) {
+            let mut command = redis::cmd("UNLINK");
+            for index in from..count.min(from + 1000) {
+                command.arg(self.keys.staged(stage, index));
+            }
+            let taken: Result<u64> = self.shared.link.query(&command).await;
+            if let Err(error) = taken {
+                tracing::debug!(%error, "staged payloads are left to expire");
+                return;
+            }
+        }
+    }
+
+    fn could_ever_fit(&self, requests: &[NewRequest]) -> bool {
+        requests.len() as u64 <= self.options.max_requests
+            && bytes_of(requests) <= self.options.max_bytes
+    }
+}
+
+fn check(requests: &[NewRequest], bookmark: Option<&Bookmark>) -> Result<()> {
+    let note = bookmark.map_or((0, 0), |note| (note.source.len(), note.value.len()));
+    if note.0 > MAX_KEY_BYTES || note.1 > MAX_CHECKPOINT_BYTES {
+        return Err(Error::invalid(format!(
+            "a bookmark's source has at most {MAX_KEY_BYTES} bytes and its value at most {MAX_CHECKPOINT_BYTES}"
+        )));
+    }
+    if requests.len() > MAX_PUSHED {
+        return Err(Error::invalid(format!(
+            "a push of {} requests is over the {MAX_PUSHED} that a Redis server takes in one step; push them in parts",
+            requests.len()
+        )));
+    }
+    requests.iter().try_for_each(NewRequest::validate)
+}
+
+fn bytes_of(requests: &[NewRequest]) -> u64 {
+    requests
+        .iter()
+        .map(|request| request.payload.len() as u64)
+        .sum()
+}
+
+fn parse_pushed(reply: &[u8]) -> Result<Pushed> {
+    Ok(Pushed {
+        id: RequestId::from_u64(parse_hex(&reply[..16])?),
+        duplicate: reply[16] == b'1',
+    })
+}
+
+/// The most requests of one push: a command has at most 1,048,576 arguments.
+const MAX_PUSHED: usize = 500_000;
+/// Payloads up to this travel with the script; it is also the size of a step of staging.
+const MAX_INLINE_BYTES: u64 = 4 << 20;
+/// What a staged payload costs beside its bytes.
+const OVERHEAD_BYTES: u64 = 100;
+/// For how long staged payloads wait for their push.
+const STAGED_SECONDS: u64 = 600;
+/// How often payloads are staged before a push gives up.
+const STAGINGS: u32 = 3;

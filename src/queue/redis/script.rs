@@ -1,0 +1,55 @@
+//! The scripts: one for each verb, assembled from their files.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+/// Scripts by verb.
+pub(super) struct Scripts {
+    pub(super) init: Script,
+    pub(super) push: Script,
+    pub(super) stats: Script,
+    pub(super) claim: Script,
+    pub(super) read: Script,
+    pub(super) update: Script,
+    pub(super) status: Script,
+    pub(super) list: Script,
+    pub(super) results: Script,
+    pub(super) cancel: Script,
+    pub(super) redrive: Script,
+    pub(super) purge: Script,
+}
+
+/// All scripts, assembled once.
+pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
+    let verb = |body| assemble(DRAINS, &[PRELUDE, DUE, body]);
+    let entries = |body| assemble(DRAINS, &[PRELUDE, DUE, ENTRIES, body]);
+    Scripts {
+        init: assemble(FILLS, &[PRELUDE, include_str!("init.lua")]),
+        push: assemble(FILLS, &[PRELUDE, DUE, include_str!("push.lua")]),
+        stats: verb(include_str!("stats.lua")),
+        claim: verb(include_str!("claim.lua")),
+        read: assemble(READS, &[PRELUDE, include_str!("read.lua")]),
+        update: verb(include_str!("update.lua")),
+        status: entries(include_str!("status.lua")),
+        list: entries(include_str!("list.lua")),
+        results: entries(include_str!("results.lua")),
+        cancel: entries(include_str!("cancel.lua")),
+        redrive: verb(include_str!("redrive.lua")),
+        purge: verb(include_str!("purge.lua")),
+    }
+});
+
+fn assemble(header: &str, parts: &[&str]) -> Script {
+    Script::new(&[&[header], parts].concat().join("\n"))
+}
+
+const PRELUDE: &str = include_str!("prelude.lua");
+const DUE: &str = include_str!("due.lua");
+const ENTRIES: &str = include_str!("entries.lua");
+
+/// A server without memory refuses a push as a whole, before it begins.
+const FILLS: &str = "#!lua";
+/// It never refuses what takes work off the queue.
+const DRAINS: &str = "#!lua flags=allow-oom";
+const READS: &str = "#!lua flags=no-writes,allow-oom";
