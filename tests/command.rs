@@ -490,7 +490,8 @@ async fn a_second_copy_waits_until_the_last_child_of_the_first_is_gone() {
     let lock = directory.path().join("lock");
     let witness = Witness::new(directory.path());
     let busy = format!("exec 8> {};", directory.path().join("busy").display());
-    let script = witness.script(&format!("{busy} flock 8; {}", STUBBORN.0), STUBBORN.1);
+    let script = format!("{busy} flock 8; trap '' TERM; sleep 1000 &");
+    let script = witness.script(&script, "sleep 1000");
     let mut first = supervisor(&lock, &script);
     let ended = witness.started().await;
     let mut second = supervisor(&lock, &format!("{busy} flock -n 8 && echo alone"));

@@ -481,21 +481,22 @@ fn in_the_middle(bench: &Bench, options: &[&str], script: &str) -> (Child, Signa
 #[test]
 fn a_changed_input_or_command_is_refused_and_fresh_starts_over() {
     let bench = Bench::new(&numbers(3));
-    let (mut child, _signals) = in_the_middle(&bench, &[], "sleep 1000");
-    let blocked = "echo started > signals; sleep 1000";
+    let (mut child, _signals) = in_the_middle(&bench, &[], "[ -e go ] || sleep 1000");
+    let same = "echo started > signals; [ -e go ] || sleep 1000";
     // Another program can't have the store meanwhile.
     let pid = child.id().to_string();
-    bench.run(&[], blocked).with(4, &[&pid]);
+    bench.run(&[], same).with(4, &[&pid]);
     child.kill().unwrap();
     child.wait().unwrap();
+    bench.write("go", "");
     bench.run(&[], ECHO).with(4, &["COMMAND", "--fresh"]);
     bench
-        .run(&["--plain"], blocked)
+        .run(&["--plain"], same)
         .with(4, &["--plain", "--fresh"]);
     for changed in [numbers(2), numbers(4), numbers(3).replace('2', "7")] {
         bench.write("in", changed);
         bench
-            .run(&[], blocked)
+            .run(&[], same)
             .with(4, &["INPUT has changed", "--fresh"]);
     }
     bench
