@@ -66,13 +66,11 @@ impl DispatchArgs {
 
     /// What is served; a queue is made if it is missing.
     async fn source(&self, open: &OpenStore) -> Result<Source, Failure> {
-        match &self.prefix {
-            Some(prefix) => Ok(Source::Prefix(prefix.clone())),
-            None => {
-                let name = self.queue.clone().unwrap_or_default();
-                Ok(Source::Queue(open.store.queue(&name).await?))
-            }
+        if let Some(prefix) = &self.prefix {
+            return Ok(Source::Prefix(prefix.clone()));
         }
+        let name = self.queue.clone().unwrap_or_default();
+        Ok(Source::Queue(open.store.queue(&name).await?))
     }
 
     fn dispatcher(&self, open: &OpenStore, source: &Source) -> Result<Dispatcher, Failure> {
