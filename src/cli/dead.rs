@@ -84,7 +84,7 @@ pub(crate) struct PickArgs {
     #[arg(long, conflicts_with = "ids")]
     all: bool,
     /// Only those with this reason
-    #[arg(long, value_name = "REASON", value_parser = reasons(), requires = "all")]
+    #[arg(long, value_name = "REASON", value_parser = reasons(), conflicts_with = "ids")]
     reason: Option<DeadReason>,
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
