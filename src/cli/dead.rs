@@ -84,7 +84,7 @@ pub(crate) struct PickArgs {
     #[arg(long, conflicts_with = "ids")]
     all: bool,
     /// Only those with this reason
-    #[arg(long, value_name = "REASON", value_parser = reasons(), requires = "all")]
+    #[arg(long, value_name = "REASON", value_parser = reasons(), conflicts_with = "ids")]
     reason: Option<DeadReason>,
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
@@ -320,10 +320,10 @@ impl PickArgs {
 /// The next page of a list, and moves the list past it; `None` at the end.
 async fn next_page(queue: &dyn Queue, list: &mut List) -> Result<Option<Vec<Entry>>, Failure> {
     let page = administration(queue)?.list(queue.now(), list).await?;
-    let Some(last) = page.last() else {
+    let Some(end) = page.last() else {
         return Ok(None);
     };
-    *list = list.after(last.id);
+    *list = list.after(end.id);
     Ok(Some(page))
 }
 

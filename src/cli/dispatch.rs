@@ -3,7 +3,8 @@
 //! ```text
 //!   SIGINT, SIGTERM ─▶ first: batches under way may finish ─▶ second: they are stopped
 //!   --drain ─────────▶ all is settled ─┐
-//!   stdout is gone ──▶ nobody listens ─┴▶ shut down, and an exit code
+//!   stdout is gone ──▶ nobody listens ─┼▶ shut down, and an exit code
+//!   a queue broke ───▶ it is given up ─┘
 //! ```
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
@@ -66,13 +67,11 @@ impl DispatchArgs {
 
     /// What is served; a queue is made if it is missing.
     async fn source(&self, open: &OpenStore) -> Result<Source, Failure> {
-        match &self.prefix {
-            Some(prefix) => Ok(Source::Prefix(prefix.clone())),
-            None => {
-                let name = self.queue.clone().unwrap_or_default();
-                Ok(Source::Queue(open.store.queue(&name).await?))
-            }
+        if let Some(prefix) = &self.prefix {
+            return Ok(Source::Prefix(prefix.clone()));
         }
+        let name = self.queue.clone().unwrap_or_default();
+        Ok(Source::Queue(open.store.queue(&name).await?))
     }
 
     fn dispatcher(&self, open: &OpenStore, source: &Source) -> Result<Dispatcher, Failure> {
@@ -138,19 +137,19 @@ async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result
     let source = args.source(open).await?;
     let before = source.settled(open).await?;
     let (running, events) = args.dispatcher(open, &source)?.start_observed();
-    let mut printing = Printing::start(events, args.json);
-    let end = wait(args, &running, &mut printing, stop).await;
+    let mut watching = Watching::start(events, args.json);
+    let end = wait(args, &running, &mut watching, stop).await;
     match end {
         End::Asked(_) => {
             say("stopping: batches under way may finish; ask again to stop them at once");
             stop_twice(&running, stop).await;
         }
-        End::Drained | End::Deaf => running.begin_shut_down().await,
+        End::Drained | End::Pointless => running.begin_shut_down().await,
         End::Died => {}
     }
     // If it stopped by itself, this says why.
     running.stopped().await?;
-    printing.end().await?;
+    watching.end().await?;
     let (done, dead) = source.settled(open).await?;
     // Others may have redriven some meanwhile.
     let (done, dead) = (done.saturating_sub(before.0), dead.saturating_sub(before.1));
@@ -158,7 +157,7 @@ async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result
     Ok(match end {
         End::Asked(exit) => exit,
         End::Drained if dead > 0 => Exit::Partial,
-        End::Drained | End::Deaf | End::Died => Exit::Ok,
+        End::Drained | End::Pointless | End::Died => Exit::Ok,
     })
 }
 
@@ -167,8 +166,8 @@ enum End {
     /// By a signal.
     Asked(Exit),
     Drained,
-    /// Its events can't be printed any more.
-    Deaf,
+    /// Its events can't be printed any more, or a queue was given up.
+    Pointless,
     /// It stopped by itself.
     Died,
 }
@@ -176,7 +175,7 @@ enum End {
 async fn wait(
     args: &DispatchArgs,
     running: &RunningDispatcher,
-    printing: &mut Printing,
+    watching: &mut Watching,
     stop: &mut Stop,
 ) -> End {
     let drained = async {
@@ -188,7 +187,7 @@ async fn wait(
     tokio::select! {
         exit = stop.asked() => End::Asked(exit),
         () = drained => End::Drained,
-        () = printing.stuck() => End::Deaf,
+        () = watching.over() => End::Pointless,
         () = running.ended() => End::Died,
     }
 }
@@ -202,54 +201,69 @@ async fn stop_twice(running: &RunningDispatcher, stop: &mut Stop) {
     }
 }
 
-/// Prints events, in a thread of its own: a reader that is slow holds up nothing else.
-struct Printing {
-    thread: JoinHandle<std::io::Result<()>>,
+/// Sees events, in a thread of its own: a reader of stdout that is slow holds up nothing else.
+struct Watching {
+    thread: JoinHandle<Result<(), Failure>>,
     /// How it ended, once seen.
     ended: Option<Result<(), Failure>>,
 }
 
-impl Printing {
-    fn start(mut events: broadcast::Receiver<Event>, json: bool) -> Self {
-        let print_all = move || loop {
-            match events.blocking_recv() {
-                Ok(event) if json => print_json(&event)?,
-                Ok(_) => {}
-                Err(RecvError::Lagged(missed)) => {
-                    say(&format!(
-                        "{missed} events were not printed: stdout is too slow"
-                    ));
-                }
-                Err(RecvError::Closed) => return Ok(()),
-            }
-        };
+impl Watching {
+    fn start(events: broadcast::Receiver<Event>, json: bool) -> Self {
         Self {
-            thread: tokio::task::spawn_blocking(print_all),
+            thread: tokio::task::spawn_blocking(move || watch(events, json)),
             ended: None,
         }
     }
 
-    /// Waits until it can't print any more. Cancel safe.
-    async fn stuck(&mut self) {
-        let ended = (&mut self.thread).await;
-        self.ended = Some(printed(ended));
+    /// Waits until there is no point in going on. Cancel safe.
+    async fn over(&mut self) {
+        let ended = (&mut self.thread).await.unwrap_or_else(|error| {
+            let error = batchyard::Error::internal("who sees the events died").with_source(error);
+            Err(error.into())
+        });
+        self.ended = Some(ended);
     }
 
-    /// Waits until all is printed; the dispatcher is gone.
+    /// Waits until all is seen; the dispatcher is gone.
     async fn end(mut self) -> Result<(), Failure> {
         if self.ended.is_none() {
-            self.stuck().await;
+            self.over().await;
         }
         self.ended.unwrap_or(Ok(()))
     }
 }
 
-fn printed(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> Result<(), Failure> {
-    match ended {
-        Ok(printed) => Ok(printed?),
-        Err(error) => {
-            let error = batchyard::Error::internal("the printer of events died").with_source(error);
-            Err(error.into())
+/// Prints events if they are wanted, until there are no more. Blocks.
+///
+/// # Errors
+/// If they can't be printed, or a queue is not served any more: whoever started this program had better
+/// start it again.
+fn watch(mut events: broadcast::Receiver<Event>, json: bool) -> Result<(), Failure> {
+    loop {
+        let event = match events.blocking_recv() {
+            Ok(event) => event,
+            Err(RecvError::Lagged(missed)) => {
+                if json {
+                    say(&format!(
+                        "{missed} events were not printed: stdout is too slow"
+                    ));
+                }
+                continue;
+            }
+            Err(RecvError::Closed) => return Ok(()),
+        };
+        if json {
+            print_json(&event)?;
+        }
+        if let Event::QueueFailed {
+            queue,
+            error,
+            given_up: true,
+        } = event
+        {
+            let text = format!("queue {queue:?} can't be served any more: {error}");
+            return Err(Failure::new(Exit::Failure, text));
         }
     }
 }
@@ -264,3 +278,26 @@ fn prefix(text: &str) -> Result<String, String> {
 }
 
 const LOG: &str = "warn,batchyard::command=info,batchyard::dispatcher=info";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_over_when_a_queue_is_given_up_and_not_before() {
+        let failed = |given_up| Event::QueueFailed {
+            queue: QueueName::default(),
+            error: "disk on fire".into(),
+            given_up,
+        };
+        let (sender, events) = broadcast::channel(4);
+        sender.send(failed(false)).unwrap();
+        drop(sender);
+        assert!(watch(events, false).is_ok());
+
+        let (sender, events) = broadcast::channel(4);
+        sender.send(failed(true)).unwrap();
+        let error = format!("{:?}", watch(events, false).unwrap_err());
+        assert!(error.contains("disk on fire"), "{error}");
+    }
+}

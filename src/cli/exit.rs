@@ -66,15 +66,12 @@ impl Failure {
         };
         Self::new(exit, format!("{path}: {error}"))
     }
-}
 
-impl Failure {
     /// With what else helps if the store is in use.
     pub(crate) fn or_share(mut self) -> Self {
         if self.exit == Exit::Conflict {
-            self.text.push_str(
-                "; several processes can share a store on Redis: set BATCHYARD_REDIS_URL",
-            );
+            let hint = "; several processes can share a store on Redis: set BATCHYARD_REDIS_URL";
+            self.text.push_str(hint);
         }
         self
     }

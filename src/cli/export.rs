@@ -46,8 +46,8 @@ async fn print_all(args: &ExportArgs, open: &OpenStore) -> Result<Exit, Failure>
             let mut list = List::new(state).with_payloads();
             loop {
                 let page = admin.list(now, &list).await?;
-                let Some(last) = page.last() else { break };
-                list = list.after(last.id);
+                let Some(end) = page.last() else { break };
+                list = list.after(end.id);
                 let mut lines = Vec::new();
                 for entry in &page {
                     entries::write_line(&queue.name(), entry, &mut lines)?;
