@@ -18,7 +18,7 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
-use batchyard::{MemoryQueue, Queue, QueueOptions, testing::Harness};
+use batchyard::{MemoryQueue, Queue, QueueOptions, RedisStore, Store, testing::Harness};
 
 use self::server::Server;
 
@@ -78,6 +78,15 @@ impl Harness for Redis {
                 .await
                 .unwrap(),
         ))
+    }
+
+    /// Each in a database of its own.
+    async fn store(&self, options: QueueOptions) -> Option<Arc<dyn Store>> {
+        let server = self.server.as_ref()?.lock().await;
+        let database = self.opened.fetch_add(1, Ordering::Relaxed);
+        let url = format!("{}?db={database}", server.url());
+        let store = RedisStore::connect(&url).await.unwrap();
+        Some(Arc::new(store.with_options(options)))
     }
 }
 
