@@ -54,7 +54,10 @@ mod sled {
 
     impl Sled {
         async fn open_in(&self, folder: TempDir, options: QueueOptions) -> Arc<dyn Queue> {
-            let store = SledStore::open(folder.path().join("store"))
+            let store = SledStore::options()
+                // A clause reads the same before and after a restart, leases included.
+                .offer_held(false)
+                .open(folder.path().join("store"))
                 .await
                 .expect("the store opens");
             let queue = store.queue_with(&QueueName::default(), options).await;

@@ -580,34 +580,6 @@ async fn kwargs_in_force_when_a_batch_was_formed_stay_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_with_a_foreign_context_costs_only_itself() {
-    let queue = queue();
-    let foreign = push(&*queue, 0..3).await;
-    let claim = Claim {
-        context: "not ours".into(),
-        ..Claim::new()
-    };
-    let lease = queue.claim(queue.now(), &claim).await.unwrap().unwrap();
-    let release = Update::then(Then::Release);
-    queue.update(queue.now(), &lease, release).await.unwrap();
-    push(&*queue, 0..10).await;
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(done)
-        .build()
-        .unwrap()
-        .start();
-    dispatcher.drain().await.unwrap();
-    let dead = dead(&*queue).await;
-    let ids: Vec<_> = dead.iter().map(|entry| entry.id).collect();
-    assert_eq!((ids, stats(&*queue).await.done), (foreign, 10));
-    assert!(
-        dead.iter()
-            .all(|entry| entry.reason == Some(DeadReason::Damaged))
-    );
-}
-
-#[tokio::test(start_paused = true)]
 async fn shutting_down_lets_handlers_finish_and_gives_the_others_back() {
     let queue = queue();
     let handler = |batch: Batch| async move {

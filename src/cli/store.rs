@@ -25,7 +25,7 @@ impl OpenStore {
     /// # Errors
     /// As [`batchyard::SledOptions::open`].
     pub(crate) async fn folder(path: &Path, queues: QueueOptions) -> Result<Self, Failure> {
-        let options = SledStore::options().queues(queues).offer_held(true);
+        let options = SledStore::options().queues(queues);
         let store = options.open(path).await?;
         Ok(Self {
             store: Arc::new(store),

@@ -134,8 +134,15 @@ impl Queue for MemoryQueue {
                 claim.context.len()
             )));
         }
-        let lease = self.at(now)?.claim(now, claim);
-        self.changed();
+        let mut state = self.at(now)?;
+        let dead = state.dead_letters();
+        let lease = state.claim(now, claim);
+        // A claim that changed nothing must not wake a dispatcher to claim again.
+        let changed = lease.is_some() || state.dead_letters() > dead;
+        drop(state);
+        if changed {
+            self.changed();
+        }
         Ok(lease)
     }
 

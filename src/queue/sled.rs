@@ -113,7 +113,7 @@ impl Default for SledOptions {
             low_space_mark: 64 << 20,
             cache_bytes: 32 << 20,
             open_timeout: Duration::from_mins(10),
-            offer_held: false,
+            offer_held: true,
         }
     }
 }
@@ -151,8 +151,8 @@ impl SledOptions {
     }
 
     /// Offers batches that were held when the store was last open at once, instead of when their
-    /// leases run out: only one process at a time has it open, so those who held them are gone. For
-    /// a process that holds no lease from an earlier opening of its own. Default: no.
+    /// leases run out: only one process at a time has it open, so those who held them are gone. Say no
+    /// in a process that keeps a lease across a close and an open of its own. Default: yes.
     #[must_use]
     pub fn offer_held(mut self, offer: bool) -> Self {
         self.offer_held = offer;

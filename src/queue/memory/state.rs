@@ -261,6 +261,10 @@ impl State {
         }
     }
 
+    pub(super) fn dead_letters(&self) -> usize {
+        self.dead.len()
+    }
+
     pub(super) fn check_bounds(&self, requests: u64, bytes: u64) -> Result<()> {
         let held = self.delayed.len() as u64 + self.counts.ready + self.counts.in_flight;
         let most = self.options;
