@@ -18,6 +18,7 @@ use batchyard::{
     HandlerError, MemoryQueue, NewRequest, Outcome, Page, Queue, QueueOptions, Report, RequestId,
 };
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_batchyard");
@@ -359,23 +360,20 @@ impl Witness {
     /// Answers once the script has started, with what answers once it has ended.
     async fn started(&self) -> impl Future<Output = String> + use<> {
         let path = self.0.clone();
-        let (mut reader, line) = tokio::task::spawn_blocking(move || {
+        let (started, is_started) = oneshot::channel();
+        let (ended, is_ended) = oneshot::channel();
+        // A thread of its own: a test that fails does not wait for it.
+        std::thread::spawn(move || {
             let mut reader = BufReader::new(fs::File::open(path).unwrap());
-            let mut line = String::new();
+            let (mut line, mut rest) = (String::new(), String::new());
             reader.read_line(&mut line).unwrap();
-            (reader, line)
-        })
-        .await
-        .unwrap();
-        assert_eq!(line, "started\n");
-        async move {
-            let rest = move || {
-                let mut rest = String::new();
-                reader.read_to_string(&mut rest).unwrap();
-                rest
-            };
-            tokio::task::spawn_blocking(rest).await.unwrap()
-        }
+            started.send(line).unwrap();
+            reader.read_to_string(&mut rest).unwrap();
+            // Nobody waits any more if the test has failed.
+            let _ = ended.send(rest);
+        });
+        assert_eq!(is_started.await.unwrap(), "started\n");
+        async move { is_ended.await.unwrap() }
     }
 }
 
