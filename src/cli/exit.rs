@@ -90,7 +90,11 @@ impl From<Error> for Failure {
         let mut text = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
-            text = format!("{text}: {error}");
+            let why = error.to_string();
+            // Some errors of libraries say in their text what their cause says again.
+            if !text.contains(&why) {
+                text = format!("{text}: {why}");
+            }
             cause = error.source();
         }
         Self { exit, text }

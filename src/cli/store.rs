@@ -36,7 +36,21 @@ impl OpenStore {
     /// The server at this URL.
     ///
     /// # Errors
-    /// If this program was built without it.
+    /// As [`batchyard::RedisStore::connect`].
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis(url: &str, queues: QueueOptions) -> Result<Self, Failure> {
+        let store = batchyard::RedisStore::connect(url).await?;
+        Ok(Self {
+            store: Arc::new(store.with_options(queues)),
+            commands: state_folder(url).join(COMMANDS),
+        })
+    }
+
+    /// Says that this program was built without it.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(feature = "redis"))]
     #[expect(clippy::unused_async, reason = "a server is connected to")]
     pub(crate) async fn redis(_url: &str, _queues: QueueOptions) -> Result<Self, Failure> {
         Err(Failure::new(
@@ -112,6 +126,22 @@ pub(super) fn must_exist(folder: &Path) -> Result<(), Failure> {
         Ok(true) => none("the folder is empty"),
         _ => Ok(()),
     }
+}
+
+/// The folder of this machine that belongs to the store at a URL, which may hold a password.
+#[cfg(feature = "redis")]
+fn state_folder(url: &str) -> PathBuf {
+    use sha2::{Digest, Sha256};
+
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let states = set("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".local/state")))
+        .unwrap_or_else(|| PathBuf::from("."));
+    let hash = Sha256::digest(url.as_bytes());
+    let start: [u8; 8] = hash.first_chunk().copied().unwrap_or_default();
+    let name = format!("{:016x}", u64::from_be_bytes(start));
+    states.join("batchyard").join(name)
 }
 
 const COMMANDS: &str = "commands";

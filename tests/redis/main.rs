@@ -11,6 +11,8 @@ mod failures;
 mod proxy;
 mod server;
 mod sharing;
+#[cfg(feature = "cli")]
+mod verbs;
 
 use std::sync::{
     Arc,

@@ -1,0 +1,143 @@
+//! The verbs of the command line on a server: several processes at the same time.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::server::Server;
+
+/// A server, and a home for those who use it.
+struct Yard {
+    server: Server,
+    home: TempDir,
+}
+
+impl Yard {
+    fn start() -> Option<Self> {
+        Some(Self {
+            server: Server::start()?,
+            home: TempDir::new().unwrap(),
+        })
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_batchyard"));
+        command
+            .args(line.split_whitespace())
+            .env("BATCHYARD_REDIS_URL", self.server.url())
+            .env("XDG_STATE_HOME", self.home.path())
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// The exit code and the lines of JSON on stdout.
+    fn run(&self, line: &str, input: &str) -> (Option<i32>, Vec<Value>) {
+        let mut child = self.command(line).spawn().unwrap();
+        // It may end without reading it.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let lines = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        (output.status.code(), lines.collect())
+    }
+
+    fn ok(&self, line: &str, input: &str) -> Vec<Value> {
+        let (code, lines) = self.run(line, input);
+        assert_eq!(code, Some(0), "{line}");
+        lines
+    }
+}
+
+fn next_event(events: &mut BufReader<ChildStdout>, name: &str) -> Value {
+    loop {
+        let mut line = String::new();
+        let length = events.read_line(&mut line).unwrap();
+        assert!(length > 0, "it ended before {name}");
+        let event: Value = serde_json::from_str(&line).unwrap();
+        if event["event"] == name {
+            return event;
+        }
+    }
+}
+
+fn terminate(mut child: Child, mut events: BufReader<ChildStdout>) -> Option<i32> {
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-s", "TERM", &pid]).status();
+    assert!(killed.unwrap().success());
+    events.read_to_string(&mut String::new()).unwrap();
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn what_is_pushed_while_another_process_dispatches_is_handled() {
+    let Some(yard) = Yard::start() else { return };
+    yard.ok("push --queue tenant-1 --json", "1\n");
+    let dispatch =
+        "dispatch --prefix tenant- --queue-threshold 1 --json --plain -- sed s/^/[/;s/$/]/";
+    let mut child = yard.command(dispatch).spawn().unwrap();
+    let mut events = BufReader::new(child.stdout.take().unwrap());
+    next_event(&mut events, "finished");
+
+    let pushed = yard.ok("push --queue tenant-1 --json", "2\n");
+    assert_eq!(next_event(&mut events, "finished")["queue"], "tenant-1");
+    // A queue that is made later is served as well.
+    yard.ok("push --queue tenant-2 --json", "3\n");
+    assert_eq!(next_event(&mut events, "finished")["queue"], "tenant-2");
+    assert_eq!(terminate(child, events), Some(143));
+
+    let export = yard.ok("export --queue tenant-1", "");
+    let states: Vec<_> = export.iter().map(|request| &request["state"]).collect();
+    assert_eq!(states, ["done", "done"]);
+    assert_eq!(export[1]["id"], pushed[0]["id"]);
+    assert_eq!(export[1]["result"][0], 2);
+    let stats = yard.ok("stats --json", "");
+    let done: Vec<_> = stats.iter().map(|stats| &stats["done"]).collect();
+    assert_eq!(done, [2, 1]);
+}
+
+#[test]
+fn dead_letters_on_a_server_are_listed_redriven_and_purged() {
+    let Some(yard) = Yard::start() else { return };
+    yard.ok("push --json", "1\n2\n");
+    let mut command = yard.command("dispatch --drain --json -- sed");
+    let drained = command
+        .arg(r#"s/"attempt.*/"error":"no"}/"#)
+        .output()
+        .unwrap();
+    assert_eq!(drained.status.code(), Some(5));
+    let dead = yard.ok("dead ls --json", "");
+    assert_eq!(dead.len(), 2);
+    let id = dead[0]["id"].as_str().unwrap();
+    let shown = yard.ok(&format!("dead show --json {id}"), "");
+    assert_eq!(
+        (&shown[0]["payload"], &shown[0]["error"]),
+        (&1.into(), &"no".into())
+    );
+    yard.ok(&format!("dead redrive --json {id}"), "");
+    assert_eq!(yard.ok("dead purge --json --all", "").len(), 1);
+    let stats = yard.ok("stats --json", "");
+    assert_eq!(
+        (&stats[0]["dead"], &stats[0]["ready"]),
+        (&0.into(), &1.into())
+    );
+    assert_eq!(yard.run("stats --queue other", "").0, Some(3));
+}
+
+#[test]
+fn a_server_that_is_gone_is_a_remote_error() {
+    let Some(mut yard) = Yard::start() else {
+        return;
+    };
+    yard.server.kill();
+    for verb in ["push", "stats", "export", "dead ls", "dispatch -- cat"] {
+        assert_eq!(yard.run(verb, "1\n").0, Some(7), "{verb}");
+    }
+}
