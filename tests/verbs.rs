@@ -585,6 +585,34 @@ fn dispatch_serves_every_queue_of_a_prefix_and_no_other() {
     assert_eq!(done, [0, 1, 1]);
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn dispatch_sends_batches_to_a_url() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE --queue hooks", b"1\n\"two\"\n");
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let (mut request, mut part) = (Vec::new(), [0; 4096]);
+        while !request.ends_with(b"\"payload\":\"two\"}\n") {
+            let length = stream.read(&mut part).unwrap();
+            assert!(length > 0, "it was cut off");
+            request.extend_from_slice(&part[..length]);
+        }
+        let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+        stream.write_all(answer).unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    let dispatch =
+        format!("dispatch --store STORE --queue hooks --drain --handler http:http://{address}/in");
+    yard.ok(&dispatch, b"");
+    let request = serving.join().unwrap();
+    assert!(request.starts_with("POST /in HTTP/1.1"), "{request}");
+    assert!(request.contains("\"payload\":\"two\"}"), "{request}");
+    assert_eq!(yard.stats()["done"], 2);
+}
+
 /// A dispatcher whose command waits until something is written to the pipe `go`.
 fn held_up(yard: &Yard) -> Running {
     yard.ok("push --store STORE", b"1\n");

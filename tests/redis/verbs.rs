@@ -98,8 +98,8 @@ fn what_is_pushed_while_another_process_dispatches_is_handled() {
     assert_eq!(states, ["done", "done"]);
     assert_eq!(export[1]["id"], pushed[0]["id"]);
     assert_eq!(export[1]["result"][0], 2);
-    let stats = yard.ok("stats --json", "");
-    let done: Vec<_> = stats.iter().map(|stats| &stats["done"]).collect();
+    let queues = yard.ok("stats --json", "");
+    let done: Vec<_> = queues.iter().map(|queue| &queue["done"]).collect();
     assert_eq!(done, [2, 1]);
 }
 
