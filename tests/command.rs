@@ -496,7 +496,6 @@ async fn a_second_copy_waits_until_the_last_child_of_the_first_is_gone() {
     // The worst case: nobody is left to end the first command's children, so the second must.
     first.kill().unwrap();
     first.wait().unwrap();
-    assert_eq!(ended.await, "");
     let mut says = String::new();
     second
         .stdout
@@ -505,6 +504,7 @@ async fn a_second_copy_waits_until_the_last_child_of_the_first_is_gone() {
         .read_to_string(&mut says)
         .unwrap();
     assert_eq!(says, "alone\n");
+    assert_eq!(ended.await, "");
     assert!(second.wait().unwrap().success());
 }
 
