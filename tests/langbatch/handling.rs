@@ -9,13 +9,13 @@ use std::{
 };
 
 use batchyard::{
-    Batch, BatchId, Claim, Dispatcher, Event, HandlerError, Outcome, Policy, Queue, Report, Stats,
-    Then, Update,
+    Batch, BatchId, Claim, Dispatcher, HandlerError, Outcome, Policy, Queue, Report, Stats, Then,
+    Update,
 };
 
 use crate::{
-    SECOND, claimed, count, done, drained, event, ids, policy, push, queue, settle, start,
-    start_with, stats,
+    SECOND, claimed, count, done, drained, ids, policy, push, queue, settle, start, start_with,
+    stats,
 };
 
 /// Their process function: `on_results`, which fails so many times first.
