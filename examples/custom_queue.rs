@@ -15,9 +15,8 @@ use std::{
 
 use async_trait::async_trait;
 use batchyard::{
-    BatchId, Claim, Error, Fence, FirstSeen, Lease, MAX_CHECKPOINT_BYTES, Member, NewRequest,
-    Outcome, Page, Position, Pushed, Queue, QueueExt, RequestId, Result, Retries, Stats, Then,
-    Timestamp, Update,
+    BatchId, Claim, Error, Fence, FirstSeen, Lease, Member, NewRequest, Outcome, Page, Position,
+    Pushed, Queue, QueueExt, RequestId, Result, Retries, Stats, Then, Timestamp, Update,
 };
 use bytes::Bytes;
 
@@ -85,9 +84,7 @@ impl Queue for VecQueue {
     }
 
     async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
-        if claim.context.len() > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid("a context has at most 64 KiB"));
-        }
+        claim.validate()?;
         Ok(self.at(now).claim(now, claim))
     }
 
@@ -96,6 +93,7 @@ impl Queue for VecQueue {
     }
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
+        update.validate()?;
         self.at(now).update(now, lease, update)
     }
 }
@@ -380,13 +378,6 @@ impl Yard {
             .count();
         if let Some((id, _)) = update.outcomes.iter().find(|(id, _)| stranger(*id)) {
             return Err(Error::invalid(format!("request {id} is not a member")));
-        }
-        if update
-            .checkpoint
-            .as_ref()
-            .is_some_and(|note| note.len() > MAX_CHECKPOINT_BYTES)
-        {
-            return Err(Error::invalid("a checkpoint has at most 64 KiB"));
         }
         if matches!(update.then, Then::Split { .. }) && open < 2 {
             return Err(Error::invalid(

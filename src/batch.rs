@@ -28,7 +28,7 @@ use crate::{
     request::{Attributes, DeadReason, Position, RequestId},
 };
 
-/// The largest checkpoint: 64 KiB.
+/// The largest checkpoint, context of a claim, or value of a bookmark: 64 KiB.
 pub const MAX_CHECKPOINT_BYTES: usize = 64 << 10;
 
 /// Names a batch, the same at every redelivery: the handler's idempotency key.
@@ -136,6 +136,14 @@ impl Claim {
             context: Bytes::new(),
         }
     }
+
+    /// Checks the limits that hold on every backend; each `claim` calls it before it changes anything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), naming the limit.
+    pub fn validate(&self) -> Result<()> {
+        check_note("the context of a claim", &self.context)
+    }
 }
 
 impl Default for Claim {
@@ -191,6 +199,30 @@ pub struct Lease {
     pub checkpoint: Option<Bytes>,
     /// The context of the claim that formed it.
     pub context: Bytes,
+}
+
+/// What a backend answers to a lease that it can't serve, in the same words on each.
+impl Lease {
+    pub(crate) fn lost(&self) -> Error {
+        Error::lease_lost(format!(
+            "batch {} has ended, was given back, or has another holder",
+            self.batch
+        ))
+    }
+
+    pub(crate) fn no_member(&self, id: RequestId) -> Error {
+        Error::invalid(format!(
+            "request {id} is not a member of batch {}",
+            self.batch
+        ))
+    }
+
+    pub(crate) fn not_splittable(&self) -> Error {
+        Error::invalid(format!(
+            "batch {} has fewer than two members without an outcome and can't be split",
+            self.batch
+        ))
+    }
 }
 
 /// Which members to read: the next ones after a position, up to both limits, but always at least one.
@@ -321,6 +353,17 @@ impl Update {
             then,
         }
     }
+
+    /// Checks the limits that hold on every backend; each `update` calls it before it changes anything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), naming the limit.
+    pub fn validate(&self) -> Result<()> {
+        check_note(
+            "a checkpoint",
+            self.checkpoint.as_deref().unwrap_or_default(),
+        )
+    }
 }
 
 /// What happens to the batch after an [`Update`].
@@ -361,6 +404,17 @@ pub struct Retries {
     pub at: Timestamp,
     /// Those that have had this many attempts are dead-lettered as exhausted instead.
     pub max_attempts: NonZeroU32,
+}
+
+/// Contexts, checkpoints and bookmarks are notes of their callers, and small.
+pub(crate) fn check_note(what: &str, note: &[u8]) -> Result<()> {
+    if note.len() > MAX_CHECKPOINT_BYTES {
+        return Err(Error::invalid(format!(
+            "{what} has {} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed",
+            note.len()
+        )));
+    }
+    Ok(())
 }
 
 const DEFAULT_BATCH_REQUESTS: NonZeroU32 = NonZeroU32::new(50_000).expect("not zero");

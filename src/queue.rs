@@ -10,6 +10,7 @@ pub(crate) mod memory;
 mod options;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+mod room;
 #[cfg(feature = "sled")]
 pub(crate) mod sled;
 

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    batch::check_note,
     clock::Timestamp,
     error::{Error, Result},
 };
@@ -30,7 +31,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 pub const MAX_ATTRIBUTES: usize = 64;
 /// The most bytes of one request's attributes, names and values together.
 pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 10;
-/// The longest idempotency key, in bytes.
+/// The longest idempotency key or source of a bookmark, in bytes.
 pub const MAX_KEY_BYTES: usize = 512;
 /// The longest queue name, in bytes.
 pub const MAX_QUEUE_NAME_BYTES: usize = 128;
@@ -296,6 +297,13 @@ impl NewRequest {
     }
 }
 
+/// What a backend answers to a key that it knows with another payload, in the same words on each.
+pub(crate) fn key_conflict(key: &str, id: RequestId) -> Error {
+    Error::invalid(format!(
+        "idempotency key {key:?} was pushed with another payload, as request {id}"
+    ))
+}
+
 /// What `push` answers for each request, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pushed {
@@ -315,6 +323,22 @@ pub struct Bookmark {
     pub source: String,
     /// The producer's own note, such as an offset; at most 64 KiB.
     pub value: Bytes,
+}
+
+impl Bookmark {
+    /// Checks the limits that hold on every backend; each `push_from` calls it before it stores anything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), naming the limit.
+    pub fn validate(&self) -> Result<()> {
+        let source_bytes = self.source.len();
+        if source_bytes > MAX_KEY_BYTES {
+            return Err(Error::invalid(format!(
+                "the source of a bookmark has {source_bytes} bytes, and at most {MAX_KEY_BYTES} are allowed"
+            )));
+        }
+        check_note("the value of a bookmark", &self.value)
+    }
 }
 
 /// The states of a request; see the [module](self) for the picture.

@@ -13,15 +13,15 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use self::state::State;
 use crate::{
-    batch::{Claim, Lease, MAX_CHECKPOINT_BYTES, Member, Page, Then, Update},
+    batch::{Claim, Lease, Member, Page, Then, Update},
     clock::Timestamp,
-    error::{Error, ErrorKind, Result},
-    queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Store, WhenFull},
-    request::{Bookmark, MAX_KEY_BYTES, NewRequest, Pushed, QueueName},
+    error::{Error, Result},
+    queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Store, room::Room},
+    request::{Bookmark, NewRequest, Pushed, QueueName},
     stats::Stats,
 };
 
@@ -82,38 +82,19 @@ impl MemoryQueue {
         bookmark: Option<&Bookmark>,
     ) -> Result<Vec<Pushed>> {
         requests.iter().try_for_each(NewRequest::validate)?;
-        let start = Instant::now();
-        let mut now = asked;
-        let mut changes = self.changes.subscribe();
+        bookmark.map_or(Ok(()), Bookmark::validate)?;
+        let mut room = Room::new(asked, requests, self.changes.subscribe());
         loop {
-            changes.mark_unchanged();
+            let now = room.now();
             let pushed = self.at(now)?.push(now, requests, bookmark);
-            match (pushed, self.options.when_full) {
-                (Err(full), WhenFull::Block { timeout })
-                    if full.kind() == ErrorKind::QueueFull && self.could_ever_fit(requests) =>
-                {
-                    let room = tokio::time::timeout_at(start + timeout, changes.changed());
-                    if room.await.is_err() {
-                        return Err(full.context(format!("no room within {timeout:?}")));
-                    }
-                    now = asked.after(start.elapsed());
-                }
-                (pushed, _) => {
-                    if pushed.is_ok() {
-                        self.changed();
-                    }
-                    return pushed;
+            match pushed {
+                Err(failed) => room.wait(failed, &self.options).await?,
+                Ok(pushed) => {
+                    self.changed();
+                    return Ok(pushed);
                 }
             }
         }
-    }
-
-    fn could_ever_fit(&self, requests: &[NewRequest]) -> bool {
-        let bytes: u64 = requests
-            .iter()
-            .map(|request| request.payload.len() as u64)
-            .sum();
-        requests.len() as u64 <= self.options.max_requests && bytes <= self.options.max_bytes
     }
 }
 
@@ -128,12 +109,7 @@ impl Queue for MemoryQueue {
     }
 
     async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
-        if claim.context.len() > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "the context of a claim has {} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed",
-                claim.context.len()
-            )));
-        }
+        claim.validate()?;
         let mut state = self.at(now)?;
         let dead = state.dead_letters();
         let lease = state.claim(now, claim);
@@ -151,6 +127,7 @@ impl Queue for MemoryQueue {
     }
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
+        update.validate()?;
         let wakes = !(matches!(update.then, Then::Hold { .. }) && update.outcomes.is_empty());
         self.at(now)?.update(now, lease, update)?;
         if wakes {
@@ -183,11 +160,6 @@ impl Queue for MemoryQueue {
         requests: Vec<NewRequest>,
         bookmark: Bookmark,
     ) -> Result<Vec<Pushed>> {
-        if bookmark.source.len() > MAX_KEY_BYTES || bookmark.value.len() > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "a bookmark's source has at most {MAX_KEY_BYTES} bytes and its value at most {MAX_CHECKPOINT_BYTES}"
-            )));
-        }
         self.push_all(now, &requests, Some(&bookmark)).await
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::{Error, Result};
+
 /// Options of one queue; they are not stored, so give the same ones at every open.
 ///
 /// ```
@@ -74,6 +76,33 @@ impl QueueOptions {
     pub fn idempotency_window(mut self, window: Duration) -> Self {
         self.idempotency_window = window;
         self
+    }
+
+    /// Fails if a queue that holds this can't hold so much more.
+    pub(crate) fn check_room(
+        &self,
+        (held, held_bytes): (u64, u64),
+        (requests, bytes): (u64, u64),
+    ) -> Result<()> {
+        let over = held.saturating_add(requests) > self.max_requests
+            || held_bytes.saturating_add(bytes) > self.max_bytes;
+        if requests > 0 && over {
+            return Err(self.full(held, held_bytes));
+        }
+        Ok(())
+    }
+
+    /// What a push over the bounds is answered.
+    pub(crate) fn full(&self, held: u64, held_bytes: u64) -> Error {
+        let bound = |most: u64, unit: &str| match most {
+            u64::MAX => format!("any {unit}"),
+            most => format!("{most} {unit}"),
+        };
+        Error::queue_full(format!(
+            "the queue holds {held} requests and {held_bytes} bytes, and its bounds are {} and {}",
+            bound(self.max_requests, "requests"),
+            bound(self.max_bytes, "bytes")
+        ))
     }
 }
 

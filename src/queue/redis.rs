@@ -51,9 +51,7 @@ use self::{
     server::Server,
 };
 use crate::{
-    batch::{
-        BatchId, Claim, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Then, Update,
-    },
+    batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
     queue::{Administration, Capabilities, Durability, Queue, QueueOptions},
@@ -205,23 +203,11 @@ impl RedisQueue {
 
     fn check_room(&self, reply: &[Bytes]) -> Result<()> {
         match reply {
-            [status, requests, bytes] if status == "full" => Err(Error::queue_full(format!(
-                "queue {} holds {} requests and {} bytes, and its bounds are {} requests and {} bytes",
-                self.name,
-                String::from_utf8_lossy(requests),
-                String::from_utf8_lossy(bytes),
-                self.options.max_requests,
-                self.options.max_bytes
-            ))),
+            [status, held, held_bytes] if status == "full" => Err(self
+                .options
+                .full(parse_decimal(held)?, parse_decimal(held_bytes)?)),
             _ => Ok(()),
         }
-    }
-
-    fn lost(lease: &Lease) -> Error {
-        Error::lease_lost(format!(
-            "batch {} has ended, was given back, or has another holder",
-            lease.batch
-        ))
     }
 
     /// The payloads of these requests, as far as they are still held.
@@ -277,7 +263,7 @@ impl RedisQueue {
         let id = lease.batch.as_u128();
         let formed = u64::try_from(id >> 64).unwrap_or(u64::MAX);
         if BatchId::new(formed, self.salt) != lease.batch {
-            return Err(Self::lost(lease));
+            return Err(lease.lost());
         }
         Ok(hex(formed))
     }
@@ -362,12 +348,7 @@ impl Queue for RedisQueue {
     }
 
     async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
-        if claim.context.len() > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "the context of a claim has {} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed",
-                claim.context.len()
-            )));
-        }
+        claim.validate()?;
         let until = now.after(claim.lease_duration);
         let due = claim.due;
         let oldest_at = due.and_then(|due| due.oldest_at);
@@ -396,7 +377,7 @@ impl Queue for RedisQueue {
         ];
         let reply = self.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await?;
         let [status, counted, members @ ..] = &reply[..] else {
-            return Err(Self::lost(lease));
+            return Err(lease.lost());
         };
         debug_assert_eq!(status, "ok");
         let counted: u32 = parse_decimal(counted)?;
@@ -415,22 +396,16 @@ impl Queue for RedisQueue {
     }
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
+        update.validate()?;
         let args = self.update_args(now, lease, &update)?;
         let reply = self.change(&SCRIPTS.update, now, &args).await?;
         match &reply[..] {
             [status] if status == "ok" => Ok(()),
-            [status] if status == "lost" => Err(Self::lost(lease)),
-            [status, id] if status == "stranger" => Err(Error::invalid(format!(
-                "request {} is not a member of batch {}",
-                RequestId::from_u64(parse_hex(id)?),
-                lease.batch
-            ))),
-            [status] if status == "checkpoint" => Err(Error::invalid(format!(
-                "a checkpoint has at most {MAX_CHECKPOINT_BYTES} bytes, and this one more"
-            ))),
-            [status] if status == "unsplittable" => Err(Error::invalid(
-                "a batch with fewer than two members without an outcome can't be split",
-            )),
+            [status] if status == "lost" => Err(lease.lost()),
+            [status, id] if status == "stranger" => {
+                Err(lease.no_member(RequestId::from_u64(parse_hex(id)?)))
+            }
+            [status] if status == "unsplittable" => Err(lease.not_splittable()),
             _ => Err(damaged("a reply")),
         }
     }
@@ -511,7 +486,7 @@ impl RedisQueue {
                     self.keys.payload(id)
                 ))
             }
-            Ok(_) => Self::lost(lease),
+            Ok(_) => lease.lost(),
             Err(error) => error,
         }
     }

@@ -10,9 +10,11 @@ use sha2::{Digest, Sha256};
 use crate::{
     batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
-    error::{Error, Result},
+    error::Result,
     queue::QueueOptions,
-    request::{Attributes, Bookmark, DeadReason, NewRequest, Position, Pushed, RequestId},
+    request::{
+        Attributes, Bookmark, DeadReason, NewRequest, Position, Pushed, RequestId, key_conflict,
+    },
     stats::{FirstSeen, Stats},
 };
 
@@ -184,10 +186,7 @@ impl State {
                 let payload = Sha256::digest(&request.payload).into();
                 match self.keys.get(key).or_else(|| keys.get(key)) {
                     Some(known) if known.payload != payload => {
-                        return Err(Error::invalid(format!(
-                            "idempotency key {key:?} was pushed with another payload, as request {}",
-                            known.id
-                        )));
+                        return Err(key_conflict(key, known.id));
                     }
                     Some(known) => {
                         pushed.push(Pushed {
@@ -267,17 +266,8 @@ impl State {
 
     pub(super) fn check_bounds(&self, requests: u64, bytes: u64) -> Result<()> {
         let held = self.delayed.len() as u64 + self.counts.ready + self.counts.in_flight;
-        let most = self.options;
-        let full = requests > 0
-            && (held.saturating_add(requests) > most.max_requests
-                || self.counts.held_bytes.saturating_add(bytes) > most.max_bytes);
-        if full {
-            return Err(Error::queue_full(format!(
-                "the queue holds {held} requests and {} bytes, and {requests} requests of {bytes} bytes more are over its bounds",
-                self.counts.held_bytes
-            )));
-        }
-        Ok(())
+        self.options
+            .check_room((held, self.counts.held_bytes), (requests, bytes))
     }
 
     fn next_position(&self, now: Timestamp) -> u64 {

@@ -1,7 +1,6 @@
 //! Pushing: small payloads travel with the script, large ones are sent ahead of it.
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
 
 use super::{
     RedisQueue,
@@ -10,11 +9,10 @@ use super::{
     script::SCRIPTS,
 };
 use crate::{
-    batch::MAX_CHECKPOINT_BYTES,
     clock::Timestamp,
-    error::{Error, ErrorKind, Result},
-    queue::WhenFull,
-    request::{Bookmark, MAX_KEY_BYTES, NewRequest, Pushed, RequestId},
+    error::{Error, Result},
+    queue::room::Room,
+    request::{Bookmark, NewRequest, Pushed, RequestId, key_conflict},
 };
 
 impl RedisQueue {
@@ -26,26 +24,16 @@ impl RedisQueue {
         bookmark: Option<&Bookmark>,
     ) -> Result<Vec<Pushed>> {
         check(requests, bookmark)?;
-        let start = Instant::now();
-        let mut now = asked;
-        let mut changes = self.changes.subscribe();
+        let mut room = Room::new(asked, requests, self.changes.subscribe());
         let mut stage = None;
         let pushed = loop {
-            changes.mark_unchanged();
-            let pushed = self
-                .push_or_stage(now, requests, bookmark, &mut stage)
-                .await;
-            match (pushed, self.options.when_full) {
-                (Err(full), WhenFull::Block { timeout })
-                    if full.kind() == ErrorKind::QueueFull && self.could_ever_fit(requests) =>
-                {
-                    let room = timeout_at(start + timeout, changes.changed());
-                    if room.await.is_err() {
-                        break Err(full.context(format!("no room within {timeout:?}")));
-                    }
-                    now = asked.after(start.elapsed());
-                }
-                (pushed, _) => break pushed,
+            let pushed = self.push_or_stage(room.now(), requests, bookmark, &mut stage);
+            match pushed.await {
+                Err(failed) => match room.wait(failed, &self.options).await {
+                    Ok(()) => {}
+                    Err(failed) => break Err(failed),
+                },
+                pushed => break pushed,
             }
         };
         if let (Err(_), Some(stage)) = (&pushed, &stage) {
@@ -75,11 +63,8 @@ impl RedisQueue {
                     return pushed.chunks_exact(17).map(parse_pushed).collect();
                 }
                 [status, key, id] if status == "conflict" => {
-                    return Err(Error::invalid(format!(
-                        "idempotency key {:?} was pushed with another payload, as request {}",
-                        String::from_utf8_lossy(key),
-                        RequestId::from_u64(parse_hex(id)?)
-                    )));
+                    let id = RequestId::from_u64(parse_hex(id)?);
+                    return Err(key_conflict(&String::from_utf8_lossy(key), id));
                 }
                 [status] if status == "unstaged" => *stage = None,
                 _ => return Err(damaged("a reply")),
@@ -152,20 +137,10 @@ impl RedisQueue {
             }
         }
     }
-
-    fn could_ever_fit(&self, requests: &[NewRequest]) -> bool {
-        requests.len() as u64 <= self.options.max_requests
-            && bytes_of(requests) <= self.options.max_bytes
-    }
 }
 
 fn check(requests: &[NewRequest], bookmark: Option<&Bookmark>) -> Result<()> {
-    let note = bookmark.map_or((0, 0), |note| (note.source.len(), note.value.len()));
-    if note.0 > MAX_KEY_BYTES || note.1 > MAX_CHECKPOINT_BYTES {
-        return Err(Error::invalid(format!(
-            "a bookmark's source has at most {MAX_KEY_BYTES} bytes and its value at most {MAX_CHECKPOINT_BYTES}"
-        )));
-    }
+    bookmark.map_or(Ok(()), Bookmark::validate)?;
     if requests.len() > MAX_PUSHED {
         return Err(Error::invalid(format!(
             "a push of {} requests is over the {MAX_PUSHED} that a Redis server takes in one step; push them in parts",

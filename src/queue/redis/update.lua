@@ -9,7 +9,7 @@
 -- ARGV[12]       finish: the outcome of the rest
 -- ARGV[13...]    pairs of an id and its outcome. An outcome is: 'd', '1' with a result else '0', result;
 --                or 'r', not before 16 (or zeros), error; or 'x', reason 1, error
--- Returns        'ok' | 'lost' | 'stranger', id | 'checkpoint' | 'unsplittable'
+-- Returns        'ok' | 'lost' | 'stranger', id | 'unsplittable'
 -- O(o log N) for o outcomes; split and finish O(n log N) for n members
 local BATCH, THEN, AT, MAX_ATTEMPTS, KEEP = ARGV[4], ARGV[8], ARGV[9], tonumber(ARGV[10]), ARGV[11]
 local key, members = PREFIX .. 'batch:' .. BATCH, PREFIX .. 'members:' .. BATCH
@@ -149,7 +149,6 @@ end
 
 local fresh, stranger = fresh_outcomes()
 if not fresh then return refuse('stranger', stranger) end
-if #ARGV[7] > 65536 then return refuse('checkpoint') end
 if THEN == 'split' and open - #fresh < 2 then return refuse('unsplittable') end
 
 if ARGV[6] == '1' then call('HSET', key, 'checkpoint', ARGV[7]) end

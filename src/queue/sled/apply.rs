@@ -294,18 +294,11 @@ impl Step<'_> {
 
     /// Fails if the queue can't hold so much more.
     fn check_bounds(&self, requests: u64, bytes: u64) -> Result<()> {
-        let (record, most) = (&self.queue.record, self.queue.options);
+        let record = &self.queue.record;
         let held = record.delayed + record.ready + record.in_flight;
-        let full = requests > 0
-            && (held.saturating_add(requests) > most.max_requests
-                || record.held_bytes.saturating_add(bytes) > most.max_bytes);
-        if full {
-            return Err(Error::queue_full(format!(
-                "the queue holds {held} requests and {} bytes, and {requests} requests of {bytes} bytes more are over its bounds",
-                record.held_bytes
-            )));
-        }
-        Ok(())
+        self.queue
+            .options
+            .check_room((held, record.held_bytes), (requests, bytes))
     }
 
     /// Fails if the disk is nearly full.
@@ -328,10 +321,7 @@ pub(super) fn check_lease(queue: &QueueState, lease: &Lease) -> Result<u128> {
     let batch = queue.open.get(&id);
     match batch.filter(|batch| batch.held && batch.fence == lease.fence.0) {
         Some(_) => Ok(id),
-        None => Err(Error::lease_lost(format!(
-            "batch {} has ended, was given back, or has another holder",
-            lease.batch
-        ))),
+        None => Err(lease.lost()),
     }
 }
 

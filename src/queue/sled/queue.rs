@@ -5,7 +5,7 @@ use std::{fmt, num::NonZeroU32, path::Path, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::{
     SledStore,
@@ -15,14 +15,14 @@ use super::{
     state::Live,
 };
 use crate::{
-    batch::{Claim, Lease, MAX_CHECKPOINT_BYTES, Member, Page, Update},
+    batch::{Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     queue::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, ResultCursor,
-        SettledPage, WhenFull,
+        SettledPage, room::Room,
     },
-    request::{Bookmark, MAX_KEY_BYTES, NewRequest, Pushed, QueueName, RequestId},
+    request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
 };
 
@@ -126,23 +126,19 @@ impl SledQueue {
     ) -> Result<Vec<Pushed>> {
         self.check()?;
         requests.iter().try_for_each(NewRequest::validate)?;
-        let (count, bytes) = (
-            requests.len(),
-            requests.iter().map(|request| request.payload.len()).sum(),
-        );
+        bookmark.as_ref().map_or(Ok(()), Bookmark::validate)?;
+        let bytes = requests.iter().map(|request| request.payload.len()).sum();
+        let mut room = Room::new(now, &requests, self.live.changes.subscribe());
         let keyed = requests.iter().map(digests).collect();
         let mut plan = PushPlan {
             requests,
             keyed,
             bookmark,
         };
-        let start = Instant::now();
-        let mut changes = self.live.changes.subscribe();
-        let mut at = now;
         loop {
-            changes.mark_unchanged();
+            let now = room.now();
             let pushed = self.handle.push(self.live.id, bytes, move |step| {
-                match step.push(at, &plan) {
+                match step.push(now, &plan) {
                     Ok(pushed) => Ok(Ok(pushed)),
                     // Only a lack of room in the queue is worth waiting for.
                     Err(full)
@@ -158,16 +154,7 @@ impl SledQueue {
                 Err(full) => full,
             };
             plan = back;
-            let options = self.live.options();
-            let never = count as u64 > options.max_requests || bytes as u64 > options.max_bytes;
-            let WhenFull::Block { timeout } = options.when_full else {
-                return Err(full);
-            };
-            let room = tokio::time::timeout_at(start + timeout, changes.changed());
-            if never || room.await.is_err() {
-                return Err(full.context(format!("no room within {timeout:?}")));
-            }
-            at = now.after(start.elapsed());
+            room.wait(full, &self.live.options()).await?;
             self.check()?;
         }
     }
@@ -192,12 +179,7 @@ impl Queue for SledQueue {
 
     async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
         self.check()?;
-        if claim.context.len() > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "the context of a claim has {} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed",
-                claim.context.len()
-            )));
-        }
+        claim.validate()?;
         let claim = claim.clone();
         self.handle
             .call(self.live.id, move |step| step.claim(now, &claim))
@@ -216,6 +198,7 @@ impl Queue for SledQueue {
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
         self.check()?;
+        update.validate()?;
         let lease = lease.clone();
         self.handle
             .call(self.live.id, move |step| step.update(now, &lease, &update))
@@ -249,11 +232,6 @@ impl Queue for SledQueue {
         requests: Vec<NewRequest>,
         bookmark: Bookmark,
     ) -> Result<Vec<Pushed>> {
-        if bookmark.source.len() > MAX_KEY_BYTES || bookmark.value.len() > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "a bookmark's source has at most {MAX_KEY_BYTES} bytes and its value at most {MAX_CHECKPOINT_BYTES}"
-            )));
-        }
         self.push_all(now, requests, Some(bookmark)).await
     }
 

@@ -6,12 +6,9 @@ use bytes::Bytes;
 
 use super::{Ended, Membership, OpenBatch, Place, Request, State};
 use crate::{
-    batch::{
-        BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,
-        Then, Update,
-    },
+    batch::{BatchId, Claim, Due, Fence, Lease, Member, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
-    error::{Error, Result},
+    error::Result,
     request::{DeadReason, Position, RequestId},
 };
 
@@ -92,18 +89,11 @@ impl State {
             .iter()
             .find(|(id, _)| !positions.contains_key(id))
         {
-            return Err(Error::invalid(format!(
-                "request {id} is not a member of batch {}",
-                lease.batch
-            )));
+            return Err(lease.no_member(*id));
         }
-        let checkpoint_bytes = update.checkpoint.as_ref().map_or(0, Bytes::len);
-        if checkpoint_bytes > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "a checkpoint has {checkpoint_bytes} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed"
-            )));
+        if matches!(update.then, Then::Split { .. }) && !is_splittable(batch, &update.outcomes) {
+            return Err(lease.not_splittable());
         }
-        check_split(batch, &update.then, &update.outcomes)?;
         if update.checkpoint.is_some() {
             batch.checkpoint = update.checkpoint;
         }
@@ -140,12 +130,7 @@ impl State {
         self.batches
             .get_mut(&lease.batch)
             .filter(|batch| batch.held && batch.fence == lease.fence)
-            .ok_or_else(|| {
-                Error::lease_lost(format!(
-                    "batch {} has ended, was given back, or has another holder",
-                    lease.batch
-                ))
-            })
+            .ok_or_else(|| lease.lost())
     }
 
     fn is_due(&mut self, now: Timestamp, claim: &Claim) -> bool {
@@ -378,18 +363,10 @@ impl OpenBatch {
     }
 }
 
-/// A split needs two members without an outcome, those in the same update taken off.
-fn check_split(batch: &OpenBatch, then: &Then, outcomes: &[(RequestId, Outcome)]) -> Result<()> {
-    if !matches!(then, Then::Split { .. }) {
-        return Ok(());
-    }
+/// Whether two members have no outcome even after these.
+fn is_splittable(batch: &OpenBatch, outcomes: &[(RequestId, Outcome)]) -> bool {
     let named: BTreeSet<RequestId> = outcomes.iter().map(|(id, _)| *id).collect();
     let open =
         |member: &&Membership| member.outcome.is_none() && !named.contains(&member.request.id);
-    match batch.members.values().filter(open).count() {
-        0 | 1 => Err(Error::invalid(
-            "a batch with fewer than two members without an outcome can't be split",
-        )),
-        _ => Ok(()),
-    }
+    batch.members.values().filter(open).count() >= 2
 }

@@ -11,7 +11,7 @@ use crate::{
         keys::{PartOf, Tree},
         record::{BookmarkV1, KeyExpiryV1, KeyV1, RequestV1},
     },
-    request::{Bookmark, NewRequest, Pushed, RequestId},
+    request::{Bookmark, NewRequest, Pushed, RequestId, key_conflict},
 };
 
 /// What is to be pushed, with the digests that its caller has computed.
@@ -93,9 +93,7 @@ impl Step<'_> {
                     let id = RequestId::from_u64(id);
                     if with != *payload {
                         let key = request.idempotency_key.as_deref().unwrap_or_default();
-                        return Err(Error::invalid(format!(
-                            "idempotency key {key:?} was pushed with another payload, as request {id}"
-                        )));
+                        return Err(key_conflict(key, id));
                     }
                     pushed.push(Pushed {
                         id,

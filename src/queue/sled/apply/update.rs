@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{SLICE, Settling, Step, reason_number, result_of, shortened};
 use crate::{
-    batch::{Lease, MAX_CHECKPOINT_BYTES, Outcome, Retries, Then, Update},
+    batch::{Lease, Outcome, Retries, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
     queue::sled::{
@@ -56,27 +56,18 @@ impl Step<'_> {
         self.put_queue()
     }
 
-    /// Checks the whole update; the outcomes that are new, each with its member's entry.
+    /// Checks the update against its batch; the outcomes that are new, each with its member's entry.
     fn plan<'u>(
         &self,
         batch: &BatchV1,
         lease: &Lease,
         update: &'u Update,
     ) -> Result<Vec<(RequestV1, &'u Outcome)>> {
-        let checkpoint = update.checkpoint.as_ref().map_or(0, bytes::Bytes::len);
-        if checkpoint > MAX_CHECKPOINT_BYTES {
-            return Err(Error::invalid(format!(
-                "a checkpoint has {checkpoint} bytes, and at most {MAX_CHECKPOINT_BYTES} are allowed"
-            )));
-        }
         let (mut named, mut planned) = (HashSet::new(), Vec::new());
         for (id, outcome) in &update.outcomes {
-            let member = self.member(batch, *id)?.ok_or_else(|| {
-                Error::invalid(format!(
-                    "request {id} is not a member of batch {}",
-                    lease.batch
-                ))
-            })?;
+            let member = self
+                .member(batch, *id)?
+                .ok_or_else(|| lease.no_member(*id))?;
             let recorded = batch.open < batch.requests
                 && self
                     .load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id.as_u64()]))?
@@ -87,9 +78,7 @@ impl Step<'_> {
         }
         let left = (batch.open as usize).saturating_sub(planned.len());
         if matches!(update.then, Then::Split { .. }) && left < 2 {
-            return Err(Error::invalid(
-                "a batch with fewer than two members without an outcome can't be split",
-            ));
+            return Err(lease.not_splittable());
         }
         Ok(planned)
     }
