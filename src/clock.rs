@@ -87,7 +87,8 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
-/// The current time; see the [module](self) for what it promises.
+/// The current time: the system clock, read once when the process first asks, and advanced by the
+/// monotonic clock from then on, so that it never steps within a process.
 pub fn now() -> Timestamp {
     static ANCHOR: OnceLock<(Timestamp, Instant)> = OnceLock::new();
     #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]

@@ -341,7 +341,7 @@ impl Bookmark {
     }
 }
 
-/// The states of a request; see the [module](self) for the picture.
+/// The states of a request; see [how it works](crate::documentation::how_it_works) for the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
