@@ -38,7 +38,8 @@ use crate::{
 /// # Contract
 /// - **`now` is a value.** Each verb that takes `now` acts as if it were that time: expiry and
 ///   promotion of due requests are applied by the first verb whose `now` is past them, before
-///   anything else. A `now` smaller than an earlier one is legal; nothing is undone by it.
+///   anything else. A time has come when `now` is equal to it or later. A `now` smaller than an
+///   earlier one is legal; nothing is undone by it.
 /// - **One step.** Each verb is atomic and isolated: all of it or nothing, and no other call sees a
 ///   part of it. A verb that answered `Ok` is visible to every later call.
 /// - **Conservation.** Every acknowledged request is in exactly one [`State`](crate::State), and
@@ -46,7 +47,9 @@ use crate::{
 /// - **Fencing.** [`update`](Self::update) and [`read`](Self::read) with a lease whose fence is no
 ///   longer the batch's are [`LeaseLost`](crate::ErrorKind::LeaseLost) and change nothing. A lease
 ///   whose `until` has passed is still good until another claim takes the batch: work that was
-///   done is not thrown away because a heartbeat was late.
+///   done is not thrown away because a heartbeat was late. It is good after the queue was closed
+///   and opened again, too; a backend whose opening proves that every holder is gone may offer
+///   their batches at once, instead of when their leases run out.
 /// - **No spinning.** After a `claim` that answered `None`, the next `stats` shows nothing that the
 ///   claim could have taken, or names a later time.
 ///
@@ -91,14 +94,16 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     /// deferred ones), else, if `claim.form` and the queue is [`due`](Claim::due), a new one of the first
     /// ready requests within both limits.
     ///
-    /// Forming is one durable step. Its requests are in flight before the answer. A request that
-    /// alone exceeds `max_bytes` is dead-lettered as `TooLarge` and the claim goes on. A batch offered
-    /// again keeps its id, members, order, recorded outcomes, checkpoint and context, whatever the
-    /// limits of this claim; its attempt is one more and its fence is new. A new batch may be smaller
-    /// than the limits allow if the backend needs it, but not empty.
+    /// Forming is one durable step. Its requests are in flight before the answer. The claim walks in
+    /// position order: a request that alone exceeds `max_bytes` is dead-lettered as `TooLarge` and the
+    /// claim goes on; the first that does not fit beside those taken ends the batch, and no smaller
+    /// one behind it overtakes. A backend may end a new batch earlier, but not before its 64th
+    /// request, and never with none. A batch offered again keeps its id, members, order, recorded
+    /// outcomes, checkpoint and context, whatever the limits of this claim; its attempt is one more
+    /// and its fence is new.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid): a context over 64 KiB.
+    /// [`Invalid`](crate::ErrorKind::Invalid): a context over 64 KiB ([`Claim::validate`]).
     async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>>;
 
     /// Reads the next members of a held batch in position order, each with its recorded outcome; an
@@ -113,11 +118,14 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     /// The first outcome of a member wins. `Done` is visible at once; retry and reject take effect
     /// when the batch ends. A retried member gets a position at the tail and keeps its id, payload and
     /// attributes; if it was cancelled or its `ttl` has passed, that is what becomes of it instead.
+    /// Within one update members are settled in this order: those recorded as done, as they are named;
+    /// the rest as done, by position; dead letters, by position.
     ///
     /// # Errors
     /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, or has ended.
-    /// [`Invalid`](crate::ErrorKind::Invalid): an id that is not a member, a checkpoint over 64 KiB, or
-    /// a split with fewer than two members without an outcome. In either case nothing changes.
+    /// [`Invalid`](crate::ErrorKind::Invalid): an id that is not a member, a checkpoint over 64 KiB
+    /// ([`Update::validate`]), or a split with fewer than two members without an outcome. In either
+    /// case nothing changes.
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()>;
 
     /// The time to call verbs with: the process's clock, which never steps; a shared backend answers
@@ -149,7 +157,7 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// As `push`; and [`Invalid`](crate::ErrorKind::Invalid) on a backend without the `bookmarks`
-    /// capability, or with a source over 512 bytes or a value over 64 KiB.
+    /// capability, or with a source over 512 bytes or a value over 64 KiB ([`Bookmark::validate`]).
     async fn push_from(
         &self,
         now: Timestamp,
@@ -174,7 +182,8 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Refuses new calls, waits for those under way, and lets go of what it holds. Dropping the last
-    /// handle does the same without waiting. What was answered is durable either way.
+    /// handle does the same without waiting. What was answered is durable either way. The default
+    /// does nothing, which suits a backend that can't be opened again.
     ///
     /// # Errors
     /// As every verb.

@@ -125,7 +125,8 @@ pub struct Entry {
     pub attempts: u32,
     /// When it was pushed.
     pub pushed_at: Timestamp,
-    /// Since when it is in this state; for a delayed one: when it is due.
+    /// Since when it is in this state; for a delayed one: when it is due; for one in flight: when
+    /// its batch was formed.
     pub at: Timestamp,
     /// Its attributes.
     pub attributes: Attributes,
@@ -139,7 +140,7 @@ pub struct Entry {
     pub result: Option<Bytes>,
     /// Dead: why.
     pub reason: Option<DeadReason>,
-    /// Dead: what happened. Delayed or ready after a retry: the last error.
+    /// Dead: what happened. Delayed, ready or in flight after a retry: the last error.
     pub error: Option<String>,
 }
 

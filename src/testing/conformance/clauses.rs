@@ -288,6 +288,7 @@ macro_rules! __clauses {
                 results_may_be_kept_for_ever: Administration Results,
                 dead_letters_are_kept_beyond_retention: Administration Results,
                 results_come_in_the_order_in_which_they_were_settled: Administration Results,
+                one_update_settles_done_members_before_dead_ones: Administration Results,
                 a_cursor_goes_on_where_it_was: Administration Results,
                 results_are_the_entries_of_status: Administration Results,
                 results_leave_out_what_was_redriven_or_purged: Administration Results,

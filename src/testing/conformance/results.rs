@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, Subject, at, bytes, count, finishing, must, secs};
 use crate::{
-    batch::{Claim, Outcome},
+    batch::{Claim, Outcome, Update},
     clock::Timestamp,
     queue::{List, QueueExt, QueueOptions, ResultCursor, SettledPage},
     request::{NewRequest, RequestId, State},
@@ -194,6 +194,28 @@ pub(super) async fn results_come_in_the_order_in_which_they_were_settled(bench: 
             "{most} a page"
         );
     }
+}
+
+pub(super) async fn one_update_settles_done_members_before_dead_ones(bench: Bench) {
+    let queue = bench.queue().await;
+    let ids = queue.put(at(0), &["a", "b", "c", "d", "e"]).await;
+    let lease = queue.take(at(0)).await;
+    let outcomes = vec![
+        (ids[4], Outcome::done()),
+        (ids[3], Outcome::reject("bad")),
+        (ids[1], Outcome::reject("bad too")),
+        (ids[0], Outcome::done()),
+    ];
+    let update = Update {
+        outcomes,
+        ..finishing(Outcome::done(), at(1))
+    };
+    queue.give(at(1), &lease, update).await;
+    assert_eq!(
+        results(&queue, at(1), None, 10).await.0,
+        [ids[4], ids[0], ids[2], ids[1], ids[3]],
+        "done as named, the rest, then the dead in order"
+    );
 }
 
 pub(super) async fn a_cursor_goes_on_where_it_was(bench: Bench) {
