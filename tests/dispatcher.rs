@@ -14,9 +14,10 @@ use std::{
 };
 
 use batchyard::{
-    Batch, BatchHandler, BatchId, Claim, DeadReason, Dispatcher, Entry, Event, HandlerError, List,
-    MemoryQueue, MemoryStore, NewRequest, Outcome, Policy, Queue, QueueExt, QueueOptions, Report,
-    RequestId, RequestsType, State, Stats, Store, Then, Trigger, Update,
+    Batch, BatchHandler, BatchId, Claim, DeadReason, Dispatcher, Entry, Event, HandlerError, Lease,
+    List, Member, MemoryQueue, MemoryStore, NewRequest, Outcome, Page, Policy, Pushed, Queue,
+    QueueExt, QueueOptions, Report, RequestId, RequestsType, State, Stats, Store, Then, Timestamp,
+    Trigger, Update,
 };
 use tokio::sync::{Semaphore, broadcast};
 
@@ -519,6 +520,45 @@ async fn on_results_is_called_until_it_succeeds_and_sees_every_outcome() {
         "what has outcomes is not handled again"
     );
     assert_eq!(stats(&*queue).await.done, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_results_may_fail_while_a_batch_is_narrowed_down() {
+    let queue = queue();
+    let calls = Arc::new(AtomicU32::new(0));
+    let told = calls.clone();
+    let dispatcher = Dispatcher::builder(queue.clone())
+        .policy(policy())
+        .handler(|batch: Batch| async move {
+            let members = batch.load().await?;
+            if members.len() == 10 {
+                batch.record(vec![(members[0].id, Outcome::done())]).await?;
+            }
+            Err(HandlerError::permanent("no good"))
+        })
+        .on_results(move |_| {
+            let call = told.fetch_add(1, Ordering::Relaxed);
+            async move {
+                match call {
+                    0 => Err(HandlerError::transient("downstream")),
+                    _ => Ok(()),
+                }
+            }
+        })
+        .build()
+        .unwrap()
+        .start();
+    let mut events = dispatcher.events();
+    push(&*queue, 0..10).await;
+    let error = event(&mut events, |event| match event {
+        Event::Deferred { error, .. } => Some(error),
+        Event::LeaseLost { .. } => Some("the lease was lost".to_owned()),
+        _ => None,
+    });
+    assert_eq!(error.await, "downstream");
+    dispatcher.drain().await.unwrap();
+    let stats = stats(&*queue).await;
+    assert_eq!((stats.done, stats.dead), (1, 9));
 }
 
 #[tokio::test(start_paused = true)]

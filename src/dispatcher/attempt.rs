@@ -365,55 +365,62 @@ impl Attempt {
         stop: &CancellationToken,
         error: HandlerError,
     ) -> Result<AttemptEnd, Failure> {
-        let text = error.to_string();
-        let (queue, id) = (self.name.clone(), self.lease.batch);
         let used_up = match self.lease.parent {
             // A half of a batch that failed often enough is not tried often again.
             Some(_) => true,
             None => self.lease.attempt >= self.policy.max_attempts.get(),
         };
-        match error.kind() {
-            FailureKind::Outage => {
-                self.update(Then::Release).await?;
-                self.events.emit(Event::Released {
-                    queue,
-                    batch: id,
-                    error: Some(text.clone()),
-                });
-                let end = self.end(Ended::Outage(error.wait()));
-                return Ok(AttemptEnd {
-                    error: Some(text),
-                    ..end
-                });
-            }
-            FailureKind::Permanent if batch.remaining() > 0 => {
-                self.isolate(batch, stop, DeadReason::Rejected, text)
-                    .await?;
-            }
-            FailureKind::Transient if used_up && batch.remaining() > 0 => {
-                self.isolate(batch, stop, DeadReason::Exhausted, text)
-                    .await?;
-            }
+        let guilty = match error.kind() {
+            FailureKind::Outage => return self.sit_out(&error).await,
             // With every outcome recorded, only `on_results` can have failed: nobody is guilty, and
             // it is called until it succeeds.
-            FailureKind::Permanent | FailureKind::Transient => {
-                let wait = backoff(
-                    &self.policy,
-                    batch.attempts(),
-                    fastrand::f64(),
-                    error.wait(),
-                );
-                let until = self.queue.now().after(wait);
-                self.update(Then::Defer { until }).await?;
-                self.events.emit(Event::Deferred {
-                    queue,
-                    batch: id,
-                    until,
-                    error: text,
-                });
-            }
+            _ if batch.remaining() == 0 => None,
+            FailureKind::Permanent => Some(DeadReason::Rejected),
+            FailureKind::Transient => used_up.then_some(DeadReason::Exhausted),
+        };
+        let deferred = match guilty {
+            None => Some(error),
+            Some(reason) => match self.isolate(batch, stop, reason, error.to_string()).await {
+                Ok(()) => None,
+                // `on_results` failed on the way, so the batch has not ended.
+                Err(Failure::Handler(error)) => Some(error),
+                Err(failure) => return Err(failure),
+            },
+        };
+        if let Some(error) = deferred {
+            self.defer(batch, &error).await?;
         }
         Ok(self.end(Ended::Tried))
+    }
+
+    /// Gives the batch back after an outage; its attempt does not count.
+    async fn sit_out(&self, error: &HandlerError) -> Result<AttemptEnd, Failure> {
+        self.update(Then::Release).await?;
+        let text = error.to_string();
+        self.events.emit(Event::Released {
+            queue: self.name.clone(),
+            batch: self.lease.batch,
+            error: Some(text.clone()),
+        });
+        Ok(AttemptEnd {
+            error: Some(text),
+            ..self.end(Ended::Outage(error.wait()))
+        })
+    }
+
+    /// Offers the same batch again after a backoff.
+    async fn defer(&self, batch: &Batch, error: &HandlerError) -> Result<(), Failure> {
+        let chance = fastrand::f64();
+        let wait = backoff(&self.policy, batch.attempts(), chance, error.wait());
+        let until = self.queue.now().after(wait);
+        self.update(Then::Defer { until }).await?;
+        self.events.emit(Event::Deferred {
+            queue: self.name.clone(),
+            batch: self.lease.batch,
+            until,
+            error: error.to_string(),
+        });
+        Ok(())
     }
 
     /// Narrows a failing batch down: splits it in two, or dead-letters the one request that is left.
