@@ -19,7 +19,7 @@ use batchyard::{
     QueueExt, QueueOptions, Report, RequestId, RequestsType, State, Stats, Store, Then, Timestamp,
     Trigger, Update,
 };
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, watch};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -559,6 +559,67 @@ async fn on_results_may_fail_while_a_batch_is_narrowed_down() {
     dispatcher.drain().await.unwrap();
     let stats = stats(&*queue).await;
     assert_eq!((stats.done, stats.dead), (1, 9));
+}
+
+/// A queue to which others push while it answers what it holds.
+#[derive(Debug)]
+struct Busy {
+    queue: Arc<MemoryQueue>,
+    looks: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl Queue for Busy {
+    async fn push(
+        &self,
+        now: Timestamp,
+        requests: Vec<NewRequest>,
+    ) -> batchyard::Result<Vec<Pushed>> {
+        self.queue.push(now, requests).await
+    }
+
+    async fn stats(&self, now: Timestamp) -> batchyard::Result<Stats> {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        assert!(looks < 1000, "it looks and looks, and never claims");
+        let stats = self.queue.stats(now).await;
+        push(&*self.queue, [1]).await;
+        tokio::task::yield_now().await; // whoever watches hears of it
+        stats
+    }
+
+    async fn claim(&self, now: Timestamp, claim: &Claim) -> batchyard::Result<Option<Lease>> {
+        self.queue.claim(now, claim).await
+    }
+
+    async fn read(&self, lease: &Lease, page: Page) -> batchyard::Result<Vec<Member>> {
+        self.queue.read(lease, page).await
+    }
+
+    async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> batchyard::Result<()> {
+        self.queue.update(now, lease, update).await
+    }
+
+    fn pushed(&self) -> Option<watch::Receiver<u64>> {
+        self.queue.pushed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_changes_at_every_look_is_served() {
+    let busy = Busy {
+        queue: queue(),
+        looks: AtomicU32::new(0),
+    };
+    let (dispatcher, mut events) = Dispatcher::builder(Arc::new(busy))
+        .policy(policy())
+        .handler(done)
+        .build()
+        .unwrap()
+        .start_observed();
+    let claimed = tokio::time::timeout(SECOND, event(&mut events, claimed)).await;
+    let (_, _, requests, trigger) = claimed.expect("it claims");
+    assert_eq!((requests, trigger), (10, Some(Trigger::Count)));
+    drop(dispatcher);
 }
 
 #[tokio::test(start_paused = true)]

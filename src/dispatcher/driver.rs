@@ -94,7 +94,6 @@ impl Driver {
                     return Ok(self.shut_down().await);
                 }
             }
-            self.take_changes();
             let now = self.now();
             match self.engine.next(now) {
                 Action::Look(queue) => self.look(&queue, now).await?,
@@ -111,7 +110,8 @@ impl Driver {
                             }
                         }
                         Some(end) = self.attempts.join_next() => self.ended(end)?,
-                        () = self.changes.notify.notified() => {}
+                        // Only here: a queue that changes at every look must be decided on all the same.
+                        () = self.changes.notify.notified() => self.take_changes(),
                         () = wait_until(until, now) => {}
                         () = may_have_queues(&mut created, rescan) => self.find_queues().await?,
                     }
@@ -340,7 +340,7 @@ impl Driver {
         self.events.emit(Event::ShuttingDown);
         self.engine.stop();
         let limit = self.dispatcher.default_policy().shutdown_timeout;
-        let (shutdown, mut asked_again) = (self.shutdown.clone(), false);
+        let (shutdown, mut handles_gone) = (self.shutdown.clone(), false);
         let out_of_time = sleep(limit);
         tokio::pin!(out_of_time);
         loop {
@@ -353,10 +353,10 @@ impl Driver {
                     }
                 },
                 () = &mut out_of_time, if !shutdown.is_cancelled() => shutdown.cancel(),
-                command = self.commands.recv(), if !asked_again => match command {
+                command = self.commands.recv(), if !handles_gone => match command {
                     Some(Command::ShutDown) => shutdown.cancel(),
                     Some(_) => {}
-                    None => asked_again = true,
+                    None => handles_gone = true,
                 },
             }
         }
