@@ -34,7 +34,8 @@
 //! lists, in the order of settling, is a tree of pages of ids beside it.
 //!
 //! # Limits
-//! The file never shrinks: freed space is used again, and a smaller file takes an export and an import.
+//! The file never shrinks: freed space is used again, and a smaller file is a new store, into which
+//! [`SledStore::repair`] copies what is held.
 //! Opening takes seconds for each GB of file, and after a crash it also counts every entry. Error texts
 //! are cut after 8 KiB.
 
