@@ -20,6 +20,7 @@ mod exit;
 mod export;
 mod output;
 mod push;
+mod repair;
 mod run;
 mod stats;
 mod stop;
@@ -63,6 +64,8 @@ enum Verb {
     /// Look at the requests that failed for good, bring them back or forget them
     #[command(subcommand, after_help = "Example: batchyard dead ls --store ./store")]
     Dead(dead::DeadVerb),
+    /// Save what can be read of a damaged store into a new one
+    Repair(repair::RepairArgs),
 }
 
 impl Verb {
@@ -105,5 +108,6 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Stats(args) => stats::stats(args).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,
+        Verb::Repair(args) => repair::repair(args).await,
     }
 }

@@ -496,6 +496,25 @@ fn a_store_that_lost_its_database_is_damaged() {
 }
 
 #[test]
+fn a_repair_saves_every_request_into_a_new_store() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n2\n3\n");
+    yard.settle();
+    yard.ok("push --store STORE", b"4\n5\n");
+    let before = yard.ok("export --store STORE", b"");
+    let saved = yard.ok("repair store mended --json", b"");
+    let saved: Value = serde_json::from_str(&saved).unwrap();
+    assert_eq!((&saved["held"], &saved["dead"]), (&2.into(), &2.into()));
+    let count = |text: &str| text.lines().count();
+    assert_eq!(
+        count(&yard.ok("export --store mended", b"")),
+        count(&before)
+    );
+    yard.fails("repair nowhere other", 3, &["nowhere"]);
+    yard.fails("repair store mended", 2, &["mended"]);
+}
+
+#[test]
 fn a_folder_that_may_not_be_written_is_refused() {
     let yard = Yard::new();
     let folder = yard.path("sealed");

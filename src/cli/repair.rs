@@ -1,0 +1,73 @@
+//! `repair`: saves what can be read of a damaged store into a new one.
+
+use std::path::PathBuf;
+
+use batchyard::{Repaired, SledStore};
+use clap::{Args, ValueHint};
+use serde::Serialize;
+
+use super::{
+    exit::{Exit, Failure},
+    output::{print_json, say},
+};
+
+/// Options of `repair`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: batchyard repair ./store ./store.repaired\nThe damaged store is only read: keep it until you have looked at the new one."
+)]
+pub(crate) struct RepairArgs {
+    /// The damaged store
+    #[arg(value_name = "FROM", value_hint = ValueHint::DirPath)]
+    from: PathBuf,
+    /// The new store: a folder that is empty or does not exist
+    #[arg(value_name = "TO", value_hint = ValueHint::DirPath)]
+    to: PathBuf,
+    /// Print what was saved as a line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was saved, as it is printed.
+#[derive(Serialize)]
+struct Line {
+    queues: u64,
+    held: u64,
+    dead: u64,
+    damaged: u64,
+    torn: u64,
+}
+
+/// Repairs it. Exit 5 if something could not be saved.
+pub(super) async fn repair(args: RepairArgs) -> Result<Exit, Failure> {
+    let repaired = SledStore::repair(&args.from, &args.to).await?;
+    let Repaired {
+        queues,
+        held,
+        dead,
+        damaged,
+        torn,
+        ..
+    } = repaired;
+    say(&format!(
+        "saved into {}: {held} requests to be handled and {dead} dead letters, in {queues} queues",
+        args.to.display()
+    ));
+    let lost = damaged > 0 || torn > 0;
+    if lost {
+        say(&format!(
+            "not saved: {damaged} damaged entries, and what {torn} trees hold beyond their damage; {} is as it was",
+            args.from.display()
+        ));
+    }
+    if args.json {
+        print_json(&Line {
+            queues,
+            held,
+            dead,
+            damaged,
+            torn,
+        })?;
+    }
+    Ok(if lost { Exit::Partial } else { Exit::Ok })
+}
