@@ -155,6 +155,10 @@ fn check_paths(args: &RunArgs) -> Result<(), Failure> {
         let readable = File::open(&args.input);
         readable.map_err(|error| Failure::io(args.input.display(), &error))?;
     }
+    if args.input.is_dir() {
+        let text = format!("INPUT {} is a folder; name a file", args.input.display());
+        return Err(Failure::new(Exit::Failure, text));
+    }
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(&args.input, &args.out) {
         let text = "INPUT and OUTPUT are the same file; choose another OUTPUT";
