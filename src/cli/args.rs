@@ -20,7 +20,8 @@ use super::{
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store; run, push and dispatch make it if it is missing
+    /// The folder of the store; run, push and dispatch make it if it is missing. All but run can do
+    /// without if `BATCHYARD_REDIS_URL` is set (feature redis)
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) store: Option<PathBuf>,
 }
@@ -33,6 +34,10 @@ impl StoreArgs {
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
         let url = std::env::var("BATCHYARD_REDIS_URL").ok();
         match (&self.store, url.filter(|url| !url.is_empty())) {
+            (Some(folder), _) if folder.to_string_lossy().contains("://") => Err(Failure::new(
+                Exit::Usage,
+                "--store is a folder; the URL of a server is given in BATCHYARD_REDIS_URL",
+            )),
             (Some(folder), _) => OpenStore::folder(folder, queues)
                 .await
                 .map_err(Failure::or_share),
