@@ -142,7 +142,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Handler")]
 pub(crate) struct HandlerArgs {
-    /// Send batches there instead of to a command, such as `http:https://example.org/batches`
+    /// Send batches there instead of to a command, such as `http:https://example.org/batches` (feature http)
     #[arg(long, value_name = "KIND:WHERE", conflicts_with_all = ["command", "plain"])]
     pub(crate) handler: Option<String>,
     /// Payload lines to the command, result lines from it, one to one, in place of JSON Lines
@@ -205,15 +205,12 @@ fn named_handler(handler: &str) -> Result<Arc<dyn BatchHandler>, Failure> {
         let handler = batchyard::HttpHandler::builder(url).build()?;
         return Ok(Arc::new(handler));
     }
-    let known = if cfg!(feature = "http") {
-        "http:URL is the one there is"
+    let text = if cfg!(feature = "http") || !handler.starts_with("http") {
+        format!("no handler {handler:?} is known; write http:URL, or put a command after --")
     } else {
-        "this batchyard was built with none"
+        "this batchyard was built without HTTP; build it with the feature http, or put a command after --".into()
     };
-    Err(Failure::new(
-        Exit::Usage,
-        format!("no handler {handler:?} is known; {known}, or put a command after --"),
-    ))
+    Err(Failure::new(Exit::Usage, text))
 }
 
 fn own_program() -> Result<PathBuf, Failure> {
