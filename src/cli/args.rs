@@ -20,7 +20,8 @@ use super::{
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store; run, push and dispatch make it if it is missing
+    /// The folder of the store; run, push and dispatch make it if it is missing. All but run can do
+    /// without if `BATCHYARD_REDIS_URL` is set (feature redis)
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) store: Option<PathBuf>,
 }
@@ -33,6 +34,10 @@ impl StoreArgs {
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
         let url = std::env::var("BATCHYARD_REDIS_URL").ok();
         match (&self.store, url.filter(|url| !url.is_empty())) {
+            (Some(folder), _) if folder.to_string_lossy().contains("://") => Err(Failure::new(
+                Exit::Usage,
+                "--store is a folder; the URL of a server is given in BATCHYARD_REDIS_URL",
+            )),
             (Some(folder), _) => OpenStore::folder(folder, queues)
                 .await
                 .map_err(Failure::or_share),
@@ -137,7 +142,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Handler")]
 pub(crate) struct HandlerArgs {
-    /// Send batches there instead of to a command, such as `http:https://example.org/batches`
+    /// Send batches there instead of to a command, such as `http:https://example.org/batches` (feature http)
     #[arg(long, value_name = "KIND:WHERE", conflicts_with_all = ["command", "plain"])]
     pub(crate) handler: Option<String>,
     /// Payload lines to the command, result lines from it, one to one, in place of JSON Lines
@@ -200,15 +205,12 @@ fn named_handler(handler: &str) -> Result<Arc<dyn BatchHandler>, Failure> {
         let handler = batchyard::HttpHandler::builder(url).build()?;
         return Ok(Arc::new(handler));
     }
-    let known = if cfg!(feature = "http") {
-        "http:URL is the one there is"
+    let text = if cfg!(feature = "http") || !handler.starts_with("http") {
+        format!("no handler {handler:?} is known; write http:URL, or put a command after --")
     } else {
-        "this batchyard was built with none"
+        "this batchyard was built without HTTP; build it with the feature http, or put a command after --".into()
     };
-    Err(Failure::new(
-        Exit::Usage,
-        format!("no handler {handler:?} is known; {known}, or put a command after --"),
-    ))
+    Err(Failure::new(Exit::Usage, text))
 }
 
 fn own_program() -> Result<PathBuf, Failure> {

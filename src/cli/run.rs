@@ -50,7 +50,14 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...",
-    after_help = "Killed at any moment and started again with the same arguments, it goes on where it was."
+    after_help = "The command reads a line {\"id\",\"attempt\",\"payload\"} for each request of its batch and prints a line \
+{\"id\",\"result\"} or {\"id\",\"error\"} for each, with \"retry\":true if it should be tried again. \
+BATCHYARD_BATCH_ID, the same at every redelivery, BATCHYARD_ATTEMPT and BATCHYARD_QUEUE are in its environment; \
+what it prints on stderr goes to the log.\n\n\
+Killed at any moment and started again with the same arguments, it goes on where it was. What it needs for that is \
+in the folder OUTPUT.batchyard, or that of --store, which stays while requests have failed; once a run has ended, \
+the same command starts over.\n\n\
+Example: batchyard run requests.jsonl --out answers.jsonl --queue-threshold 1000 -- ./answer-a-batch"
 )]
 #[expect(clippy::struct_excessive_bools, reason = "flags, read by name")]
 pub(crate) struct RunArgs {
@@ -154,6 +161,10 @@ fn check_paths(args: &RunArgs) -> Result<(), Failure> {
     if args.input != Path::new("-") {
         let readable = File::open(&args.input);
         readable.map_err(|error| Failure::io(args.input.display(), &error))?;
+    }
+    if args.input.is_dir() {
+        let text = format!("INPUT {} is a folder; name a file", args.input.display());
+        return Err(Failure::new(Exit::Failure, text));
     }
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(&args.input, &args.out) {

@@ -140,7 +140,8 @@ fn request(payloads: &Payloads, line: Vec<u8>) -> Result<NewRequest, String> {
             let key = match value.get(field) {
                 Some(serde_json::Value::String(key)) => key.clone(),
                 Some(serde_json::Value::Number(key)) => key.to_string(),
-                _ => return Err(format!("its field {field:?} is no string and no number")),
+                Some(_) => return Err(format!("its field {field:?} is no string and no number")),
+                None => return Err(format!("it has no field {field:?}")),
             };
             let request = NewRequest::new(line).idempotency_key(key);
             request.validate().map_err(|error| error.to_string())?;

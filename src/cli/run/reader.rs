@@ -169,7 +169,12 @@ impl Reader {
             return None;
         }
         let error = serde_json::from_slice::<&RawValue>(line).err()?;
-        Some(format!("not JSON: {error}"))
+        Some(if line.trim_ascii().is_empty() {
+            "it is empty, which is not JSON; use --lines for any text".into()
+        } else {
+            let column = error.column();
+            format!("it is not JSON (column {column}); use --lines for any text")
+        })
     }
 
     fn request(&mut self, line: &[u8]) -> NewRequest {
