@@ -201,7 +201,7 @@ impl HandlerArgs {
 
 fn named_handler(handler: &str) -> Result<Arc<dyn BatchHandler>, Failure> {
     #[cfg(feature = "http")]
-    if let Some(url) = handler.strip_prefix("http:") {
+    if let Some(url) = url_of(handler) {
         let handler = batchyard::HttpHandler::builder(url).build()?;
         return Ok(Arc::new(handler));
     }
@@ -211,6 +211,17 @@ fn named_handler(handler: &str) -> Result<Arc<dyn BatchHandler>, Failure> {
         "this batchyard was built without HTTP; build it with the feature http, or put a command after --".into()
     };
     Err(Failure::new(Exit::Usage, text))
+}
+
+/// The URL in `http:URL`; a URL alone can mean nothing else.
+#[cfg(feature = "http")]
+fn url_of(handler: &str) -> Option<&str> {
+    let alone = handler.starts_with("http://") || handler.starts_with("https://");
+    if alone {
+        Some(handler)
+    } else {
+        handler.strip_prefix("http:")
+    }
 }
 
 fn own_program() -> Result<PathBuf, Failure> {
@@ -275,6 +286,20 @@ mod tests {
         assert_eq!(count("50_000").map(NonZeroU32::get), Ok(50_000));
         for text in ["", "0", "-1", "4294967296", "1.5"] {
             assert!(count(text).is_err(), "{text}");
+        }
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn an_endpoint_is_named_with_or_without_its_prefix() {
+        for (handler, url) in [
+            ("http:https://a.example/b", Some("https://a.example/b")),
+            ("http:http://a.example/b", Some("http://a.example/b")),
+            ("http://a.example/b", Some("http://a.example/b")),
+            ("https://a.example/b", Some("https://a.example/b")),
+            ("command", None),
+        ] {
+            assert_eq!(url_of(handler), url, "{handler}");
         }
     }
 }
