@@ -142,7 +142,7 @@ impl Policy {
     /// # Errors
     /// [`Invalid`](crate::ErrorKind::Invalid), naming the fields.
     pub fn validate(&self) -> Result<()> {
-        if self.heartbeat_interval.is_zero() || self.heartbeat_interval * 2 > self.lease_duration {
+        if self.heartbeat_interval.is_zero() || self.heartbeat_interval > self.lease_duration / 2 {
             return Err(Error::invalid(format!(
                 "heartbeat_interval ({:?}) must be above zero and at most half of lease_duration ({:?})",
                 self.heartbeat_interval, self.lease_duration

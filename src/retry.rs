@@ -20,8 +20,10 @@ pub(crate) fn backoff(
         .initial_backoff
         .saturating_mul(1 << doublings)
         .min(policy.max_backoff);
-    ceiling
-        .mul_f64(chance.clamp(0.0, 1.0))
+    // Rounding may lift the longest durations there are over what fits.
+    let seconds = ceiling.as_secs_f64() * chance.clamp(0.0, 1.0);
+    Duration::try_from_secs_f64(seconds)
+        .unwrap_or(ceiling)
         .max(wait.unwrap_or_default())
 }
 
@@ -149,6 +151,16 @@ mod tests {
                 "{attempt} {chance}"
             );
         }
+    }
+
+    #[test]
+    fn the_longest_backoff_is_no_danger() {
+        let longest = Policy {
+            initial_backoff: Duration::MAX,
+            max_backoff: Duration::MAX,
+            ..policy()
+        };
+        assert_eq!(backoff(&longest, 1, 1.0, None), Duration::MAX);
     }
 
     #[test]

@@ -892,6 +892,51 @@ impl BatchHandler for Nothing {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_longest_durations_are_taken_for_what_they_are() {
+    let queue = queue();
+    let eternal = Policy {
+        time_threshold: Duration::MAX,
+        time_interval: Duration::MAX,
+        initial_backoff: Duration::MAX,
+        max_backoff: Duration::MAX,
+        lease_duration: Duration::MAX,
+        heartbeat_interval: Duration::MAX / 2,
+        handler_timeout: Some(Duration::MAX),
+        shutdown_timeout: Duration::MAX,
+        ..policy()
+    };
+    let dispatcher = Dispatcher::builder(queue.clone())
+        .policy(eternal)
+        .handler(done)
+        .build()
+        .unwrap()
+        .start();
+    push(&*queue, 0..13).await;
+    dispatcher.drain().await.unwrap();
+    dispatcher.shut_down().await.unwrap();
+    assert_eq!(stats(&*queue).await.done, 13);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interval_shorter_than_a_look_holds_nothing_up() {
+    let queue = queue();
+    let dispatcher = Dispatcher::builder(queue.clone())
+        .policy(Policy {
+            time_interval: Duration::from_nanos(1),
+            max_in_flight: count(1),
+            ..policy()
+        })
+        .handler(done)
+        .build()
+        .unwrap()
+        .start();
+    push(&*queue, 0..33).await;
+    dispatcher.drain().await.unwrap();
+    dispatcher.shut_down().await.unwrap();
+    assert_eq!(stats(&*queue).await.done, 33);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bad_settings_are_refused_before_anything_is_taken() {
     let builder = || Dispatcher::builder(queue()).handler(Nothing);
     assert!(Dispatcher::builder(queue()).build().is_err(), "no handler");
@@ -905,5 +950,17 @@ async fn bad_settings_are_refused_before_anything_is_taken() {
             .build()
             .is_err()
     );
+    for (heartbeat_interval, lease_duration) in [
+        (Duration::ZERO, MINUTE),
+        (MINUTE / 2 + SECOND, MINUTE),
+        (Duration::MAX, Duration::MAX),
+    ] {
+        let policy = Policy {
+            heartbeat_interval,
+            lease_duration,
+            ..policy()
+        };
+        assert!(policy.validate().is_err(), "{policy:?}");
+    }
     assert!(builder().build().is_ok());
 }

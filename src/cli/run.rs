@@ -227,12 +227,16 @@ impl Site {
             folder.into()
         });
         let open = OpenStore::folder(&folder, options()).await?;
-        Ok(Self {
+        let site = Self {
             store: open.store,
             commands: open.commands,
             folder,
             own,
-        })
+        };
+        if own {
+            site.remove_leftover()?;
+        }
+        Ok(site)
     }
 
     /// The queue of the run that goes on, or of a new one.
@@ -306,9 +310,29 @@ impl Site {
         Ok(())
     }
 
+    /// Removes the folder in one step: half a store would be in the way of the next run.
     fn remove(&self) -> Result<(), Failure> {
-        let removed = std::fs::remove_dir_all(&self.folder);
-        removed.map_err(|error| Failure::io(self.folder.display(), &error))
+        self.remove_leftover()?;
+        let moved = std::fs::rename(&self.folder, self.leftover());
+        moved.map_err(|error| Failure::io(self.folder.display(), &error))?;
+        self.remove_leftover()
+    }
+
+    /// Where the folder goes while it is removed.
+    fn leftover(&self) -> PathBuf {
+        let mut leftover = self.folder.as_os_str().to_owned();
+        leftover.push(".removing");
+        leftover.into()
+    }
+
+    fn remove_leftover(&self) -> Result<(), Failure> {
+        let leftover = self.leftover();
+        match std::fs::remove_dir_all(&leftover) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Failure::io(leftover.display(), &error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -186,7 +186,7 @@ impl Attempt {
         work: impl Future<Output = Result<T, HandlerError>> + Send + 'static,
     ) -> Result<T, Failure> {
         let mut task = AbortOnDropHandle::new(tokio::spawn(work));
-        let every = self.policy.heartbeat_interval;
+        let every = self.policy.heartbeat_interval.min(RARELY);
         let mut heartbeats = interval_at(tokio::time::Instant::now() + every, every);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = async {
@@ -347,7 +347,7 @@ impl Attempt {
                 ErrorKind::Unavailable => {
                     tries += 1;
                     tracing::warn!(queue = %self.name, batch = %self.lease.batch, %error, "trying again");
-                    let wait = backoff(&self.policy, tries, 1.0, None);
+                    let wait = backoff(&self.policy, tries, 1.0, Some(SOON));
                     tokio::select! {
                         () = self.shutdown.cancelled() => return Err(Failure::ShutDown),
                         () = sleep(wait) => {}
@@ -510,5 +510,9 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 /// How many outcomes are recorded in one step.
 const PAGE: usize = 1000;
+/// How long a queue that is away is left alone at the least, however short the backoff.
+const SOON: Duration = Duration::from_millis(10);
+/// Heartbeats are at least this frequent: a longer interval may be more than the timer can count.
+const RARELY: Duration = Duration::from_secs(24 * 3600);
 /// How long a handler may take to stop when it is dropped, before it is reported as hung.
 const STOP_GRACE: Duration = Duration::from_secs(2);

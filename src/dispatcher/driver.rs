@@ -94,12 +94,15 @@ impl Driver {
                     return Ok(self.shut_down().await);
                 }
             }
+            while let Some(end) = self.attempts.try_join_next() {
+                self.ended(end)?;
+            }
+            self.answer_drained();
             let now = self.now();
             match self.engine.next(now) {
                 Action::Look(queue) => self.look(&queue, now).await?,
                 Action::Claim(queue, trigger, due) => self.claim(&queue, trigger, due, now).await?,
                 Action::Wait { until } => {
-                    self.answer_drained();
                     let rescan = self.dispatcher.default_policy().time_interval;
                     tokio::select! {
                         command = self.commands.recv() => {

@@ -122,11 +122,13 @@ impl Engine {
     /// What to do next. Among due queues, the one served longest ago comes first.
     pub(super) fn next(&mut self, now: Timestamp) -> Action {
         let mut due: Option<(u64, &QueueName, Option<Trigger>)> = None;
+        let mut stale: Option<&QueueName> = None;
         let mut wake: Option<Timestamp> = None;
         let mut wake_at = |at: Timestamp| wake = Some(wake.map_or(at, |wake| wake.min(at)));
         for (name, lane) in &self.lanes {
             match self.standing(lane, now) {
-                Standing::NotLooked => return Action::Look(name.clone()),
+                Standing::NotLooked if lane.reading.is_none() => return Action::Look(name.clone()),
+                Standing::NotLooked => stale = stale.or(Some(name)),
                 Standing::Failed(until) | Standing::Outage(until) => wake_at(until),
                 Standing::Free(Decision::Dispatch(trigger)) => {
                     if due.is_none_or(|(served, ..)| lane.served < served) {
@@ -153,7 +155,12 @@ impl Engine {
                     .due(self.flush_of(&self.lanes[name]), now);
                 Action::Claim(name.clone(), trigger, due)
             }
-            None => Action::Wait { until: wake },
+            // Looking again comes after all else: where looking at all queues takes longer than the
+            // interval, nothing would ever leave.
+            None => match stale {
+                Some(name) => Action::Look(name.clone()),
+                None => Action::Wait { until: wake },
+            },
         }
     }
 
@@ -467,6 +474,14 @@ mod tests {
             }
         );
         assert_eq!(engine.next(NOON.after(interval)), Action::Look(name("a")));
+    }
+
+    #[test]
+    fn looking_again_waits_while_there_is_something_to_claim() {
+        let mut engine = engine(&["a", "b"], 1, None);
+        settle(&mut engine, &[("a", 0), ("b", 100)], NOON);
+        let late = NOON.after(Policy::default().time_interval);
+        assert!(matches!(engine.next(late), Action::Claim(queue, ..) if queue == name("b")));
     }
 
     #[test]

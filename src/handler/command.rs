@@ -14,6 +14,7 @@
 //! | exits with 0, some not answered, or some lines that are no answers | the valid answers are recorded; transient |
 //! | exits with 75 (`EX_TEMPFAIL`) | outage: no attempt is counted |
 //! | can't be started, or exits with 125 | outage |
+//! | prints what the disk of its holder has no room for | outage |
 //! | exits with anything else, or is killed | transient, nothing recorded |
 //! | prints too much | killed; transient, nothing recorded |
 

@@ -67,14 +67,14 @@ impl Spool {
     /// Copies `stdout` to the file until its end.
     ///
     /// # Errors
-    /// Transient: a limit is exceeded, or the file can't be written.
+    /// Transient: a limit is exceeded. Outage: the file can't be written.
     pub(super) async fn fill(
         &mut self,
         mut stdout: impl AsyncRead + Unpin,
         limits: &Limits,
     ) -> Result<(), HandlerError> {
         let (mut bytes, mut lines, mut line_bytes) = (0_u64, 0_u64, 0_usize);
-        let mut file = self.file.reopen()?;
+        let mut file = self.file.reopen().map_err(local)?;
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
         loop {
             chunk.clear();
@@ -83,7 +83,7 @@ impl Spool {
             }
             bytes += chunk.len() as u64;
             for part in chunk.split_inclusive(|byte| *byte == b'\n') {
-                line_bytes += part.len();
+                line_bytes += part.strip_suffix(b"\n").unwrap_or(part).len();
                 if line_bytes > MAX_PAYLOAD_BYTES {
                     return Err(flood(&format!(
                         "a line of more than {MAX_PAYLOAD_BYTES} bytes"
@@ -114,7 +114,7 @@ impl Spool {
     pub(super) async fn keep(self, path: Option<&Path>, fed: Fed) -> Result<Answers, HandlerError> {
         let file = self.file;
         let file = match path.map(Path::to_owned) {
-            None => file.reopen()?,
+            None => file.reopen().map_err(local)?,
             Some(path) => blocking(move || keep(file, &path)).await?,
         };
         Ok(Answers::new(file, fed))
@@ -144,9 +144,15 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, HandlerError> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result.map_err(local),
         Err(error) => Err(error.into()),
     }
+}
+
+/// A full or broken disk of ours is no request's fault: were it a failure of the batch, a disk that
+/// is full for a minute would have every request dead-lettered.
+fn local(error: std::io::Error) -> HandlerError {
+    HandlerError::outage("the file for the command's answers can't be used").with_source(error)
 }
 
 fn flood(what: &str) -> HandlerError {
@@ -159,3 +165,43 @@ const BASE_BYTES: u64 = 64 << 20;
 const REQUEST_BYTES: u64 = 64 << 10;
 /// Lines that are no answers, such as a greeting, before the command counts as flooding.
 const SPARE_LINES: u64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::FailureKind;
+
+    const BATCH: BatchId = BatchId::from_u128(7);
+    const LIMITS: Limits = Limits {
+        bytes: u64::MAX,
+        lines: 10,
+        requests: 1,
+    };
+
+    #[tokio::test]
+    async fn a_disk_that_takes_no_answers_is_an_outage_and_no_fault_of_the_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let gone = folder.path().join("gone");
+        let error = Spool::new(Some(gone.clone()), BATCH).await.err().unwrap();
+        assert_eq!(error.kind(), FailureKind::Outage, "{error}");
+        let spool = Spool::new(None, BATCH).await.unwrap();
+        let answers = gone.join("answers");
+        let error = spool
+            .keep(Some(&answers), Fed::default())
+            .await
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), FailureKind::Outage, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_line_may_be_as_long_as_the_longest_payload_without_its_end() {
+        let mut spool = Spool::new(None, BATCH).await.unwrap();
+        let mut line = vec![b'x'; MAX_PAYLOAD_BYTES];
+        line.push(b'\n');
+        spool.fill(&line[..], &LIMITS).await.unwrap();
+        line.insert(0, b'x');
+        let error = spool.fill(&line[..], &LIMITS).await.unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Transient, "{error}");
+    }
+}

@@ -188,7 +188,8 @@ fn contents(file: File) -> impl Stream<Item = Result<Bytes>> + Send {
 }
 
 fn spooling(error: io::Error) -> HandlerError {
-    HandlerError::transient(SPOOL).with_source(error)
+    // A full disk of ours is no request's fault.
+    HandlerError::outage(SPOOL).with_source(error)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

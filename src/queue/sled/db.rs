@@ -191,7 +191,7 @@ impl Db {
                 ))
                 .with_source(error)
             }
-            Ok(Err(error)) => Error::poisoned(format!("{what} failed")).with_source(error),
+            Ok(Err(error)) => Error::poisoned(format!("{what} failed: {error}")).with_source(error),
             Err(panic) => Error::corrupt(format!(
                 "{what} failed: the store is damaged ({}); run `repair` to save what can be read",
                 panic_text(&*panic)
