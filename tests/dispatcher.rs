@@ -931,7 +931,8 @@ async fn an_interval_shorter_than_a_look_holds_nothing_up() {
         .unwrap()
         .start();
     push(&*queue, 0..33).await;
-    dispatcher.drain().await.unwrap();
+    let drained = tokio::time::timeout(MINUTE, dispatcher.drain()).await;
+    drained.expect("it only looks").unwrap();
     dispatcher.shut_down().await.unwrap();
     assert_eq!(stats(&*queue).await.done, 33);
 }
