@@ -11,14 +11,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 /// A point in time: whole nanoseconds since the Unix epoch (reaches the year 2554).
 ///
 /// Arithmetic saturates: a time before the epoch is the epoch, one past the end is [`Timestamp::MAX`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+/// It prints, and serializes, as RFC 3339 in UTC, to the nanosecond.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(u64);
 
 impl Timestamp {
@@ -81,6 +81,12 @@ impl fmt::Debug for Timestamp {
     }
 }
 
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         Self(time.duration_since(UNIX_EPOCH).map_or(0, nanos))
@@ -121,6 +127,11 @@ mod tests {
     fn a_timestamp_prints_as_rfc_3339() {
         let time = Timestamp::from_millis(1_700_000_000_250);
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.25Z");
+        assert_eq!(
+            serde_json::to_value(time).unwrap(),
+            "2023-11-14T22:13:20.25Z"
+        );
+        assert_eq!(Timestamp::MAX.to_string(), "2554-07-21T23:34:33.709551615Z");
     }
 
     #[tokio::test(start_paused = true)]

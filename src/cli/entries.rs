@@ -9,7 +9,7 @@
 use std::io;
 
 use batchyard::{
-    Attributes, BatchId, DeadReason, Entry, QueueName, RequestId, State,
+    Attributes, BatchId, DeadReason, Entry, QueueName, RequestId, State, Timestamp,
     format::json_lines::PayloadField,
 };
 use serde::Serialize;
@@ -21,8 +21,8 @@ struct Head<'a> {
     state: State,
     attempts: u32,
     attributes: &'a Attributes,
-    pushed_at: String,
-    at: String,
+    pushed_at: Timestamp,
+    at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     batch: Option<BatchId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,8 +42,8 @@ pub(crate) fn write_line(queue: &QueueName, entry: &Entry, line: &mut Vec<u8>) -
         state: entry.state,
         attempts: entry.attempts,
         attributes: &entry.attributes,
-        pushed_at: entry.pushed_at.to_string(),
-        at: entry.at.to_string(),
+        pushed_at: entry.pushed_at,
+        at: entry.at,
         batch: entry.batch,
         reason: entry.reason,
         error: entry.error.as_deref(),

@@ -30,26 +30,12 @@ pub(crate) struct StatsArgs {
     store: StoreArgs,
 }
 
-/// A reading as it is printed, times as text.
+/// A reading as it is printed.
 #[derive(Serialize)]
 struct Line {
     queue: QueueName,
-    pushed: u64,
-    delayed: u64,
-    next_due: Option<String>,
-    ready: u64,
-    ready_bytes: u64,
-    oldest_ready_at: Option<String>,
-    in_flight: u64,
-    batches: u64,
-    offered: u64,
-    next_offer: Option<String>,
-    done: u64,
-    dead: u64,
-    expired: u64,
-    cancelled: u64,
-    purged: u64,
-    held_bytes: u64,
+    #[serde(flatten)]
+    stats: Stats,
 }
 
 /// Shows them.
@@ -66,7 +52,8 @@ async fn show(args: &StatsArgs, open: &OpenStore) -> Result<Exit, Failure> {
         let now = queue.now();
         let stats = queue.stats(now).await?;
         if args.json {
-            print_json(&Line::new(queue.name(), &stats))?;
+            let queue = queue.name();
+            print_json(&Line { queue, stats })?;
         } else {
             table.row(cells(&**queue, &stats, now));
         }
@@ -77,31 +64,6 @@ async fn show(args: &StatsArgs, open: &OpenStore) -> Result<Exit, Failure> {
         print(table.text().as_bytes())?;
     }
     Ok(Exit::Ok)
-}
-
-impl Line {
-    fn new(queue: QueueName, stats: &Stats) -> Self {
-        let text = |time: Option<Timestamp>| time.map(|time| time.to_string());
-        Self {
-            queue,
-            pushed: stats.pushed,
-            delayed: stats.delayed,
-            next_due: text(stats.next_due),
-            ready: stats.ready,
-            ready_bytes: stats.ready_bytes,
-            oldest_ready_at: text(stats.oldest_ready_at),
-            in_flight: stats.in_flight,
-            batches: stats.batches,
-            offered: stats.offered,
-            next_offer: text(stats.next_offer),
-            done: stats.done,
-            dead: stats.dead,
-            expired: stats.expired,
-            cancelled: stats.cancelled,
-            purged: stats.purged,
-            held_bytes: stats.held_bytes,
-        }
-    }
 }
 
 fn cells(queue: &dyn Queue, stats: &Stats, now: Timestamp) -> Vec<String> {
