@@ -302,9 +302,11 @@ fn a_finished_run_starts_anew() {
         let bench = Bench::new(&numbers(3));
         bench.run(store, FAILS).with(5, &[]);
         bench.write("in", numbers(4));
-        bench
-            .run(store, FAILS)
-            .with(5, &["4 requests: 3 done, 1 failed"]);
+        let told = [
+            "the run before ended with 1 failed",
+            "4 requests: 3 done, 1 failed",
+        ];
+        bench.run(store, FAILS).with(5, &told);
         assert_eq!(bench.read("given").lines().count(), 7);
     }
 }

@@ -255,6 +255,16 @@ impl Site {
             let text = format!("{} holds no run to retry", self.folder.display());
             return Err(Failure::new(Exit::NotFound, text));
         }
+        if let Some((queue, _)) = &last
+            && !args.fresh
+        {
+            let failed = queue.stats(queue.now()).await?.dead;
+            if failed > 0 {
+                say(&format!(
+                    "the run before ended with {failed} failed; this one starts over (--retry-failed runs only those)"
+                ));
+            }
+        }
         let number = match last {
             None => 1,
             Some((queue, _)) if self.own => {
