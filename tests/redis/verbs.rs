@@ -103,6 +103,105 @@ fn what_is_pushed_while_another_process_dispatches_is_handled() {
     assert_eq!(done, [2, 1]);
 }
 
+/// A dispatch on a machine of its own: it shares the server with the others, and no folder.
+struct Dispatch {
+    child: Child,
+    events: BufReader<ChildStdout>,
+    _home: TempDir,
+}
+
+impl Dispatch {
+    /// Batches of ten, two at a time, whose holders count as dead after two seconds of silence.
+    fn start(yard: &Yard, rest: &str) -> Self {
+        let home = TempDir::new().unwrap();
+        let line = "dispatch --queue-threshold 10 --max-in-flight 2 --lease-duration 2s \
+                    --heartbeat-interval 500ms --json";
+        let mut command = yard.command(&format!("{line} {rest}"));
+        let mut child = command.env("XDG_STATE_HOME", home.path()).spawn().unwrap();
+        let events = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            child,
+            events,
+            _home: home,
+        }
+    }
+
+    fn next(&mut self, event: &str) -> Value {
+        next_event(&mut self.events, event)
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let killed = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(killed.unwrap().success());
+    }
+
+    /// Its events to its end, which must be a good one.
+    fn end(mut self) -> Vec<Value> {
+        let lines = self.events.by_ref().lines();
+        let events = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let events = events.collect();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        events
+    }
+}
+
+impl Drop for Dispatch {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How the batch of a claim was claimed in these events.
+fn claim_of<'a>(events: &'a [Value], claimed: &Value) -> &'a Value {
+    let same = |event: &&Value| event["event"] == "claimed" && event["batch"] == claimed["batch"];
+    events.iter().find(same).expect("taken over under its id")
+}
+
+#[test]
+fn of_two_dispatches_one_takes_over_what_the_other_held_and_fences_it_off() {
+    let Some(yard) = Yard::start() else { return };
+    let lines = |count: u32| {
+        (0..count)
+            .map(|n| format!("{n}\n"))
+            .collect::<Vec<_>>()
+            .concat()
+    };
+    yard.ok("push --json", &lines(40));
+    // One holds two batches and falls silent, as a machine does that is cut off.
+    let mut silent = Dispatch::start(&yard, "-- sleep 1000");
+    let held = [silent.next("claimed"), silent.next("claimed")];
+    silent.signal("STOP");
+    let events = Dispatch::start(&yard, "--drain --plain -- cat").end();
+    for batch in &held {
+        let again = claim_of(&events, batch);
+        assert_eq!(
+            (&again["attempt"], &again["requests"]),
+            (&2.into(), &10.into())
+        );
+    }
+    // It comes back late, and is told that both are another's now.
+    silent.signal("CONT");
+    let lost = [silent.next("lease_lost"), silent.next("lease_lost")];
+    assert!(
+        held.iter()
+            .all(|batch| lost.iter().any(|lost| lost["batch"] == batch["batch"]))
+    );
+    // And then it dies in the middle of a batch.
+    yard.ok("push --json", &lines(10));
+    let held = silent.next("claimed");
+    silent.signal("KILL");
+    let events = Dispatch::start(&yard, "--drain --plain -- cat").end();
+    assert_eq!(claim_of(&events, &held)["attempt"], 2);
+    let stats = yard.ok("stats --json", "");
+    assert_eq!(
+        (&stats[0]["done"], &stats[0]["pushed"]),
+        (&50.into(), &50.into())
+    );
+}
+
 #[test]
 fn dead_letters_on_a_server_are_listed_redriven_and_purged() {
     let Some(yard) = Yard::start() else { return };
