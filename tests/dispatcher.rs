@@ -16,8 +16,8 @@ use std::{
 use batchyard::{
     Batch, BatchHandler, BatchId, Claim, DeadReason, Dispatcher, Entry, Event, HandlerError, Lease,
     List, Member, MemoryQueue, MemoryStore, NewRequest, Outcome, Page, Policy, Pushed, Queue,
-    QueueExt, QueueOptions, Report, RequestId, RequestsType, State, Stats, Store, Then, Timestamp,
-    Trigger, Update,
+    QueueExt, QueueOptions, Report, RequestId, RequestsType, RunningDispatcher, State, Stats,
+    Store, Then, Timestamp, Trigger, Update,
 };
 use tokio::sync::{Semaphore, broadcast, watch};
 
@@ -90,6 +90,15 @@ fn claimed(event: Event) -> Option<(BatchId, u32, u32, Option<Trigger>)> {
     }
 }
 
+fn start(
+    queue: &Arc<MemoryQueue>,
+    policy: Policy,
+    handler: impl BatchHandler,
+) -> RunningDispatcher {
+    let builder = Dispatcher::builder(queue.clone()).policy(policy);
+    builder.handler(handler).build().unwrap().start()
+}
+
 async fn done(_: Batch) -> Result<Report, HandlerError> {
     Ok(Report::done())
 }
@@ -97,12 +106,7 @@ async fn done(_: Batch) -> Result<Report, HandlerError> {
 #[tokio::test(start_paused = true)]
 async fn the_count_trigger_fires_at_once_and_the_rest_waits_for_its_own_age() {
     let queue = queue();
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(done)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), done);
     let mut events = dispatcher.events();
     let start = queue.now();
     push(&*queue, 0..23).await;
@@ -122,12 +126,7 @@ async fn the_count_trigger_fires_at_once_and_the_rest_waits_for_its_own_age() {
 #[tokio::test(start_paused = true)]
 async fn a_lone_request_after_idle_time_leaves_when_it_is_old_enough_itself() {
     let queue = queue();
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(done)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), done);
     let mut events = dispatcher.events();
     tokio::time::sleep(10 * MINUTE).await;
     let pushed = queue.now();
@@ -143,12 +142,7 @@ async fn max_batch_bytes_triggers_and_limits() {
         max_batch_bytes: NonZeroU64::new(100).unwrap(),
         ..policy()
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy)
-        .handler(done)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy, done);
     let mut events = dispatcher.events();
     for size in [40, 40, 40, 101] {
         queue
@@ -182,12 +176,7 @@ async fn a_panic_costs_an_attempt_of_its_batch_and_the_same_batch_comes_again() 
             Ok(Report::done())
         }
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let mut events = dispatcher.events();
     push(&*queue, 0..10).await;
     let error = event(&mut events, |event| match event {
@@ -220,12 +209,7 @@ async fn a_permanent_failure_is_narrowed_down_to_the_guilty_at_bounded_cost() {
         queue_threshold: count(1000),
         ..policy()
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy)
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy, handler);
     push(&*queue, 0..1000).await;
     dispatcher.drain().await.unwrap();
     let dead = dead(&*queue).await;
@@ -252,12 +236,7 @@ async fn a_batch_that_fails_too_often_is_narrowed_down_as_exhausted() {
             false => Ok(Report::done()),
         }
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let mut events = dispatcher.events();
     push(&*queue, 0..10).await;
     for attempt in 1..=3 {
@@ -290,12 +269,7 @@ async fn members_without_an_outcome_come_again_in_the_same_batch_and_the_others_
             Ok(Report::outcomes(outcomes))
         }
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     push(&*queue, 0..10).await;
     dispatcher.drain().await.unwrap();
     let calls = calls.lock().unwrap().clone();
@@ -320,12 +294,7 @@ async fn a_hanging_handler_is_stopped_and_its_batch_comes_again() {
         handler_timeout: Some(5 * MINUTE),
         ..policy()
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy)
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy, handler);
     let mut events = dispatcher.events();
     push(&*queue, 0..10).await;
     let error = event(&mut events, |event| match event {
@@ -344,12 +313,7 @@ async fn heartbeats_keep_a_batch_with_a_slow_handler() {
         tokio::time::sleep(3 * 3600 * SECOND).await;
         Ok::<_, HandlerError>(Report::done())
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let mut events = dispatcher.events();
     push(&*queue, 0..10).await;
     event(&mut events, claimed).await;
@@ -387,12 +351,7 @@ async fn an_outage_burns_no_attempt_and_is_probed_by_one_batch_at_a_time() {
             }
         }
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let mut events = dispatcher.events();
     let start = queue.now();
     push(&*queue, 0..100).await;
@@ -430,12 +389,7 @@ async fn ids_that_were_not_given_harm_only_their_own_batch() {
             false => outcomes.clone().chain(outcomes).collect(),
         }))
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     push(&*queue, 0..40).await;
     dispatcher.drain().await.unwrap();
     let stats = stats(&*queue).await;
@@ -459,12 +413,7 @@ async fn single_requests_can_be_retried_and_rejected() {
         }
         Ok::<_, HandlerError>(report)
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let ids = push(&*queue, 0..10).await;
     dispatcher.drain().await.unwrap();
     let dead = dead(&*queue).await;
@@ -690,12 +639,7 @@ async fn shutting_down_lets_handlers_finish_and_gives_the_others_back() {
         }
         Ok::<_, HandlerError>(Report::done())
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let mut events = dispatcher.events();
     push(&*queue, 0..20).await;
     event(&mut events, claimed).await;
@@ -736,12 +680,7 @@ async fn a_lost_lease_stops_the_handler_and_fences_its_late_outcome_off() {
             Ok::<_, HandlerError>(Report::done())
         }
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     let mut events = dispatcher.events();
     push(&*queue, 0..10).await;
     let (batch, ..) = event(&mut events, claimed).await;
@@ -786,12 +725,7 @@ async fn a_batch_that_kills_its_holders_is_narrowed_down_without_being_handled_a
         seen.lock().unwrap().push(batch.len());
         async { Ok::<_, HandlerError>(Report::done()) }
     };
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     dispatcher.drain().await.unwrap();
     assert_eq!(
         *sizes.lock().unwrap(),
@@ -829,12 +763,7 @@ async fn one_dispatcher_serves_every_queue_of_a_prefix_present_and_future() {
 #[tokio::test(start_paused = true)]
 async fn pausing_holds_everything_back_and_explain_says_so() {
     let queue = queue();
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(done)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), done);
     dispatcher.pause().await.unwrap();
     push(&*queue, 0..10).await;
     tokio::time::sleep(2 * MINUTE).await;
@@ -862,12 +791,7 @@ async fn typed_payloads_that_do_not_decode_are_dead_lettered_with_their_bytes() 
             .extend(orders.requests.into_iter().map(|(_, order)| order.sku));
         async { Ok::<_, HandlerError>(Report::done()) }
     });
-    let dispatcher = Dispatcher::builder(queue.clone())
-        .policy(policy())
-        .handler(handler)
-        .build()
-        .unwrap()
-        .start();
+    let dispatcher = start(&queue, policy(), handler);
     for payload in [r#"{"sku":"a"}"#, r#"{"sku":7}"#, "junk", r#"{"sku":"b"}"#] {
         queue.push_one(NewRequest::new(payload)).await.unwrap();
     }
