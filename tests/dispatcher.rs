@@ -14,10 +14,10 @@ use std::{
 };
 
 use batchyard::{
-    Batch, BatchHandler, BatchId, Claim, DeadReason, Dispatcher, Entry, Event, HandlerError, Lease,
-    List, Member, MemoryQueue, MemoryStore, NewRequest, Outcome, Page, Policy, Pushed, Queue,
-    QueueExt, QueueOptions, Report, RequestId, RequestsType, RunningDispatcher, State, Stats,
-    Store, Then, Timestamp, Trigger, Update,
+    Batch, BatchHandler, BatchId, Claim, DeadReason, Dispatcher, Entry, Error, Event, HandlerError,
+    Lease, List, Member, MemoryQueue, MemoryStore, NewRequest, Outcome, Page, Policy, Pushed,
+    Queue, QueueExt, QueueName, QueueOptions, Report, RequestId, RequestsType, RunningDispatcher,
+    State, Stats, Store, Then, Timestamp, Trigger, Update,
 };
 use tokio::sync::{Semaphore, broadcast, watch};
 
@@ -758,6 +758,49 @@ async fn one_dispatcher_serves_every_queue_of_a_prefix_present_and_future() {
         (10, 10)
     );
     assert_eq!(stats(&*other).await.ready, 10);
+}
+
+/// A store that does not answer as often as it is told, and tells of no new queue.
+#[derive(Debug)]
+struct Flaky {
+    store: MemoryStore,
+    away: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl Store for Flaky {
+    async fn queue(&self, name: &QueueName) -> batchyard::Result<Arc<dyn Queue>> {
+        self.store.queue(name).await
+    }
+
+    async fn queues(&self, prefix: &str) -> batchyard::Result<Vec<QueueName>> {
+        let away = |left: u32| left.checked_sub(1);
+        match self
+            .away
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, away)
+        {
+            Ok(_) => Err(Error::unavailable("the server is away")),
+            Err(_) => self.store.queues(prefix).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_finds_a_queue_made_just_before_although_the_store_is_away_for_a_while() {
+    let store = Arc::new(Flaky {
+        store: MemoryStore::new(QueueOptions::default()),
+        away: AtomicU32::new(0),
+    });
+    let over = Dispatcher::over(store.clone(), "").policy(policy());
+    let dispatcher = over.handler(done).build().unwrap().start();
+    // Served from here on, with nothing to serve.
+    dispatcher.drain().await.unwrap();
+    let queue = store.queue(&QueueName::default()).await.unwrap();
+    push(&*queue, 0..3).await;
+    store.away.store(3, Ordering::SeqCst);
+    dispatcher.drain().await.unwrap();
+    assert_eq!(stats(&*queue).await.done, 3);
+    dispatcher.shut_down().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

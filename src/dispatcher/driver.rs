@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -53,6 +54,8 @@ pub(super) struct Driver {
     /// Cancelled when handlers have no time left.
     shutdown: CancellationToken,
     report: ShutdownReport,
+    /// The store could not be asked for its queues; ask again soon.
+    must_rescan: bool,
 }
 
 /// The queues that changed since the driver last looked.
@@ -82,6 +85,7 @@ impl Driver {
             waiting_for_drain: Vec::new(),
             shutdown,
             report: ShutdownReport::default(),
+            must_rescan: false,
         }
     }
 
@@ -90,7 +94,7 @@ impl Driver {
         let mut created = self.open_source().await?;
         loop {
             while let Ok(command) = self.commands.try_recv() {
-                if self.obey(command).await.is_break() {
+                if self.obey(command).await?.is_break() {
                     return Ok(self.shut_down().await);
                 }
             }
@@ -103,12 +107,12 @@ impl Driver {
                 Action::Look(queue) => self.look(&queue, now).await?,
                 Action::Claim(queue, trigger, due) => self.claim(&queue, trigger, due, now).await?,
                 Action::Wait { until } => {
-                    let rescan = self.dispatcher.default_policy().time_interval;
+                    let rescan = self.rescan_after(&created);
                     tokio::select! {
                         command = self.commands.recv() => {
                             // Every handle is gone: as if the process were.
                             let Some(command) = command else { return Ok(self.shut_down().await) };
-                            if self.obey(command).await.is_break() {
+                            if self.obey(command).await?.is_break() {
                                 return Ok(self.shut_down().await);
                             }
                         }
@@ -116,7 +120,7 @@ impl Driver {
                         // Only here: a queue that changes at every look must be decided on all the same.
                         () = self.changes.notify.notified() => self.take_changes(),
                         () = wait_until(until, now) => {}
-                        () = may_have_queues(&mut created, rescan) => self.find_queues().await?,
+                        () = may_have_queues(&mut created, rescan) => self.rescan().await?,
                     }
                 }
             }
@@ -134,6 +138,28 @@ impl Driver {
                 self.find_queues().await?;
                 Ok(created.map_or(Created::Silent, Created::Told))
             }
+        }
+    }
+
+    /// When to look for new queues although nobody told of one.
+    fn rescan_after(&self, created: &Created) -> Option<Duration> {
+        if self.must_rescan {
+            return Some(RESCAN_AFTER);
+        }
+        let is_silent = matches!(created, Created::Silent);
+        is_silent.then(|| self.dispatcher.default_policy().time_interval)
+    }
+
+    /// Looks for new queues; a store that is away for a moment is asked again, and ends nothing.
+    async fn rescan(&mut self) -> Result<()> {
+        self.must_rescan = false;
+        match self.find_queues().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%error, "the store can't be asked for its queues");
+                self.must_rescan = true;
+                Ok(())
+            }
+            found => found,
         }
     }
 
@@ -291,13 +317,15 @@ impl Driver {
         Ok(())
     }
 
-    async fn obey(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+    async fn obey(&mut self, command: Command) -> Result<ControlFlow<()>> {
         match command {
             Command::Flush(answer) => {
                 self.engine.flush(self.now());
                 let _ = answer.send(());
             }
             Command::Drain(answer) => {
+                // A queue that was made a moment ago is to be drained as well.
+                self.rescan().await?;
                 self.engine.drain(true);
                 self.waiting_for_drain.push(answer);
             }
@@ -305,9 +333,9 @@ impl Driver {
             Command::Explain(queue, answer) => {
                 let _ = answer.send(self.explain(&queue).await);
             }
-            Command::ShutDown => return std::ops::ControlFlow::Break(()),
+            Command::ShutDown => return Ok(ControlFlow::Break(())),
         }
-        std::ops::ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 
     async fn explain(&mut self, name: &QueueName) -> Result<Explanation> {
@@ -329,7 +357,7 @@ impl Driver {
     }
 
     fn answer_drained(&mut self) {
-        if !self.waiting_for_drain.is_empty() && self.engine.is_drained() {
+        if !self.waiting_for_drain.is_empty() && !self.must_rescan && self.engine.is_drained() {
             self.engine.drain(false);
             for answer in self.waiting_for_drain.drain(..) {
                 let _ = answer.send(());
@@ -387,16 +415,24 @@ async fn wait_until(until: Option<Timestamp>, now: Timestamp) {
     }
 }
 
-/// Waits until the store tells of a new queue, or where it does not tell, until it is time to look.
-async fn may_have_queues(created: &mut Created, rescan: Duration) {
-    match created {
-        Created::Never => std::future::pending().await,
-        Created::Silent => sleep(rescan).await,
-        Created::Told(receiver) => {
-            if receiver.changed().await.is_err() {
+/// Waits until the store tells of a new queue, or until it is time to look.
+async fn may_have_queues(created: &mut Created, rescan: Option<Duration>) {
+    let due = async {
+        match rescan {
+            Some(wait) => sleep(wait).await,
+            None => std::future::pending().await,
+        }
+    };
+    let Created::Told(receiver) = created else {
+        return due.await;
+    };
+    tokio::select! {
+        told = receiver.changed() => {
+            if told.is_err() {
                 *created = Created::Silent;
             }
         }
+        () = due => {}
     }
 }
 
@@ -407,3 +443,6 @@ enum Created {
     Silent,
     Told(watch::Receiver<u64>),
 }
+
+/// How long a store that could not be asked is left alone.
+const RESCAN_AFTER: Duration = Duration::from_secs(1);
