@@ -18,6 +18,7 @@ mod dispatch;
 mod entries;
 mod exit;
 mod export;
+mod lines;
 mod output;
 mod push;
 mod repair;

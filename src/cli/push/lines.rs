@@ -1,8 +1,7 @@
 //! Lines of a file or of stdin to requests, in chunks of what can be read without waiting.
 
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, Read},
     path::Path,
 };
 
@@ -10,7 +9,11 @@ use batchyard::{MAX_PAYLOAD_BYTES, NewRequest};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use crate::cli::{exit::Failure, output::say};
+use crate::cli::{
+    exit::Failure,
+    lines::{self, Input},
+    output::say,
+};
 
 /// What a line must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Chunk {
 
 /// A source of lines.
 pub(super) struct Lines {
-    input: BufReader<Box<dyn Read + Send>>,
+    input: Input,
     name: String,
     payloads: Payloads,
 }
@@ -54,16 +57,9 @@ impl Lines {
     /// # Errors
     /// If it can't be read.
     pub(super) fn open(path: &Path, payloads: Payloads) -> Result<Self, Failure> {
-        let name = path.display().to_string();
-        let input: Box<dyn Read + Send> = if name == "-" {
-            Box::new(io::stdin())
-        } else {
-            let file = File::open(path).map_err(|error| Failure::io(&name, &error))?;
-            Box::new(file)
-        };
         Ok(Self {
-            input: BufReader::with_capacity(BUFFER_BYTES, input),
-            name,
+            input: lines::open(path)?,
+            name: path.display().to_string(),
             payloads,
         })
     }
@@ -121,14 +117,10 @@ impl Lines {
 
 /// The request that a line becomes, or why it becomes none.
 fn request(payloads: &Payloads, line: Vec<u8>) -> Result<NewRequest, String> {
-    if line.len() > MAX_PAYLOAD_BYTES {
-        return Err(format!("it is longer than {MAX_PAYLOAD_BYTES} bytes"));
+    if let Some(why) = lines::too_long(&line) {
+        return Err(why);
     }
-    let empty = line.trim_ascii().is_empty();
-    let not_json = |error: serde_json::Error| match error.column() {
-        _ if empty => "it is empty, which is not JSON; use --lines for any text".to_owned(),
-        column => format!("it is not JSON (column {column}); use --lines for any text"),
-    };
+    let not_json = |error| lines::not_json(&line, &error);
     match payloads {
         Payloads::Text => Ok(NewRequest::new(line)),
         Payloads::Json => {
@@ -150,7 +142,6 @@ fn request(payloads: &Payloads, line: Vec<u8>) -> Result<NewRequest, String> {
     }
 }
 
-const BUFFER_BYTES: usize = 256 << 10;
 const CHUNK_BYTES: usize = 1 << 20;
 /// What a request counts besides its payload, so that empty ones don't come by the million.
 const REQUEST_BYTES: usize = 64;

@@ -1,8 +1,7 @@
 //! INPUT to requests, in chunks that carry how far they reach.
 
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{BufRead, Read},
     path::Path,
     sync::Arc,
 };
@@ -17,14 +16,17 @@ use super::{
     failures::Failures,
     ledger::{Ledger, Progress, conflict, hex},
 };
-use crate::cli::output::say;
+use crate::cli::{
+    lines::{self, Input},
+    output::say,
+};
 
 /// INPUT, and how far it was read.
 pub(super) struct Reader {
-    input: BufReader<Box<dyn Read + Send>>,
+    input: Input,
     name: String,
     /// Any text is a payload, not only JSON.
-    lines: bool,
+    any_text: bool,
     hash: Sha256,
     read: Progress,
     failures: Arc<Failures>,
@@ -38,18 +40,15 @@ struct Chunk {
 
 impl Reader {
     /// Opens INPUT; `-` is stdin.
-    pub(super) fn open(path: &Path, lines: bool, failures: Arc<Failures>) -> Result<Self, Failure> {
-        let name = path.display().to_string();
-        let input: Box<dyn Read + Send> = if path == Path::new("-") {
-            Box::new(io::stdin())
-        } else {
-            let file = File::open(path).map_err(|error| Failure::io(&name, &error))?;
-            Box::new(file)
-        };
+    pub(super) fn open(
+        path: &Path,
+        any_text: bool,
+        failures: Arc<Failures>,
+    ) -> Result<Self, Failure> {
         Ok(Self {
-            input: BufReader::with_capacity(BUFFER_BYTES, input),
-            name,
-            lines,
+            input: lines::open(path)?,
+            name: path.display().to_string(),
+            any_text,
             hash: Sha256::new(),
             read: Progress::default(),
             failures,
@@ -162,19 +161,12 @@ impl Reader {
 
     /// Why a line can't be a request.
     fn refusal(&self, line: &[u8]) -> Option<String> {
-        if line.len() > MAX_PAYLOAD_BYTES {
-            return Some(format!("longer than {MAX_PAYLOAD_BYTES} bytes"));
-        }
-        if self.lines {
-            return None;
+        let long = lines::too_long(line);
+        if long.is_some() || self.any_text {
+            return long;
         }
         let error = serde_json::from_slice::<&RawValue>(line).err()?;
-        Some(if line.trim_ascii().is_empty() {
-            "it is empty, which is not JSON; use --lines for any text".into()
-        } else {
-            let column = error.column();
-            format!("it is not JSON (column {column}); use --lines for any text")
-        })
+        Some(lines::not_json(line, &error))
     }
 
     fn request(&mut self, line: &[u8]) -> NewRequest {
@@ -217,7 +209,6 @@ async fn push(queue: &dyn Queue, chunk: &Chunk) -> Result<(), Failure> {
 pub(super) const NUMBER: &str = "n";
 /// The attribute with the number of its line in INPUT, from 1.
 pub(super) const LINE: &str = "line";
-const BUFFER_BYTES: usize = 1 << 20;
 const CHUNK_REQUESTS: usize = 1000;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks that are read ahead.
