@@ -19,6 +19,7 @@
 //! | `state` | what is kept in memory of each queue, and published |
 //! | `db` | every call into sled, guarded; the sync |
 //! | `repair` | saving what can be read of a damaged store |
+//! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
 //! | `record`, `keys` | what lies on disk |
 //!
 //! # Claiming moves a range, not its keys
@@ -27,6 +28,12 @@
 //! or expires is taken out. So a batch is a range of keys: forming it writes the batch's record and
 //! moves the cursor, however many requests it has. Ending one where every member is done is one small
 //! write as well; its entries are cleared in slices between groups, and by the next open if need be.
+//!
+//! # A group of pushes is one insert
+//! The requests that were pushed together share one value of up to 60 KiB, a chunk, which also holds
+//! the queue's record and the counts after them; `meta` has those of the last other change. So a group
+//! of pushes takes no transaction, for which sled would write its log out twice. Sixteen chunks are a
+//! tree of their own, which never splits its leaf and is dropped as a whole when its requests are gone.
 //!
 //! # Outcomes are kept by request
 //! A recorded outcome is an entry under its request's id, not a page of many: the first one of a
@@ -54,6 +61,7 @@ mod queue;
 mod reader;
 mod record;
 mod repair;
+mod rows;
 mod state;
 mod writer;
 

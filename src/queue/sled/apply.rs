@@ -67,13 +67,12 @@ struct Settling {
 impl Step<'_> {
     /// Writes what was collected, and the queue's record with it.
     pub(super) fn commit(&mut self) -> Result<()> {
-        self.put_queue()?;
+        self.put_queue();
         self.db.commit(self.write)
     }
 
-    fn put_queue(&mut self) -> Result<()> {
-        let key = keys::queue_record(self.queue.id);
-        self.write.put(Tree::Meta, key, &self.queue.record, &[])
+    fn put_queue(&mut self) {
+        self.write.put_queue(self.queue.id, &self.queue.record);
     }
 
     fn key(&self, numbers: &[u64]) -> Vec<u8> {

@@ -8,7 +8,7 @@
 //! and a sync is never tried again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -24,17 +24,24 @@ use sled::{
 
 use super::{
     keys::{self, Tree},
-    record::{self, CountsV1, Record},
+    record::{self, ChunkV1, CountsV1, QueueV1, Record},
+    rows::{self, Chunk, Rows, Windows},
 };
 use crate::error::{Error, Result};
 
 /// The open database of a store.
 pub(super) struct Db {
     sled: sled::Db,
+    /// In the order of [`Tree::ALL`], apart from the first.
     trees: Vec<sled::Tree>,
+    windows: Windows,
     /// Held from before the first write to the last.
     file: File,
     counts: Mutex<CountsV1>,
+    /// The last record of each queue that was committed.
+    queues: Mutex<BTreeMap<u32, QueueV1>>,
+    /// Windows that are dropped and noted as such.
+    dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
 }
@@ -42,7 +49,11 @@ pub(super) struct Db {
 /// What one step writes; nothing of it is there before [`Db::commit`], all of it after.
 #[derive(Debug, Default)]
 pub(super) struct Write {
+    /// In all trees but `requests`.
     entries: BTreeMap<(Tree, Vec<u8>), Option<Vec<u8>>>,
+    /// In `requests`: what is put there lies behind all that is there.
+    rows: Rows,
+    queues: BTreeMap<u32, QueueV1>,
     bytes: usize,
 }
 
@@ -62,30 +73,48 @@ impl Write {
         body: &[u8],
     ) -> Result<()> {
         let value = record::encode(&key, record, body)?;
-        self.bytes += value.len();
-        self.entries.insert((tree, key), Some(value));
+        self.set(tree, key, Some(value));
         Ok(())
+    }
+
+    /// The record of a queue.
+    pub(super) fn put_queue(&mut self, id: u32, record: &QueueV1) {
+        self.queues.insert(id, record.clone());
     }
 
     /// An entry as it was read elsewhere.
     pub(super) fn put_raw(&mut self, tree: Tree, key: &[u8], value: &[u8]) {
-        self.bytes += value.len();
-        self.entries
-            .insert((tree, key.to_vec()), Some(value.to_vec()));
+        self.set(tree, key.to_vec(), Some(value.to_vec()));
     }
 
     /// An entry whose key says everything.
     pub(super) fn put_key(&mut self, tree: Tree, key: Vec<u8>) {
-        self.entries.insert((tree, key), Some(Vec::new()));
+        self.set(tree, key, Some(Vec::new()));
     }
 
     pub(super) fn delete(&mut self, tree: Tree, key: Vec<u8>) {
-        self.entries.insert((tree, key), None);
+        self.set(tree, key, None);
+    }
+
+    fn set(&mut self, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.bytes += value.as_ref().map_or(0, Vec::len);
+        if tree == Tree::Requests {
+            self.rows.insert(row(&key), value);
+        } else {
+            self.entries.insert((tree, key), value);
+        }
     }
 
     /// What was collected for a key: a value, or that it is deleted.
     pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Collected<'_> {
-        match self.entries.get(&(tree, key.to_vec())) {
+        let value = if tree == Tree::Requests {
+            self.rows.get(&row(key))
+        } else if self.entries.is_empty() {
+            None
+        } else {
+            self.entries.get(&(tree, key.to_vec()))
+        };
+        match value {
             None => Collected::Nothing,
             Some(None) => Collected::Deleted,
             Some(Some(value)) => Collected::Value(value),
@@ -93,48 +122,93 @@ impl Write {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.rows.is_empty() && self.queues.is_empty()
     }
 
     /// Whether it is time to commit, so that no transaction needs much memory.
     pub(super) fn is_large(&self) -> bool {
-        self.entries.len() >= MAX_WRITE_ENTRIES || self.bytes >= MAX_WRITE_BYTES
+        self.entries.len() + self.rows.len() >= MAX_WRITE_ENTRIES || self.bytes >= MAX_WRITE_BYTES
     }
+
+    /// Whether it adds rows to queues and does nothing else.
+    fn only_adds_rows(&self) -> bool {
+        self.entries.is_empty()
+            && self.rows.values().all(Option::is_some)
+            && self.queues.keys().all(|id| {
+                let mut rows = self.rows.range((*id, 0)..=(*id, u64::MAX));
+                rows.next().is_some()
+            })
+    }
+}
+
+/// The queue and position in a key of `requests`.
+fn row(key: &[u8]) -> (u32, u64) {
+    (keys::queue(key), keys::number(key, 0))
 }
 
 impl Db {
     /// Takes over what was just opened; `file` is its `db`, opened before anything was written.
     pub(super) fn new(sled: sled::Db, file: File) -> Result<Self> {
-        let db = Self {
+        let mut db = Self {
             trees: Vec::new(),
+            windows: Windows::new(sled.clone()),
             file,
             counts: Mutex::default(),
+            queues: Mutex::default(),
+            dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
             sled,
         };
-        let trees = db.guard("opening its trees", || {
-            Tree::ALL
-                .into_iter()
-                .map(|(_, name)| db.sled.open_tree(name))
-                .collect::<sled::Result<Vec<_>>>()
+        db.trees = db.guard("opening its trees", || {
+            let names = Tree::ALL.into_iter();
+            names.map(|(_, name)| db.sled.open_tree(name)).collect()
         })?;
-        let db = Self { trees, ..db };
         let counts = db.load::<CountsV1>(Tree::Meta, keys::COUNTS)?;
-        let counts = counts.map_or_else(
-            || CountsV1 {
-                commits: 0,
-                entries: vec![0; Tree::ALL.len()],
-            },
-            |(counts, _)| counts,
-        );
+        let mut counts = counts.map_or_else(CountsV1::new, |(counts, _)| counts);
+        let chunks = db.guard("opening its trees", || {
+            let notes = db.tree(Tree::Requests).iter().keys();
+            let dropped: sled::Result<BTreeSet<_>> =
+                notes.map(|key| key.map(|key| row(&key))).collect();
+            let dropped = dropped?;
+            db.windows.load(&dropped)?;
+            *lock(&db.dropped) = dropped;
+            db.windows.last_chunks()
+        })?;
+        for chunk in chunks {
+            let key = keys::key(chunk.queue, &[chunk.first]);
+            let (head, _) = record::decode::<ChunkV1>(Tree::Requests, &key, &chunk.value)?;
+            if head.counts.commits > counts.commits {
+                counts = head.counts;
+            }
+            lock(&db.queues).insert(chunk.queue, head.queue);
+        }
         if counts.entries.len() != Tree::ALL.len() {
             return Err(Error::corrupt(
                 "the store counts other trees than it has; run `repair`",
             ));
         }
-        *db.counts() = counts;
+        *lock(&db.counts) = counts;
         Ok(db)
+    }
+
+    /// A queue's record, given the one in `meta`: a later one is in the last chunk that was pushed.
+    pub(super) fn newest_record(&self, id: u32, record: QueueV1) -> QueueV1 {
+        let mut queues = lock(&self.queues);
+        let newest = match queues.remove(&id) {
+            Some(pushed) if pushed.last_position > record.last_position => pushed,
+            _ => record,
+        };
+        queues.insert(id, newest.clone());
+        newest
+    }
+
+    /// Drops the windows of which a crash left the note only.
+    pub(super) fn drop_noted(&self) -> Result<()> {
+        for window in lock(&self.dropped).iter() {
+            self.guard("a write", || self.windows.drop_tree(*window))?;
+        }
+        Ok(())
     }
 
     /// Fails if something failed before.
@@ -164,16 +238,12 @@ impl Db {
 
     /// How many commits the store ever had; those before the last sync are durable.
     pub(super) fn commits(&self) -> u64 {
-        self.counts().commits
+        lock(&self.counts).commits
     }
 
     /// How many entries it holds.
     pub(super) fn entries(&self) -> u64 {
-        self.counts().entries.iter().sum()
-    }
-
-    fn counts(&self) -> MutexGuard<'_, CountsV1> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts).entries.iter().sum()
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
@@ -203,6 +273,13 @@ impl Db {
 
     /// The value of a key.
     pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<IVec>> {
+        if tree == Tree::Requests {
+            let (queue, position) = row(key);
+            let chunk = self.guard("a read", || self.windows.chunk_at(queue, position))?;
+            let rows = chunk.map_or_else(|| Ok(Vec::new()), |chunk| rows::rows_of(&chunk))?;
+            let found = rows.into_iter().find(|(at, _)| *at == position);
+            return Ok(found.map(|(_, row)| row));
+        }
         self.guard("a read", || self.tree(tree).get(key))
     }
 
@@ -216,10 +293,20 @@ impl Db {
 
     /// The entries from one key to another, both included, in order.
     pub(super) fn range(&self, tree: Tree, from: Vec<u8>, to: Vec<u8>) -> Range<'_> {
-        let iter = (from <= to)
-            .then(|| catch_unwind(AssertUnwindSafe(|| self.tree(tree).range(from..=to))).ok())
-            .flatten();
-        Range { db: self, iter }
+        let source = if from > to {
+            Source::Ended
+        } else if tree == Tree::Requests {
+            Source::Chunks {
+                from: row(&from),
+                to: row(&to),
+                reached: None,
+                rows: Vec::new().into_iter(),
+            }
+        } else {
+            let iter = catch_unwind(AssertUnwindSafe(|| self.tree(tree).range(from..=to)));
+            iter.map_or(Source::Ended, Source::Entries)
+        };
+        Range { db: self, source }
     }
 
     /// The first entry from one key to another, both included.
@@ -234,52 +321,159 @@ impl Db {
 
     /// Writes all of it or nothing, and empties it. Not durable before [`sync`](Self::sync).
     pub(super) fn commit(&self, write: &mut Write) -> Result<()> {
+        let write = std::mem::take(write);
         if write.is_empty() {
-            return Ok(());
+            Ok(())
+        } else if write.only_adds_rows() {
+            self.append(write)
+        } else {
+            self.transact(write)
         }
-        let Write { entries, .. } = std::mem::take(write);
-        let mut touched: Vec<Tree> = entries.keys().map(|(tree, _)| *tree).collect();
-        touched.dedup();
-        if touched.first() != Some(&Tree::Meta) {
-            touched.insert(0, Tree::Meta);
+    }
+
+    /// Adds rows to queues, each chunk with one insert. The record that shows them comes with the last
+    /// one: a crash leaves the first ones past the queue's last position, where opening clears them.
+    fn append(&self, write: Write) -> Result<()> {
+        let Write {
+            rows, mut queues, ..
+        } = write;
+        let (added, _) = sorted(rows);
+        for (id, rows) in added {
+            let mut chunks = rows::share(rows).into_iter().peekable();
+            while let Some(rows) = chunks.next() {
+                let record = chunks.peek().is_none().then(|| queues.remove(&id));
+                let record = record.flatten().unwrap_or_else(|| self.record(id));
+                let mut after = lock(&self.counts).clone();
+                after.commits += 1;
+                after.entries[Tree::Requests as usize] += 1;
+                let first = rows[0].0;
+                let value = rows::encode((id, first), &rows, record.clone(), after.clone())?;
+                self.guard("a write", || {
+                    let (_, tree) = self.windows.tail(id, first, value.len())?;
+                    tree.insert(first.to_be_bytes(), value)
+                })?;
+                *lock(&self.counts) = after;
+                lock(&self.queues).insert(id, record);
+            }
         }
-        let trees: Vec<&sled::Tree> = touched.iter().map(|tree| self.tree(*tree)).collect();
-        let before = self.counts().clone();
-        let after = self.guard("a write", || {
-            let result = trees.as_slice().transaction(|views| {
-                let mut after = CountsV1 {
-                    commits: before.commits + 1,
-                    ..before.clone()
-                };
-                for ((tree, key), value) in &entries {
-                    // The trees are in order, so the one of this entry is found in a few steps.
-                    let Ok(index) = touched.binary_search(tree) else {
-                        continue;
-                    };
-                    let view = &views[index];
-                    let old = match value {
-                        Some(value) => view.insert(key.as_slice(), value.as_slice())?,
-                        None => view.remove(key.as_slice())?,
-                    };
-                    let count = &mut after.entries[*tree as usize];
-                    match (old, value) {
-                        (None, Some(_)) => *count += 1,
-                        (Some(_), None) => *count -= 1,
-                        _ => {}
-                    }
-                }
-                let value = record::encode(keys::COUNTS, &after, &[])
-                    .map_err(|error| ConflictableTransactionError::Abort(error.to_string()))?;
-                views[0].insert(keys::COUNTS, value)?;
-                Ok(after)
-            });
-            result.map_err(|error| match error {
-                TransactionError::Abort(why) => sled::Error::Unsupported(why),
-                TransactionError::Storage(error) => error,
-            })
-        })?;
-        *self.counts() = after;
         Ok(())
+    }
+
+    /// The record of a queue that was last committed.
+    fn record(&self, id: u32) -> QueueV1 {
+        let record = lock(&self.queues).get(&id).cloned();
+        record.unwrap_or_else(|| QueueV1::new(""))
+    }
+
+    fn transact(&self, write: Write) -> Result<()> {
+        let Write {
+            mut entries,
+            rows,
+            queues,
+            ..
+        } = write;
+        for (id, record) in queues {
+            let key = keys::queue_record(id);
+            let value = record::encode(&key, &record, &[])?;
+            entries.insert((Tree::Meta, key), Some(value));
+            lock(&self.queues).insert(id, record);
+        }
+        let mut before = lock(&self.counts).clone();
+        before.commits += 1;
+        let mut plan = Plan::default();
+        plan.tree(Tree::Meta, (0, 0), || self.tree(Tree::Meta).clone());
+        let dropped = self.plan_rows(rows, &mut before, &mut plan)?;
+        for (noted, value) in [(&*lock(&self.dropped), None), (&dropped, Some(Vec::new()))] {
+            for (queue, first) in noted {
+                let key = keys::key(*queue, &[*first]);
+                entries.insert((Tree::Requests, key), value.clone());
+            }
+        }
+        for ((tree, key), value) in entries {
+            let index = plan.tree(tree, (0, 0), || self.tree(tree).clone());
+            plan.changes.push((index, key, value));
+        }
+        let after = self.guard("a write", || plan.run(&before))?;
+        *lock(&self.counts) = after;
+        for window in &dropped {
+            self.guard("a write", || self.windows.drop_window(*window))?;
+        }
+        *lock(&self.dropped) = dropped;
+        Ok(())
+    }
+
+    /// Plans the chunks of new rows, and those that lose rows; the windows to be dropped as a whole.
+    fn plan_rows(
+        &self,
+        rows: Rows,
+        counts: &mut CountsV1,
+        plan: &mut Plan,
+    ) -> Result<BTreeSet<(u32, u64)>> {
+        let (added, deleted) = sorted(rows);
+        let mut dropped = BTreeSet::new();
+        for (window, chunks) in self.without(&deleted)? {
+            let Some(tree) = self.windows.tree(window) else {
+                continue;
+            };
+            let emptied = chunks.iter().filter(|(_, left)| left.is_empty());
+            let emptied: BTreeSet<u64> = emptied.map(|(first, _)| *first).collect();
+            if self.guard("a read", || rows::is_all(&tree, &emptied))? {
+                counts.entries[Tree::Requests as usize] -= emptied.len() as u64;
+                // What this very write adds must not go there any more.
+                self.windows.end(window);
+                dropped.insert(window);
+                continue;
+            }
+            let index = plan.tree(Tree::Requests, window, || tree);
+            for (first, left) in chunks {
+                let at = (window.0, first);
+                let value = (!left.is_empty())
+                    .then(|| rows::encode(at, &left, self.record(window.0), counts.clone()))
+                    .transpose()?;
+                plan.changes
+                    .push((index, first.to_be_bytes().to_vec(), value));
+            }
+        }
+        for (id, rows) in added {
+            for rows in rows::share(rows) {
+                let first = rows[0].0;
+                let value = rows::encode((id, first), &rows, self.record(id), counts.clone())?;
+                let bytes = value.len();
+                let (window, tree) =
+                    self.guard("a write", || self.windows.tail(id, first, bytes))?;
+                let index = plan.tree(Tree::Requests, (id, window), || tree);
+                plan.changes
+                    .push((index, first.to_be_bytes().to_vec(), Some(value)));
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// By window: its chunks that lose rows, with what is left of each.
+    fn without(&self, deleted: &[(u32, u64)]) -> Result<BTreeMap<(u32, u64), Left>> {
+        let mut windows: BTreeMap<(u32, u64), Left> = BTreeMap::new();
+        let mut deleted = deleted.iter().peekable();
+        while let Some((queue, position)) = deleted.next() {
+            let Some(chunk) = self.guard("a read", || self.windows.chunk_at(*queue, *position))?
+            else {
+                continue;
+            };
+            let mut rows = rows::rows_of(&chunk)?;
+            let last = rows.last().map_or(0, |(position, _)| *position);
+            let mut gone = BTreeSet::from([*position]);
+            while let Some((_, position)) =
+                deleted.next_if(|(other, position)| other == queue && *position <= last)
+            {
+                gone.insert(*position);
+            }
+            let all = rows.len();
+            rows.retain(|(position, _)| !gone.contains(position));
+            if rows.len() < all {
+                let window = windows.entry((*queue, chunk.window)).or_default();
+                window.insert(chunk.first, rows);
+            }
+        }
+        Ok(windows)
     }
 
     /// Makes everything written so far durable.
@@ -295,11 +489,14 @@ impl Db {
 
     /// Counts every entry and compares.
     pub(super) fn verify_counts(&self) -> Result<()> {
-        let expected = self.counts().entries.clone();
+        let expected = lock(&self.counts).entries.clone();
         for (tree, name) in Tree::ALL {
-            let mut found = 0_u64;
-            for entry in self.range(tree, Vec::new(), vec![0xff; 600]) {
-                let (key, _) = entry?;
+            let mut found = match tree {
+                Tree::Requests => self.guard("a read", || self.windows.count())?,
+                _ => 0,
+            };
+            for key in self.guard("a read", || Ok(self.tree(tree).iter().keys()))? {
+                let key = self.guard("a read", || key)?;
                 let own = tree == Tree::Meta && key.as_ref() == keys::COUNTS;
                 found += u64::from(!own);
             }
@@ -314,29 +511,151 @@ impl Db {
     }
 }
 
+/// By chunk: the rows that are left of it.
+type Left = BTreeMap<u64, Vec<(u64, IVec)>>;
+
+/// Rows that are put, by queue, and those that are deleted.
+fn sorted(rows: Rows) -> (BTreeMap<u32, Vec<(u64, Vec<u8>)>>, Vec<(u32, u64)>) {
+    let (mut added, mut deleted) = (BTreeMap::<u32, Vec<_>>::new(), Vec::new());
+    for ((queue, position), value) in rows {
+        match value {
+            Some(value) => added.entry(queue).or_default().push((position, value)),
+            None => deleted.push((queue, position)),
+        }
+    }
+    (added, deleted)
+}
+
+/// A transaction: the trees that it needs, and what becomes of which key in them.
+#[derive(Default)]
+struct Plan {
+    /// By tree, and by window of `requests`.
+    indexes: BTreeMap<(Tree, (u32, u64)), usize>,
+    trees: Vec<(Tree, sled::Tree)>,
+    changes: Vec<(usize, Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Plan {
+    fn tree(
+        &mut self,
+        tree: Tree,
+        window: (u32, u64),
+        handle: impl FnOnce() -> sled::Tree,
+    ) -> usize {
+        *self.indexes.entry((tree, window)).or_insert_with(|| {
+            self.trees.push((tree, handle()));
+            self.trees.len() - 1
+        })
+    }
+
+    /// Does it; what the store counts after it. The first tree is `meta`.
+    fn run(&self, before: &CountsV1) -> sled::Result<CountsV1> {
+        let trees: Vec<&sled::Tree> = self.trees.iter().map(|(_, tree)| tree).collect();
+        let result = trees.as_slice().transaction(|views| {
+            let mut after = before.clone();
+            for (index, key, value) in &self.changes {
+                let old = match value {
+                    Some(value) => views[*index].insert(key.as_slice(), value.as_slice())?,
+                    None => views[*index].remove(key.as_slice())?,
+                };
+                let count = &mut after.entries[self.trees[*index].0 as usize];
+                match (old, value) {
+                    (None, Some(_)) => *count += 1,
+                    (Some(_), None) => *count -= 1,
+                    _ => {}
+                }
+            }
+            let value = record::encode(keys::COUNTS, &after, &[])
+                .map_err(|error| ConflictableTransactionError::Abort(error.to_string()))?;
+            views[0].insert(keys::COUNTS, value)?;
+            Ok(after)
+        });
+        result.map_err(|error| match error {
+            TransactionError::Abort(why) => sled::Error::Unsupported(why),
+            TransactionError::Storage(error) => error,
+        })
+    }
+}
+
 /// Entries of a tree in order; ends after an error.
 pub(super) struct Range<'a> {
     db: &'a Db,
-    iter: Option<sled::Iter>,
+    source: Source,
+}
+
+enum Source {
+    Ended,
+    Entries(sled::Iter),
+    /// Rows; the next chunk is looked up when it is needed, so that rows may be deleted meanwhile.
+    Chunks {
+        from: (u32, u64),
+        to: (u32, u64),
+        reached: Option<(u32, u64)>,
+        rows: std::vec::IntoIter<(IVec, IVec)>,
+    },
+}
+
+impl Range<'_> {
+    fn step(&mut self) -> Result<Option<(IVec, IVec)>> {
+        let (from, to, reached, rows) = match &mut self.source {
+            Source::Ended => return Ok(None),
+            Source::Entries(iter) => {
+                return self.db.guard("a read", || iter.next().transpose());
+            }
+            Source::Chunks {
+                from,
+                to,
+                reached,
+                rows,
+            } => (*from, *to, reached, rows),
+        };
+        loop {
+            if let Some(row) = rows.next() {
+                return Ok(Some(row));
+            }
+            let chunk = self.db.guard("a read", || {
+                let windows = &self.db.windows;
+                if let Some((queue, first)) = *reached {
+                    return windows.chunk_after(queue, first);
+                }
+                match windows.chunk_at(from.0, from.1)? {
+                    Some(chunk) => Ok(Some(chunk)),
+                    None => windows.chunk_after(from.0, from.1),
+                }
+            })?;
+            let Some(chunk) = chunk.filter(|chunk| (chunk.queue, chunk.first) <= to) else {
+                return Ok(None);
+            };
+            *reached = Some((chunk.queue, chunk.first));
+            *rows = asked(&chunk, from, to)?.into_iter();
+        }
+    }
+}
+
+/// The rows of a chunk that lie within bounds, with their keys.
+fn asked(chunk: &Chunk, from: (u32, u64), to: (u32, u64)) -> Result<Vec<(IVec, IVec)>> {
+    let queue = chunk.queue;
+    let rows = rows::rows_of(chunk)?.into_iter();
+    let asked = rows.filter(|(position, _)| (from..=to).contains(&(queue, *position)));
+    Ok(asked
+        .map(|(position, row)| (IVec::from(keys::key(queue, &[position])), row))
+        .collect())
 }
 
 impl Iterator for Range<'_> {
     type Item = Result<(IVec, IVec)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let iter = self.iter.as_mut()?;
-        match self.db.guard("a read", || iter.next().transpose()) {
-            Ok(Some(entry)) => Some(Ok(entry)),
-            Ok(None) => {
-                self.iter = None;
-                None
-            }
-            Err(error) => {
-                self.iter = None;
-                Some(Err(error))
-            }
+        let step = self.step();
+        if !matches!(step, Ok(Some(_))) {
+            self.source = Source::Ended;
         }
+        step.transpose()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The record in a value, and its body.

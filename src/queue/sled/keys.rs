@@ -6,7 +6,7 @@
 //! | tree | key after the queue | value |
 //! |---|---|---|
 //! | `meta` | `s`, `c`, or `q` + queue | the store, what it must hold, a queue |
-//! | `requests` | position | a request that is ready (past the cursor) or member of a batch, with its payload |
+//! | `requests` | position | a request that is ready (past the cursor) or member of a batch, with its payload; in the trees that `rows` tells of |
 //! | `delayed` | due time, position it had | a delayed request, with its payload |
 //! | `dead` | id | a dead letter, with its payload |
 //! | `parts` | id, what, number | a part of a payload or result that is too large for its record |

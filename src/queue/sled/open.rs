@@ -428,6 +428,7 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
 fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>, u32)> {
     let mut queues = BTreeMap::new();
     let mut next_queue = 0;
+    db.drop_noted()?;
     for entry in db.range(
         Tree::Meta,
         keys::queue_record(0),
@@ -440,7 +441,8 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
             Error::corrupt("a queue has no valid name; run `repair`").with_source(error)
         })?;
         next_queue = next_queue.max(id.saturating_add(1));
-        clear_staged(db, id, record.last_position)?;
+        let record = db.newest_record(id, record);
+        clear_staged(db, id, &record)?;
         let mut queue = QueueState::new(id, record, options, Live::new(id, name));
         queue.load(db)?;
         let mut write = Write::default();
@@ -461,11 +463,13 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
 }
 
 /// Deletes what a large push had written when a crash cut it off: it lies past the last position.
-fn clear_staged(db: &Db, queue: u32, last_position: u64) -> Result<()> {
-    let Some(after) = last_position.checked_add(1) else {
+fn clear_staged(db: &Db, queue: u32, record: &QueueV1) -> Result<()> {
+    let Some(after) = record.last_position.checked_add(1) else {
         return Ok(());
     };
     let mut write = Write::default();
+    // The chunk that it came from may be among what goes.
+    write.put_queue(queue, record);
     for tree in [Tree::Requests, Tree::Parts] {
         let (from, to) = (keys::key(queue, &[after]), keys::key(queue, &[u64::MAX; 2]));
         for entry in db.range(tree, from, to) {

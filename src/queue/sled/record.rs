@@ -39,7 +39,7 @@ macro_rules! records {
 records! {
     StoreV1 = 1, CountsV1 = 2, QueueV1 = 3, RequestV1 = 4, DeadV1 = 5, PartV1 = 6, PlaceV1 = 7,
     BatchV1 = 8, NoteV1 = 9, OutcomeV1 = 10, SettledV1 = 11, KeptV1 = 12, KeyV1 = 13,
-    KeyExpiryV1 = 14, MarkV1 = 15, BookmarkV1 = 16,
+    KeyExpiryV1 = 14, MarkV1 = 15, BookmarkV1 = 16, ChunkV1 = 17,
 }
 
 /// The store.
@@ -56,6 +56,16 @@ pub(super) struct CountsV1 {
     pub(super) commits: u64,
     /// Entries per tree, in the order of [`Tree::ALL`].
     pub(super) entries: Vec<u64>,
+}
+
+impl CountsV1 {
+    /// Of an empty store.
+    pub(super) fn new() -> Self {
+        Self {
+            commits: 0,
+            entries: vec![0; Tree::ALL.len()],
+        }
+    }
 }
 
 /// A queue: its counters and how far it has come.
@@ -107,6 +117,17 @@ impl QueueV1 {
             held_bytes: 0,
         }
     }
+}
+
+/// Rows of `requests` that were pushed together; they are the body, one after the other.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ChunkV1 {
+    /// As they were after the commit that wrote this, unless there was a later one.
+    pub(super) counts: CountsV1,
+    /// The queue after that commit.
+    pub(super) queue: QueueV1,
+    /// For each row: how far its position is from the chunk's, and its bytes.
+    pub(super) rows: Vec<(u64, u32)>,
 }
 
 /// A waiting request or a member; the body is its payload, unless that is in parts.
@@ -346,6 +367,13 @@ pub(super) fn decode<'a, R: Record>(
         .deserialize(head)
         .map_err(|error| corrupt("not readable").with_source(error))?;
     Ok((record, body))
+}
+
+/// Reads what may be damaged, for whoever checks what is in it.
+pub(super) fn decode_unchecked<R: Record>(value: &[u8]) -> Option<(R, &[u8])> {
+    let head = u32::from_le_bytes(value.get(2..6)?.try_into().ok()?);
+    let (head, body) = value.get(FRAME_BYTES..)?.split_at_checked(head as usize)?;
+    Some((options().deserialize(head).ok()?, body))
 }
 
 fn length(bytes: usize) -> Result<[u8; 4]> {

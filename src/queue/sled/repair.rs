@@ -10,7 +10,7 @@
 //! - What is both done and still waiting is done.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -26,6 +26,7 @@ use super::{
         BatchV1, BookmarkV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1, OutcomeV1, PartV1,
         PlaceV1, QueueV1, Record, RequestV1, SettledV1, VerdictV1, decode,
     },
+    rows::{self, Windows},
     state::{Live, QueueState},
 };
 use crate::{
@@ -88,6 +89,7 @@ fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
 
 /// Takes over every entry that is right.
 fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
+    salvage_rows(old, new, repaired)?;
     for (tree, name) in Tree::ALL {
         let opened = catch_unwind(AssertUnwindSafe(|| old.open_tree(name)));
         let Ok(Ok(entries)) = opened else {
@@ -117,9 +119,51 @@ fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
     Ok(())
 }
 
+/// Takes over every row of `requests` that is right, in order.
+fn salvage_rows(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
+    let windows = Windows::new(old.clone());
+    let found = catch_unwind(AssertUnwindSafe(|| windows.load(&BTreeSet::new())));
+    repaired.torn += u64::from(!matches!(found, Ok(Ok(()))));
+    let (mut write, mut last) = (Write::default(), None);
+    for ((queue, window), tree) in windows.all() {
+        let note = keys::key(queue, &[window]);
+        let is_dropped = || old.open_tree(Tree::Requests.name())?.contains_key(&note);
+        if matches!(catch_unwind(AssertUnwindSafe(is_dropped)), Ok(Ok(true))) {
+            continue;
+        }
+        let mut chunks = BTreeMap::new();
+        let whole = read_all(&tree, &mut |key, value| {
+            chunks.insert(key.to_vec(), sled::IVec::from(value));
+            Ok(())
+        })?;
+        repaired.torn += u64::from(!whole);
+        for (key, value) in chunks {
+            let chunk = rows::chunk((queue, window), (key.into(), value));
+            let Some(rows) = rows::salvaged_rows(&chunk) else {
+                repaired.damaged += 1;
+                continue;
+            };
+            for (position, row) in rows {
+                let key = keys::key(queue, &[position]);
+                if last < Some((queue, position)) && is_right(Tree::Requests, &key, &row) {
+                    write.put_raw(Tree::Requests, &key, &row);
+                    last = Some((queue, position));
+                } else {
+                    repaired.damaged += 1;
+                }
+            }
+            if write.is_large() {
+                new.commit(&mut write)?;
+            }
+        }
+    }
+    new.commit(&mut write)
+}
+
 /// Entries that a new store writes itself: places are those of the entries it has.
 fn is_own(tree: Tree, key: &[u8]) -> bool {
-    tree == Tree::Places || (tree == Tree::Meta && key.first() != Some(&b'q'))
+    matches!(tree, Tree::Places | Tree::Requests)
+        || (tree == Tree::Meta && key.first() != Some(&b'q'))
 }
 
 fn is_right(tree: Tree, key: &[u8], value: &[u8]) -> bool {

@@ -22,7 +22,6 @@ use super::{
     apply::Step,
     db::{Db, Write},
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
-    keys::{self, Tree},
     open::{self, Opened},
     record::QueueV1,
     state::{Live, QueueState},
@@ -332,8 +331,7 @@ impl Writer {
         }
         let id = self.next_queue;
         let record = QueueV1::new(name.as_str());
-        self.write
-            .put(Tree::Meta, keys::queue_record(id), &record, &[])?;
+        self.write.put_queue(id, &record);
         self.next_queue += 1;
         let live = Live::new(id, name.clone());
         let options = options.unwrap_or(self.core.defaults);

@@ -73,7 +73,7 @@ impl Step<'_> {
         }
         if count > 0 || plan.bookmark.is_some() {
             self.queue.wake |= count > 0;
-            self.put_queue()?;
+            self.put_queue();
         }
         Ok(pushed)
     }

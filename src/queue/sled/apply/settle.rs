@@ -19,6 +19,9 @@ use crate::{
     request::DeadReason,
 };
 
+/// A slice of done members of which nothing is kept: they share a few deletes.
+const LIGHT_SLICE: usize = 4096;
+
 /// A slice of an ending batch.
 struct Slice {
     id: u128,
@@ -27,6 +30,8 @@ struct Slice {
     /// The result for members without an outcome.
     rest_result: Option<Vec<u8>>,
     settling: Settling,
+    /// Nothing is kept of done members, unless it was recorded already.
+    forgets: bool,
     /// Done members, whose results are kept for the retention.
     kept: Vec<u64>,
 }
@@ -57,10 +62,17 @@ impl Step<'_> {
             return Err(Error::internal("a batch ends without saying how"));
         };
         let (from, to) = (self.key(&[ending.reached]), self.key(&[batch.last]));
+        let forgets = self.queue.options.retention.is_zero();
+        let all_done = ending.rest == Some(VerdictV1::Done) && batch.verdicts == 0;
+        let most = if forgets && all_done {
+            LIGHT_SLICE
+        } else {
+            SLICE
+        };
         let entries: Vec<_> = self
             .db
             .range(Tree::Requests, from, to)
-            .take(SLICE)
+            .take(most)
             .collect::<Result<_>>()?;
         let settling = Settling {
             sequence: ending.sequence,
@@ -73,6 +85,7 @@ impl Step<'_> {
             ending,
             rest_result,
             settling,
+            forgets,
             kept: Vec::new(),
         };
         for (key, value) in &entries {
@@ -84,7 +97,7 @@ impl Step<'_> {
             }
             slice.ending.reached = position + 1;
         }
-        self.finish_slice_of(slice, entries.len() < SLICE)
+        self.finish_slice_of(slice, entries.len() < most)
     }
 
     fn rest_result(&self, id: u128, ending: &EndingV1) -> Result<Option<Vec<u8>>> {
@@ -223,9 +236,14 @@ impl Step<'_> {
             Some(VerdictV1::Done) => {
                 let key = self.key(&[position]);
                 self.write.delete(Tree::Requests, key);
-                self.forget_place(request.id);
+                if position != request.id {
+                    self.forget_place(request.id);
+                }
                 self.take_mark(&slice.batch, request.id)?;
                 self.delete_parts(request.id, PartOf::Payload, request.parts);
+                if recorded.is_none() && slice.forgets {
+                    return Ok(());
+                }
                 slice.kept.push(request.id);
                 match recorded {
                     Some(_) => Ok(()),

@@ -53,7 +53,8 @@ impl Step<'_> {
         }
         self.put_batch(id, &batch)?;
         self.queue.open.insert(id, batch);
-        self.put_queue()
+        self.put_queue();
+        Ok(())
     }
 
     /// Checks the update against its batch; the outcomes that are new, each with its member's entry.
