@@ -17,6 +17,7 @@
 //! | `apply` | each verb as a step: what it decides, what it writes |
 //! | `reader` | pages of members, status, lists, results |
 //! | `state` | what is kept in memory of each queue, and published |
+//! | `write`, `range` | what a step collects; walking through a tree |
 //! | `db` | every call into sled, guarded; the sync |
 //! | `repair` | saving what can be read of a damaged store |
 //! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
@@ -58,11 +59,13 @@ mod handle;
 mod keys;
 mod open;
 mod queue;
+mod range;
 mod reader;
 mod record;
 mod repair;
 mod rows;
 mod state;
+mod write;
 mod writer;
 
 use std::{

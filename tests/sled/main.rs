@@ -8,3 +8,4 @@ mod kills;
 mod refusals;
 mod support;
 mod syncs;
+mod windows;

@@ -15,10 +15,11 @@ mod update;
 use std::collections::BTreeMap;
 
 use super::{
-    db::{self, Collected, Db, Write},
+    db::{self, Db},
     keys::{self, PartOf, Tree},
     record::{DeadV1, OutcomeV1, PartV1, PlaceV1, Record, RequestV1, ResultV1, SettledV1},
     state::QueueState,
+    write::{Collected, Write},
 };
 use crate::{
     batch::{Lease, Outcome},
@@ -148,7 +149,7 @@ impl Step<'_> {
         self.write
             .put(Tree::Places, place, &PlaceV1::At(position), &[])?;
         let key = self.key(&[position]);
-        self.write.put(Tree::Requests, key, &request, body)
+        self.write.put_ready(&key, &request, body)
     }
 
     /// Puts a request among the delayed, ordered by when it is due, then by the position it had.

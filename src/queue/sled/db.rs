@@ -24,8 +24,10 @@ use sled::{
 
 use super::{
     keys::{self, Tree},
+    range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
-    rows::{self, Chunk, Rows, Windows},
+    rows::{self, Rows, Windows},
+    write::{self, Write, row},
 };
 use crate::error::{Error, Result};
 
@@ -44,106 +46,6 @@ pub(super) struct Db {
     dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
-}
-
-/// What one step writes; nothing of it is there before [`Db::commit`], all of it after.
-#[derive(Debug, Default)]
-pub(super) struct Write {
-    /// In all trees but `requests`.
-    entries: BTreeMap<(Tree, Vec<u8>), Option<Vec<u8>>>,
-    /// In `requests`: what is put there lies behind all that is there.
-    rows: Rows,
-    queues: BTreeMap<u32, QueueV1>,
-    bytes: usize,
-}
-
-/// What a [`Write`] has for a key.
-pub(super) enum Collected<'a> {
-    Nothing,
-    Deleted,
-    Value(&'a [u8]),
-}
-
-impl Write {
-    pub(super) fn put<R: Record>(
-        &mut self,
-        tree: Tree,
-        key: Vec<u8>,
-        record: &R,
-        body: &[u8],
-    ) -> Result<()> {
-        let value = record::encode(&key, record, body)?;
-        self.set(tree, key, Some(value));
-        Ok(())
-    }
-
-    /// The record of a queue.
-    pub(super) fn put_queue(&mut self, id: u32, record: &QueueV1) {
-        self.queues.insert(id, record.clone());
-    }
-
-    /// An entry as it was read elsewhere.
-    pub(super) fn put_raw(&mut self, tree: Tree, key: &[u8], value: &[u8]) {
-        self.set(tree, key.to_vec(), Some(value.to_vec()));
-    }
-
-    /// An entry whose key says everything.
-    pub(super) fn put_key(&mut self, tree: Tree, key: Vec<u8>) {
-        self.set(tree, key, Some(Vec::new()));
-    }
-
-    pub(super) fn delete(&mut self, tree: Tree, key: Vec<u8>) {
-        self.set(tree, key, None);
-    }
-
-    fn set(&mut self, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.bytes += value.as_ref().map_or(0, Vec::len);
-        if tree == Tree::Requests {
-            self.rows.insert(row(&key), value);
-        } else {
-            self.entries.insert((tree, key), value);
-        }
-    }
-
-    /// What was collected for a key: a value, or that it is deleted.
-    pub(super) fn get(&self, tree: Tree, key: &[u8]) -> Collected<'_> {
-        let value = if tree == Tree::Requests {
-            self.rows.get(&row(key))
-        } else if self.entries.is_empty() {
-            None
-        } else {
-            self.entries.get(&(tree, key.to_vec()))
-        };
-        match value {
-            None => Collected::Nothing,
-            Some(None) => Collected::Deleted,
-            Some(Some(value)) => Collected::Value(value),
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.rows.is_empty() && self.queues.is_empty()
-    }
-
-    /// Whether it is time to commit, so that no transaction needs much memory.
-    pub(super) fn is_large(&self) -> bool {
-        self.entries.len() + self.rows.len() >= MAX_WRITE_ENTRIES || self.bytes >= MAX_WRITE_BYTES
-    }
-
-    /// Whether it adds rows to queues and does nothing else.
-    fn only_adds_rows(&self) -> bool {
-        self.entries.is_empty()
-            && self.rows.values().all(Option::is_some)
-            && self.queues.keys().all(|id| {
-                let mut rows = self.rows.range((*id, 0)..=(*id, u64::MAX));
-                rows.next().is_some()
-            })
-    }
-}
-
-/// The queue and position in a key of `requests`.
-fn row(key: &[u8]) -> (u32, u64) {
-    (keys::queue(key), keys::number(key, 0))
 }
 
 impl Db {
@@ -250,8 +152,12 @@ impl Db {
         &self.trees[tree as usize]
     }
 
+    pub(super) fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
     /// Calls sled; an error or a panic poisons.
-    fn guard<T>(&self, what: &str, call: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+    pub(super) fn guard<T>(&self, what: &str, call: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         self.check()?;
         let error = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(value)) => return Ok(value),
@@ -276,9 +182,10 @@ impl Db {
         if tree == Tree::Requests {
             let (queue, position) = row(key);
             let chunk = self.guard("a read", || self.windows.chunk_at(queue, position))?;
-            let rows = chunk.map_or_else(|| Ok(Vec::new()), |chunk| rows::rows_of(&chunk))?;
-            let found = rows.into_iter().find(|(at, _)| *at == position);
-            return Ok(found.map(|(_, row)| row));
+            let chunk = chunk.map(|chunk| rows::open(&chunk)).transpose()?;
+            let rows = chunk.map_or_else(Vec::new, |chunk| chunk.rows);
+            let found = rows.binary_search_by_key(&position, |(at, _)| *at);
+            return Ok(found.ok().map(|index| rows[index].1.clone()));
         }
         self.guard("a read", || self.tree(tree).get(key))
     }
@@ -296,17 +203,17 @@ impl Db {
         let source = if from > to {
             Source::Ended
         } else if tree == Tree::Requests {
-            Source::Chunks {
-                from: row(&from),
-                to: row(&to),
-                reached: None,
-                rows: Vec::new().into_iter(),
-            }
+            Source::Rows(Box::new(self.chunks(row(&from), row(&to)).rows()))
         } else {
             let iter = catch_unwind(AssertUnwindSafe(|| self.tree(tree).range(from..=to)));
-            iter.map_or(Source::Ended, Source::Entries)
+            iter.map_or(Source::Ended, |iter| Source::Entries(Box::new(iter)))
         };
         Range { db: self, source }
+    }
+
+    /// The chunks of `requests` with rows from one place to another, both included, in order.
+    pub(super) fn chunks(&self, from: (u32, u64), to: (u32, u64)) -> Chunks<'_> {
+        Chunks::new(self, from, to)
     }
 
     /// The first entry from one key to another, both included.
@@ -337,7 +244,7 @@ impl Db {
         let Write {
             rows, mut queues, ..
         } = write;
-        let (added, _) = sorted(rows);
+        let (added, _) = write::sorted(rows);
         for (id, rows) in added {
             let mut chunks = rows::share(rows).into_iter().peekable();
             while let Some(rows) = chunks.next() {
@@ -369,6 +276,7 @@ impl Db {
         let Write {
             mut entries,
             rows,
+            chunks,
             queues,
             ..
         } = write;
@@ -382,7 +290,7 @@ impl Db {
         before.commits += 1;
         let mut plan = Plan::default();
         plan.tree(Tree::Meta, (0, 0), || self.tree(Tree::Meta).clone());
-        let dropped = self.plan_rows(rows, &mut before, &mut plan)?;
+        let dropped = self.plan_rows(rows, chunks, &mut before, &mut plan)?;
         for (noted, value) in [(&*lock(&self.dropped), None), (&dropped, Some(Vec::new()))] {
             for (queue, first) in noted {
                 let key = keys::key(*queue, &[*first]);
@@ -406,12 +314,18 @@ impl Db {
     fn plan_rows(
         &self,
         rows: Rows,
+        gone: BTreeMap<(u32, u64), BTreeSet<u64>>,
         counts: &mut CountsV1,
         plan: &mut Plan,
     ) -> Result<BTreeSet<(u32, u64)>> {
-        let (added, deleted) = sorted(rows);
+        let (added, deleted) = write::sorted(rows);
         let mut dropped = BTreeSet::new();
-        for (window, chunks) in self.without(&deleted)? {
+        let mut edited = self.without(&deleted)?;
+        for (window, chunks) in gone {
+            let chunks = chunks.into_iter().map(|first| (first, Vec::new()));
+            edited.entry(window).or_default().extend(chunks);
+        }
+        for (window, chunks) in edited {
             let Some(tree) = self.windows.tree(window) else {
                 continue;
             };
@@ -428,7 +342,7 @@ impl Db {
             for (first, left) in chunks {
                 let at = (window.0, first);
                 let value = (!left.is_empty())
-                    .then(|| rows::encode(at, &left, self.record(window.0), counts.clone()))
+                    .then(|| rows::encode_left(at, &left, self.record(window.0), counts.clone()))
                     .transpose()?;
                 plan.changes
                     .push((index, first.to_be_bytes().to_vec(), value));
@@ -458,7 +372,7 @@ impl Db {
             else {
                 continue;
             };
-            let mut rows = rows::rows_of(&chunk)?;
+            let mut rows = rows::open(&chunk)?.rows;
             let last = rows.last().map_or(0, |(position, _)| *position);
             let mut gone = BTreeSet::from([*position]);
             while let Some((_, position)) =
@@ -514,18 +428,6 @@ impl Db {
 /// By chunk: the rows that are left of it.
 type Left = BTreeMap<u64, Vec<(u64, IVec)>>;
 
-/// Rows that are put, by queue, and those that are deleted.
-fn sorted(rows: Rows) -> (BTreeMap<u32, Vec<(u64, Vec<u8>)>>, Vec<(u32, u64)>) {
-    let (mut added, mut deleted) = (BTreeMap::<u32, Vec<_>>::new(), Vec::new());
-    for ((queue, position), value) in rows {
-        match value {
-            Some(value) => added.entry(queue).or_default().push((position, value)),
-            None => deleted.push((queue, position)),
-        }
-    }
-    (added, deleted)
-}
-
 /// A transaction: the trees that it needs, and what becomes of which key in them.
 #[derive(Default)]
 struct Plan {
@@ -577,83 +479,6 @@ impl Plan {
     }
 }
 
-/// Entries of a tree in order; ends after an error.
-pub(super) struct Range<'a> {
-    db: &'a Db,
-    source: Source,
-}
-
-enum Source {
-    Ended,
-    Entries(sled::Iter),
-    /// Rows; the next chunk is looked up when it is needed, so that rows may be deleted meanwhile.
-    Chunks {
-        from: (u32, u64),
-        to: (u32, u64),
-        reached: Option<(u32, u64)>,
-        rows: std::vec::IntoIter<(IVec, IVec)>,
-    },
-}
-
-impl Range<'_> {
-    fn step(&mut self) -> Result<Option<(IVec, IVec)>> {
-        let (from, to, reached, rows) = match &mut self.source {
-            Source::Ended => return Ok(None),
-            Source::Entries(iter) => {
-                return self.db.guard("a read", || iter.next().transpose());
-            }
-            Source::Chunks {
-                from,
-                to,
-                reached,
-                rows,
-            } => (*from, *to, reached, rows),
-        };
-        loop {
-            if let Some(row) = rows.next() {
-                return Ok(Some(row));
-            }
-            let chunk = self.db.guard("a read", || {
-                let windows = &self.db.windows;
-                if let Some((queue, first)) = *reached {
-                    return windows.chunk_after(queue, first);
-                }
-                match windows.chunk_at(from.0, from.1)? {
-                    Some(chunk) => Ok(Some(chunk)),
-                    None => windows.chunk_after(from.0, from.1),
-                }
-            })?;
-            let Some(chunk) = chunk.filter(|chunk| (chunk.queue, chunk.first) <= to) else {
-                return Ok(None);
-            };
-            *reached = Some((chunk.queue, chunk.first));
-            *rows = asked(&chunk, from, to)?.into_iter();
-        }
-    }
-}
-
-/// The rows of a chunk that lie within bounds, with their keys.
-fn asked(chunk: &Chunk, from: (u32, u64), to: (u32, u64)) -> Result<Vec<(IVec, IVec)>> {
-    let queue = chunk.queue;
-    let rows = rows::rows_of(chunk)?.into_iter();
-    let asked = rows.filter(|(position, _)| (from..=to).contains(&(queue, *position)));
-    Ok(asked
-        .map(|(position, row)| (IVec::from(keys::key(queue, &[position])), row))
-        .collect())
-}
-
-impl Iterator for Range<'_> {
-    type Item = Result<(IVec, IVec)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let step = self.step();
-        if !matches!(step, Ok(Some(_))) {
-            self.source = Source::Ended;
-        }
-        step.transpose()
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -680,8 +505,3 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "a panic".to_owned())
 }
-
-/// A transaction holds up to this many entries before it is time to commit: sled needs about 10 KiB
-/// of memory for each until it is through.
-const MAX_WRITE_ENTRIES: usize = 1024;
-const MAX_WRITE_BYTES: usize = 4 << 20;

@@ -23,10 +23,11 @@ use std::{
 
 use super::{
     apply::Step,
-    db::{self, Db, Write},
+    db::{self, Db},
     keys::{self, PartOf, Tree},
     record::{QueueV1, StoreV1},
     state::{Live, QueueState},
+    write::Write,
 };
 use crate::{
     error::{Error, Result},

@@ -126,6 +126,8 @@ pub(super) struct ChunkV1 {
     pub(super) counts: CountsV1,
     /// The queue after that commit.
     pub(super) queue: QueueV1,
+    /// The payload bytes of all its rows, if each is where it was pushed and has no parts.
+    pub(super) plain: Option<u64>,
     /// For each row: how far its position is from the chunk's, and its bytes.
     pub(super) rows: Vec<(u64, u32)>,
 }
@@ -319,16 +321,24 @@ pub(super) struct BookmarkV1 {}
 
 /// Writes a record for this key.
 pub(super) fn encode<R: Record>(key: &[u8], record: &R, body: &[u8]) -> Result<Vec<u8>> {
+    encode_all(key, record, &[body])
+}
+
+/// Writes a record whose body is all of these.
+pub(super) fn encode_all<R: Record>(key: &[u8], record: &R, body: &[&[u8]]) -> Result<Vec<u8>> {
+    let body_bytes = body.iter().map(|part| part.len()).sum();
     let head = options()
         .serialize(record)
         .map_err(|error| Error::internal("a record can't be written").with_source(error))?;
-    let mut value = Vec::with_capacity(FRAME_BYTES + head.len() + body.len());
+    let mut value = Vec::with_capacity(FRAME_BYTES + head.len() + body_bytes);
     value.extend([R::KIND, R::VERSION]);
     value.extend(length(head.len())?);
-    value.extend(length(body.len())?);
+    value.extend(length(body_bytes)?);
     value.extend([0; 4]);
     value.extend(&head);
-    value.extend(body);
+    for part in body {
+        value.extend_from_slice(part);
+    }
     let checksum = checksum(key, &value);
     value[10..FRAME_BYTES].copy_from_slice(&checksum.to_le_bytes());
     Ok(value)

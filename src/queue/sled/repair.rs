@@ -19,15 +19,17 @@ use std::{
 
 use super::{
     apply::{self, Step},
-    db::{self, Db, Write},
+    db::{self, Db},
     keys::{self, PartOf, Tree},
     open,
+    range::Range,
     record::{
         BatchV1, BookmarkV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1, OutcomeV1, PartV1,
         PlaceV1, QueueV1, Record, RequestV1, SettledV1, VerdictV1, decode,
     },
     rows::{self, Windows},
     state::{Live, QueueState},
+    write::Write,
 };
 use crate::{
     error::{Error, Result},
@@ -291,7 +293,7 @@ impl Step<'_> {
     }
 
     /// Every entry of a tree of this queue.
-    fn all(&self, tree: Tree) -> db::Range<'_> {
+    fn all(&self, tree: Tree) -> Range<'_> {
         let to = keys::key(self.queue.id, &[u64::MAX; 80]);
         self.db.range(tree, keys::key(self.queue.id, &[]), to)
     }

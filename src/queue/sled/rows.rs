@@ -30,7 +30,15 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Rows by queue and position; `None` is to be deleted.
-pub(super) type Rows = BTreeMap<(u32, u64), Option<Vec<u8>>>;
+pub(super) type Rows = BTreeMap<(u32, u64), Option<Row>>;
+
+/// A row that is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) value: Vec<u8>,
+    /// The bytes of its payload, if it is where it was pushed and has no parts.
+    pub(super) plain: Option<u64>,
+}
 
 /// The name of every window begins with this; the tree of this very name notes which are dropped.
 const PREFIX: &[u8] = b"requests";
@@ -111,12 +119,23 @@ impl Windows {
             .map(|entry| chunk((queue, window), entry)))
     }
 
-    /// The first chunk that begins after a position, of whatever queue.
-    pub(super) fn chunk_after(&self, queue: u32, position: u64) -> sled::Result<Option<Chunk>> {
-        if let Some((window, tree)) = self.at(queue, position)
-            && let Some(entry) = tree.get_gt(position.to_be_bytes())?
-        {
-            return Ok(Some(chunk((queue, window), entry)));
+    /// Some chunks in order, of whatever queue: from the one that a position is in, or those that begin
+    /// after it. One look at a leaf serves all of them.
+    pub(super) fn chunks(
+        &self,
+        (queue, position): (u32, u64),
+        after: bool,
+    ) -> sled::Result<Vec<Chunk>> {
+        if let Some((window, tree)) = self.at(queue, position) {
+            let key = position.to_be_bytes();
+            let from = match tree.range(..=key).keys().next_back().transpose()? {
+                Some(first) if !after => Bound::Included(first),
+                _ => Bound::Excluded(IVec::from(&key)),
+            };
+            let chunks = some((queue, window), tree.range((from, Bound::Unbounded)))?;
+            if !chunks.is_empty() {
+                return Ok(chunks);
+            }
         }
         let mut after = (queue, position);
         loop {
@@ -126,10 +145,11 @@ impl Windows {
                 later.next().map(|(window, tree)| (*window, tree.clone()))
             };
             let Some((window, tree)) = next else {
-                return Ok(None);
+                return Ok(Vec::new());
             };
-            if let Some(entry) = tree.first()? {
-                return Ok(Some(chunk(window, entry)));
+            let chunks = some(window, tree.iter())?;
+            if !chunks.is_empty() {
+                return Ok(chunks);
             }
             after = window;
         }
@@ -225,12 +245,57 @@ pub(super) fn is_all(tree: &sled::Tree, chunks: &BTreeSet<u64>) -> sled::Result<
     Ok(true)
 }
 
-/// The rows of a chunk in order, each with its key.
-pub(super) fn rows_of(chunk: &Chunk) -> Result<Vec<(u64, IVec)>> {
+/// A chunk whose checksum is right.
+pub(super) struct OpenChunk {
+    pub(super) queue: u32,
+    pub(super) window: u64,
+    pub(super) first: u64,
+    /// As in [`ChunkV1`].
+    pub(super) plain: Option<u64>,
+    /// In order, each with its position.
+    pub(super) rows: Vec<(u64, IVec)>,
+}
+
+impl OpenChunk {
+    /// The position of its last row.
+    pub(super) fn last(&self) -> u64 {
+        self.rows.last().map_or(self.first, |(last, _)| *last)
+    }
+
+    /// The payload bytes of its rows, if it is plain and none of them is outside of these positions.
+    pub(super) fn plain_within(&self, first: u64, last: u64) -> Option<u64> {
+        self.plain.filter(|_| {
+            let begin = self.rows.first().map_or(self.first, |(begin, _)| *begin);
+            first <= begin && self.last() <= last
+        })
+    }
+
+    /// The rows within these positions, each with its key.
+    pub(super) fn rows_within(
+        self,
+        from: (u32, u64),
+        to: (u32, u64),
+    ) -> impl Iterator<Item = (IVec, IVec)> {
+        let queue = self.queue;
+        let rows = self.rows.into_iter();
+        let asked = rows.filter(move |(position, _)| (from..=to).contains(&(queue, *position)));
+        asked.map(move |(position, row)| (IVec::from(keys::key(queue, &[position])), row))
+    }
+}
+
+/// Checks a chunk, and finds its rows.
+pub(super) fn open(chunk: &Chunk) -> Result<OpenChunk> {
     let key = keys::key(chunk.queue, &[chunk.first]);
     let (head, body) = record::decode::<ChunkV1>(Tree::Requests, &key, &chunk.value)?;
-    slices(chunk, &head, body.len())
-        .ok_or_else(|| Error::corrupt("a chunk of \"requests\" is too short; run `repair`"))
+    let rows = slices(chunk, &head, body.len())
+        .ok_or_else(|| Error::corrupt("a chunk of \"requests\" is too short; run `repair`"))?;
+    Ok(OpenChunk {
+        queue: chunk.queue,
+        window: chunk.window,
+        first: chunk.first,
+        plain: head.plain,
+        rows,
+    })
 }
 
 /// The rows of a chunk that may be damaged: each has a checksum of its own.
@@ -254,32 +319,55 @@ fn slices(chunk: &Chunk, head: &ChunkV1, body: usize) -> Option<Vec<(u64, IVec)>
     Some(rows)
 }
 
-/// The value of a chunk of these rows, whose first position is in its key.
-pub(super) fn encode<R: AsRef<[u8]>>(
-    (queue, first): (u32, u64),
-    rows: &[(u64, R)],
+/// The value of a chunk of new rows, whose first position is in its key.
+pub(super) fn encode(
+    at: (u32, u64),
+    rows: &[(u64, Row)],
     record: QueueV1,
     counts: CountsV1,
 ) -> Result<Vec<u8>> {
-    let mut body = Vec::with_capacity(rows.iter().map(|(_, row)| row.as_ref().len()).sum());
-    let mut head = ChunkV1 {
-        counts,
-        queue: record,
-        rows: Vec::with_capacity(rows.len()),
-    };
-    for (position, row) in rows {
-        let row = row.as_ref();
+    let plain = rows.iter().map(|(_, row)| row.plain).sum();
+    let rows = rows
+        .iter()
+        .map(|(position, row)| (*position, &row.value[..]));
+    join(at, rows.unzip(), plain, record, counts)
+}
+
+/// The value of a chunk with the rows that are left of it.
+pub(super) fn encode_left(
+    at: (u32, u64),
+    rows: &[(u64, IVec)],
+    record: QueueV1,
+    counts: CountsV1,
+) -> Result<Vec<u8>> {
+    let rows = rows.iter().map(|(position, row)| (*position, &row[..]));
+    join(at, rows.unzip(), None, record, counts)
+}
+
+fn join(
+    (queue, first): (u32, u64),
+    (positions, rows): (Vec<u64>, Vec<&[u8]>),
+    plain: Option<u64>,
+    record: QueueV1,
+    counts: CountsV1,
+) -> Result<Vec<u8>> {
+    let lengths = positions.iter().zip(&rows).map(|(position, row)| {
         let bytes = u32::try_from(row.len())
             .map_err(|error| Error::internal("a row is too long").with_source(error))?;
-        head.rows.push((position - first, bytes));
-        body.extend_from_slice(row);
-    }
-    record::encode(&keys::key(queue, &[first]), &head, &body)
+        Ok((position - first, bytes))
+    });
+    let head = ChunkV1 {
+        counts,
+        queue: record,
+        plain,
+        rows: lengths.collect::<Result<_>>()?,
+    };
+    record::encode_all(&keys::key(queue, &[first]), &head, &rows)
 }
 
 /// Shares rows out among as few chunks as hold them, evenly.
-pub(super) fn share(rows: Vec<(u64, Vec<u8>)>) -> Vec<Vec<(u64, Vec<u8>)>> {
-    let size = |row: &Vec<u8>| row.len() + ROW_OVERHEAD;
+pub(super) fn share(rows: Vec<(u64, Row)>) -> Vec<Vec<(u64, Row)>> {
+    let size = |row: &Row| row.value.len() + ROW_OVERHEAD;
     let total: usize = rows.iter().map(|(_, row)| size(row)).sum();
     let each = total.div_ceil(total.div_ceil(CHUNK_BYTES).max(1));
     let (mut chunks, mut filled) = (Vec::new(), usize::MAX);
@@ -296,6 +384,12 @@ pub(super) fn share(rows: Vec<(u64, Vec<u8>)>) -> Vec<Vec<(u64, Vec<u8>)>> {
         }
     }
     chunks
+}
+
+/// The next chunks of a window, as many as a leaf holds.
+fn some(window: (u32, u64), entries: sled::Iter) -> sled::Result<Vec<Chunk>> {
+    let entries = entries.take(WINDOW_CHUNKS);
+    entries.map(|entry| Ok(chunk(window, entry?))).collect()
 }
 
 /// The chunk in an entry of a window.
@@ -328,13 +422,22 @@ fn parse(name: &[u8]) -> Option<(u32, u64)> {
 mod tests {
     use super::*;
 
+    fn row(value: &[u8]) -> Row {
+        Row {
+            value: value.to_vec(),
+            plain: Some(value.len() as u64),
+        }
+    }
+
     #[test]
     fn rows_are_shared_out_in_order_and_no_chunk_is_too_large() {
         for sizes in [vec![1_000; 100], vec![13_000; 9], vec![5], vec![50; 3_000]] {
-            let rows: Vec<_> = (7..).zip(sizes.iter().map(|size| vec![0; *size])).collect();
+            let rows = sizes.iter().map(|size| row(&vec![0; *size]));
+            let rows: Vec<_> = (7..).zip(rows).collect();
             let chunks = share(rows.clone());
             for chunk in &chunks {
-                let bytes: usize = chunk.iter().map(|(_, row)| row.len() + ROW_OVERHEAD).sum();
+                let sizes = chunk.iter().map(|(_, row)| row.value.len() + ROW_OVERHEAD);
+                let bytes: usize = sizes.sum();
                 assert!(!chunk.is_empty() && bytes <= CHUNK_BYTES, "{bytes}");
             }
             assert_eq!(chunks.concat(), rows);
@@ -343,20 +446,24 @@ mod tests {
 
     #[test]
     fn a_chunk_gives_its_rows_back_and_no_flipped_bit_is_served() {
-        let rows = [(3, b"abc".to_vec()), (9, b"defg".to_vec())];
+        let rows = [(3, row(b"abc")), (9, row(b"defg"))];
         let queue = QueueV1::new("q");
         let value = encode((7, 3), &rows, queue, CountsV1::default()).unwrap();
         let mut chunk = chunk((7, 1), (IVec::from(&3_u64.to_be_bytes()), value.into()));
-        let read = |chunk: &Chunk| -> Result<Vec<(u64, Vec<u8>)>> {
-            let rows = rows_of(chunk)?.into_iter();
-            Ok(rows
-                .map(|(position, row)| (position, row.to_vec()))
-                .collect())
-        };
-        assert_eq!(read(&chunk).unwrap(), rows);
+        let opened = open(&chunk).unwrap();
+        assert_eq!(opened.plain_within(3, 9), Some(7));
+        assert_eq!(
+            (opened.plain_within(4, 9), opened.plain_within(3, 8)),
+            (None, None)
+        );
+        let read = opened
+            .rows
+            .iter()
+            .map(|(position, row)| (*position, &row[..]));
+        assert!(read.eq([(3, &b"abc"[..]), (9, &b"defg"[..])]));
         for bit in 0..chunk.value.len() * 8 {
             chunk.value[bit / 8] ^= 1 << (bit % 8);
-            assert!(read(&chunk).is_err(), "bit {bit}");
+            assert!(open(&chunk).is_err(), "bit {bit}");
             chunk.value[bit / 8] ^= 1 << (bit % 8);
         }
     }

@@ -20,11 +20,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     apply::Step,
-    db::{Db, Write},
+    db::Db,
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
     open::{self, Opened},
     record::QueueV1,
     state::{Live, QueueState},
+    write::Write,
 };
 use crate::{
     error::{ErrorKind, Result},

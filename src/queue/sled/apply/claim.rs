@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Step;
+use super::{Settling, Step};
 use crate::{
     batch::{BatchId, Claim, Fence, Lease},
     clock::Timestamp,
@@ -91,48 +91,33 @@ impl Step<'_> {
         if self.queue.record.ready == 0 || !self.is_due(now, claim) {
             return Ok(None);
         }
-        let from = self.key(&[self.queue.record.cursor.saturating_add(1)]);
-        let to = self.key(&[self.queue.record.last_position]);
-        let (db, most, max_bytes) = (self.db, claim.max_requests.get(), claim.max_bytes.get());
+        let (first, last) = (
+            self.queue.record.cursor.saturating_add(1),
+            self.queue.record.last_position,
+        );
+        let (db, id) = (self.db, self.queue.id);
         let mut taken = ChildV1::default();
         let mut settling = self.settling();
-        for entry in db.range(Tree::Requests, from, to) {
-            let (key, value) = entry?;
-            let (request, body) = db::read::<RequestV1>(Tree::Requests, &key, &value)?;
-            let too_large = request.bytes > max_bytes;
-            if taken.requests >= most || (!too_large && taken.bytes + request.bytes > max_bytes) {
-                break;
-            }
-            if too_large {
-                let error = format!(
-                    "payload of {} bytes is over max_batch_bytes {max_bytes}",
-                    request.bytes
-                );
-                self.write.delete(Tree::Requests, key.to_vec());
-                self.queue.record.ready -= 1;
-                self.queue.record.ready_bytes -= request.bytes;
-                self.queue.record.held_bytes -= request.bytes;
-                let reason = (DeadReason::TooLarge, error);
-                self.bury(
-                    &mut settling,
-                    (now.as_nanos(), None),
-                    (request, &body),
-                    reason,
-                )?;
-                if self.write.is_large() {
-                    self.put_settled(settling)?;
-                    self.commit()?;
-                    settling = self.settling();
+        'all: for chunk in db.chunks((id, first), (id, last)) {
+            let chunk = chunk?;
+            if let Some(bytes) = chunk.plain_within(first, last)
+                && taken.requests as usize + chunk.rows.len() <= claim.max_requests.get() as usize
+                && taken.bytes + bytes <= claim.max_bytes.get()
+            {
+                if taken.requests == 0 {
+                    taken.first = chunk.first;
                 }
+                taken.last = chunk.last();
+                taken.requests += u32::try_from(chunk.rows.len()).unwrap_or(u32::MAX);
+                taken.bytes += bytes;
                 continue;
             }
-            let position = keys::number(&key, 0);
-            if taken.requests == 0 {
-                taken.first = position;
+            for (key, value) in chunk.rows_within((id, first), (id, last)) {
+                let row = (keys::number(&key, 0), &value);
+                if !self.take_row(now, claim, row, &mut taken, &mut settling)? {
+                    break 'all;
+                }
             }
-            taken.last = position;
-            taken.requests += 1;
-            taken.bytes += request.bytes;
         }
         self.put_settled(settling)?;
         let id = match taken.requests {
@@ -145,6 +130,50 @@ impl Step<'_> {
             self.queue.find_oldest(self.db)?;
         }
         Ok(id)
+    }
+
+    /// Takes a ready request into a batch, or dead-letters it as one that no batch could take; whether
+    /// it did: the batch is full otherwise.
+    fn take_row(
+        &mut self,
+        now: Timestamp,
+        claim: &Claim,
+        (position, value): (u64, &sled::IVec),
+        taken: &mut ChildV1,
+        settling: &mut Settling,
+    ) -> Result<bool> {
+        let key = self.key(&[position]);
+        let (request, body) = db::read::<RequestV1>(Tree::Requests, &key, value)?;
+        let (most, max_bytes) = (claim.max_requests.get(), claim.max_bytes.get());
+        let too_large = request.bytes > max_bytes;
+        if taken.requests >= most || (!too_large && taken.bytes + request.bytes > max_bytes) {
+            return Ok(false);
+        }
+        if too_large {
+            let error = format!(
+                "payload of {} bytes is over max_batch_bytes {max_bytes}",
+                request.bytes
+            );
+            self.write.delete(Tree::Requests, key);
+            self.queue.record.ready -= 1;
+            self.queue.record.ready_bytes -= request.bytes;
+            self.queue.record.held_bytes -= request.bytes;
+            let reason = (DeadReason::TooLarge, error);
+            self.bury(settling, (now.as_nanos(), None), (request, &body), reason)?;
+            if self.write.is_large() {
+                let next = self.settling();
+                self.put_settled(std::mem::replace(settling, next))?;
+                self.commit()?;
+            }
+            return Ok(true);
+        }
+        if taken.requests == 0 {
+            taken.first = position;
+        }
+        taken.last = position;
+        taken.requests += 1;
+        taken.bytes += request.bytes;
+        Ok(true)
     }
 
     /// Moves a range of ready requests into a new batch: only the cursor moves.

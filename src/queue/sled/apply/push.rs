@@ -126,7 +126,7 @@ impl Step<'_> {
         if due(now, new).is_none() {
             let key = self.key(&[id]);
             self.write
-                .put(Tree::Requests, key, &row(now, id, new, parts), body)?;
+                .put_ready(&key, &row(now, id, new, parts), body)?;
         }
         if self.write.is_large() {
             self.db.commit(self.write)?;

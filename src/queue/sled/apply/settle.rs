@@ -19,9 +19,6 @@ use crate::{
     request::DeadReason,
 };
 
-/// A slice of done members of which nothing is kept: they share a few deletes.
-const LIGHT_SLICE: usize = 4096;
-
 /// A slice of an ending batch.
 struct Slice {
     id: u128,
@@ -61,19 +58,6 @@ impl Step<'_> {
         let Some(ending) = batch.ending.clone() else {
             return Err(Error::internal("a batch ends without saying how"));
         };
-        let (from, to) = (self.key(&[ending.reached]), self.key(&[batch.last]));
-        let forgets = self.queue.options.retention.is_zero();
-        let all_done = ending.rest == Some(VerdictV1::Done) && batch.verdicts == 0;
-        let most = if forgets && all_done {
-            LIGHT_SLICE
-        } else {
-            SLICE
-        };
-        let entries: Vec<_> = self
-            .db
-            .range(Tree::Requests, from, to)
-            .take(most)
-            .collect::<Result<_>>()?;
         let settling = Settling {
             sequence: ending.sequence,
             ids: Vec::new(),
@@ -85,19 +69,61 @@ impl Step<'_> {
             ending,
             rest_result,
             settling,
-            forgets,
+            forgets: self.queue.options.retention.is_zero(),
             kept: Vec::new(),
         };
-        for (key, value) in &entries {
-            let (request, body) = db::read::<RequestV1>(Tree::Requests, key, value)?;
-            let position = keys::number(key, 0);
-            match slice.ending.phase {
-                PhaseV1::Record => self.record_rest(&mut slice, request)?,
-                PhaseV1::Settle => self.settle_member(&mut slice, position, request, &body)?,
-            }
-            slice.ending.reached = position + 1;
+        let BatchV1 {
+            requests,
+            open,
+            marks,
+            last,
+            ..
+        } = slice.batch;
+        let all_done = slice.ending.rest == Some(VerdictV1::Done) && open == requests;
+        if slice.forgets && all_done && marks == 0 {
+            let through = self.forget_chunks(&mut slice)?;
+            return self.finish_slice_of(slice, through);
         }
-        self.finish_slice_of(slice, entries.len() < most)
+        let (from, to) = (self.key(&[slice.ending.reached]), self.key(&[last]));
+        let entries: Vec<_> = self
+            .db
+            .range(Tree::Requests, from, to)
+            .take(SLICE)
+            .collect::<Result<_>>()?;
+        for (key, value) in &entries {
+            self.settle_row(&mut slice, key, value)?;
+        }
+        self.finish_slice_of(slice, entries.len() < SLICE)
+    }
+
+    /// Deletes members that are all done and of which nothing is kept, by the chunk where it can be;
+    /// whether it is through with all of them.
+    fn forget_chunks(&mut self, slice: &mut Slice) -> Result<bool> {
+        let (first, last) = (slice.ending.reached, slice.batch.last);
+        let (db, id) = (self.db, self.queue.id);
+        let mut chunks = db.chunks((id, first), (id, last));
+        for chunk in chunks.by_ref().take(SLICE) {
+            let chunk = chunk?;
+            if chunk.plain_within(first, last).is_some() {
+                slice.ending.reached = chunk.last() + 1;
+                self.write.delete_chunk(&chunk);
+                continue;
+            }
+            for (key, value) in chunk.rows_within((id, first), (id, last)) {
+                self.settle_row(slice, &key, &value)?;
+            }
+        }
+        Ok(chunks.next().is_none())
+    }
+
+    fn settle_row(&mut self, slice: &mut Slice, key: &[u8], value: &sled::IVec) -> Result<()> {
+        let (request, body) = db::read::<RequestV1>(Tree::Requests, key, value)?;
+        let position = keys::number(key, 0);
+        slice.ending.reached = position + 1;
+        match slice.ending.phase {
+            PhaseV1::Record => self.record_rest(slice, request),
+            PhaseV1::Settle => self.settle_member(slice, position, request, &body),
+        }
     }
 
     fn rest_result(&self, id: u128, ending: &EndingV1) -> Result<Option<Vec<u8>>> {
