@@ -78,15 +78,15 @@ impl MemoryQueue {
     async fn push_all(
         &self,
         asked: Timestamp,
-        requests: &[NewRequest],
+        mut requests: Vec<NewRequest>,
         bookmark: Option<&Bookmark>,
     ) -> Result<Vec<Pushed>> {
         requests.iter().try_for_each(NewRequest::validate)?;
         bookmark.map_or(Ok(()), Bookmark::validate)?;
-        let mut room = Room::new(asked, requests, self.changes.subscribe());
+        let mut room = Room::new(asked, &requests, self.changes.subscribe());
         loop {
             let now = room.now();
-            let pushed = self.at(now)?.push(now, requests, bookmark);
+            let pushed = self.at(now)?.push(now, &mut requests, bookmark);
             match pushed {
                 Err(failed) => room.wait(failed, &self.options).await?,
                 Ok(pushed) => {
@@ -101,7 +101,7 @@ impl MemoryQueue {
 #[async_trait]
 impl Queue for MemoryQueue {
     async fn push(&self, now: Timestamp, requests: Vec<NewRequest>) -> Result<Vec<Pushed>> {
-        self.push_all(now, &requests, None).await
+        self.push_all(now, requests, None).await
     }
 
     async fn stats(&self, now: Timestamp) -> Result<Stats> {
@@ -160,7 +160,7 @@ impl Queue for MemoryQueue {
         requests: Vec<NewRequest>,
         bookmark: Bookmark,
     ) -> Result<Vec<Pushed>> {
-        self.push_all(now, &requests, Some(&bookmark)).await
+        self.push_all(now, requests, Some(&bookmark)).await
     }
 
     async fn bookmark(&self, source: &str) -> Result<Option<Bytes>> {

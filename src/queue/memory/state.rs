@@ -2,7 +2,10 @@
 
 mod batches;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    mem,
+};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -29,7 +32,8 @@ pub(super) struct State {
     last_settled: u64,
     /// Where every request is that is more than a counter.
     pub(super) places: BTreeMap<RequestId, Place>,
-    ready: BTreeMap<Position, Request>,
+    /// By position: a request only ever becomes ready at the tail.
+    ready: VecDeque<(Position, Request)>,
     /// By due time, then by the position they had.
     delayed: BTreeMap<(Timestamp, Position), Request>,
     expiry: BTreeSet<(Timestamp, RequestId)>,
@@ -120,7 +124,7 @@ impl State {
             last_fence: 0,
             last_settled: 0,
             places: BTreeMap::new(),
-            ready: BTreeMap::new(),
+            ready: VecDeque::new(),
             delayed: BTreeMap::new(),
             expiry: BTreeSet::new(),
             batches: BTreeMap::new(),
@@ -173,14 +177,14 @@ impl State {
     pub(super) fn push(
         &mut self,
         now: Timestamp,
-        requests: &[NewRequest],
+        requests: &mut Vec<NewRequest>,
         bookmark: Option<&Bookmark>,
     ) -> Result<Vec<Pushed>> {
         let mut next = self.next_position(now);
         let mut pushed = Vec::with_capacity(requests.len());
         let mut keys: HashMap<&str, Key> = HashMap::new();
         let mut bytes = 0;
-        for request in requests {
+        for request in requests.iter() {
             let id = RequestId::from_u64(next);
             if let Some(key) = request.idempotency_key.as_deref() {
                 let payload = Sha256::digest(&request.payload).into();
@@ -226,7 +230,7 @@ impl State {
         }
         self.counts.pushed += added;
         self.counts.held_bytes += bytes;
-        for (request, pushed) in requests.iter().zip(&pushed) {
+        for (request, pushed) in mem::take(requests).into_iter().zip(&pushed) {
             if !pushed.duplicate {
                 self.add(now, pushed.id, request);
             }
@@ -239,7 +243,7 @@ impl State {
     }
 
     pub(super) fn stats(&mut self, now: Timestamp) -> Stats {
-        let oldest = self.ready.first_key_value();
+        let oldest = self.ready.front();
         let seen = &mut self.first_seen;
         let offered = |batch: &&OpenBatch| batch.until <= now;
         Stats {
@@ -274,7 +278,7 @@ impl State {
         now.as_nanos().max(self.last_position + 1)
     }
 
-    fn add(&mut self, now: Timestamp, id: RequestId, new: &NewRequest) {
+    fn add(&mut self, now: Timestamp, id: RequestId, new: NewRequest) {
         let request = Request {
             id,
             pushed_at: now,
@@ -282,8 +286,8 @@ impl State {
             expires_at: new.ttl.map(|ttl| now.after(ttl)),
             attempts: 0,
             error: None,
-            attributes: new.attributes.clone(),
-            payload: new.payload.clone(),
+            attributes: new.attributes,
+            payload: new.payload,
         };
         if let Some(at) = request.expires_at {
             self.expiry.insert((at, id));
@@ -312,11 +316,18 @@ impl State {
         self.places.insert(request.id, Place::Ready(position));
         self.counts.ready_bytes += request.bytes();
         self.counts.ready += 1;
-        self.ready.insert(position, request);
+        self.ready.push_back((position, request));
+    }
+
+    fn index_of_ready(&self, position: Position) -> Option<usize> {
+        self.ready
+            .binary_search_by_key(&position, |(at, _)| *at)
+            .ok()
     }
 
     fn take_ready(&mut self, position: Position) -> Option<Request> {
-        let request = self.ready.remove(&position)?;
+        let index = self.index_of_ready(position)?;
+        let (_, request) = self.ready.remove(index)?;
         self.counts.ready_bytes -= request.bytes();
         self.counts.ready -= 1;
         Some(request)
@@ -339,7 +350,7 @@ impl State {
     }
 
     pub(super) fn find_ready(&self, position: Position) -> Option<&Request> {
-        self.ready.get(&position)
+        Some(&self.ready[self.index_of_ready(position)?].1)
     }
 
     pub(super) fn find_delayed(&self, due: Timestamp, position: Position) -> Option<&Request> {

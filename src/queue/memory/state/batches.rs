@@ -143,7 +143,7 @@ impl State {
     fn form(&mut self, now: Timestamp, claim: &Claim) -> Option<BatchId> {
         let mut members = BTreeMap::new();
         let mut bytes = 0;
-        while let Some((&position, first)) = self.ready.first_key_value() {
+        while let Some(&(position, ref first)) = self.ready.front() {
             let size = first.bytes();
             let too_large = size > claim.max_bytes.get();
             let most = claim.max_requests.get() as usize;
