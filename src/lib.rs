@@ -13,6 +13,9 @@
 //!   [coming from LangBatch](documentation::coming_from_langbatch), [design](documentation::design).
 
 mod batch;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod clock;
 mod dispatcher;
 pub mod documentation;
