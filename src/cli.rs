@@ -13,6 +13,7 @@
 //! A new verb is one file here and one arm of [`Verb`].
 
 mod args;
+mod bench;
 mod dead;
 mod dispatch;
 mod entries;
@@ -67,6 +68,8 @@ enum Verb {
     Dead(dead::DeadVerb),
     /// Save what can be read of a damaged store into a new one
     Repair(repair::RepairArgs),
+    /// Measure the backends on this machine, beside a raw log and other stores
+    Bench(Box<bench::BenchArgs>),
 }
 
 impl Verb {
@@ -110,5 +113,6 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Export(args) => export::export(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
+        Verb::Bench(args) => bench::bench(*args).await,
     }
 }

@@ -224,7 +224,11 @@ fn url_of(handler: &str) -> Option<&str> {
     }
 }
 
-fn own_program() -> Result<PathBuf, Failure> {
+/// How this program starts itself again.
+///
+/// # Errors
+/// If it can't tell where it is.
+pub(crate) fn own_program() -> Result<PathBuf, Failure> {
     // Stays this very program, even if its file is replaced while it runs.
     if cfg!(target_os = "linux") {
         return Ok("/proc/self/exe".into());

@@ -76,33 +76,64 @@ impl Write for Stderr {
 }
 
 /// A progress bar on stderr while it lives; nothing if that is no terminal.
-pub(crate) struct Progress(ProgressBar);
+struct Bar(ProgressBar);
 
-impl Progress {
-    /// A bar that counts requests.
-    pub(crate) fn start() -> Self {
+impl Bar {
+    fn start(style: &str) -> Self {
         let bar = if io::stderr().is_terminal() {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
         } else {
             ProgressBar::hidden()
         };
-        let style = "{bar:30} {human_pos} of {human_len} settled, {per_sec}{msg}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()));
         *BAR.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
         Self(bar)
     }
 
-    /// Shows where things are.
-    pub(crate) fn set(&self, settled: u64, of: u64, more: impl fmt::Display) {
+    fn set(&self, done: u64, of: u64, more: impl fmt::Display) {
         self.0.set_length(of);
         self.0.set_message(more.to_string());
-        self.0.set_position(settled);
+        self.0.set_position(done);
     }
 }
 
-impl Drop for Progress {
+impl Drop for Bar {
     fn drop(&mut self) {
         *BAR.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.0.finish_and_clear();
+    }
+}
+
+/// Progress in requests.
+pub(crate) struct Progress(Bar);
+
+impl Progress {
+    /// A bar that counts requests.
+    pub(crate) fn start() -> Self {
+        Self(Bar::start(
+            "{bar:30} {human_pos} of {human_len} settled, {per_sec}{msg}",
+        ))
+    }
+
+    /// Shows where things are.
+    pub(crate) fn set(&self, settled: u64, of: u64, more: impl fmt::Display) {
+        self.0.set(settled, of, more);
+    }
+}
+
+/// Progress in measurements.
+pub(crate) struct Steps(Bar);
+
+impl Steps {
+    /// A bar that counts them.
+    pub(crate) fn start() -> Self {
+        Self(Bar::start(
+            "{bar:30} {pos} of {len}, {elapsed} so far, {eta} to go: {msg}",
+        ))
+    }
+
+    /// Shows what is next.
+    pub(crate) fn set(&self, done: usize, of: usize, next: impl fmt::Display) {
+        self.0.set(done as u64, of as u64, next);
     }
 }
