@@ -26,7 +26,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::open::{FILLED, fill};
+pub use self::{
+    enqueue::{fill_by, fill_with},
+    open::{FILLED, fill},
+    taken::empty,
+};
 use super::{
     contestant::{Contestant, Reopens, Role, Setup, own_folder},
     machine,

@@ -93,6 +93,7 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
     // Dropped however this ends, and with it everything that was made.
     let folder = own_folder(&args.dir)?;
     let plan = plan(&args, folder.path())?;
+    say(&format!("measuring in {}", folder.path().display()));
     let report = tokio::select! {
         report = measure(plan) => report?,
         exit = stop.asked() => {

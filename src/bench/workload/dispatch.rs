@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     KIB, Point, Site, Unit,
-    enqueue::fill_beside,
+    enqueue::fill_with,
     grouped,
     queued::no_queue,
     taken::{micros, most},
@@ -98,7 +98,7 @@ pub(super) async fn end_to_end(site: &Site<'_>) -> Result<Vec<Point>> {
         .build()?
         .start();
     let start = Instant::now();
-    fill_beside(&yard, &payloads, requests, 64).await?;
+    fill_with(&yard, &payloads, requests, 64).await?;
     let pushed = start.elapsed();
     dispatcher.drain().await?;
     let settled = start.elapsed();

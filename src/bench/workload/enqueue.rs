@@ -133,12 +133,10 @@ pub(super) async fn fill(yard: &dyn Yard, payloads: &Payloads, requests: u64) ->
 }
 
 /// Pushes so many requests, so many at once, by one caller.
-pub(super) async fn fill_by(
-    yard: &dyn Yard,
-    payloads: &Payloads,
-    requests: u64,
-    each: u64,
-) -> Result<()> {
+///
+/// # Errors
+/// As the push.
+pub async fn fill_by(yard: &dyn Yard, payloads: &Payloads, requests: u64, each: u64) -> Result<()> {
     let mut pushed = 0;
     while pushed < requests {
         let more = each.min(requests - pushed);
@@ -148,8 +146,11 @@ pub(super) async fn fill_by(
     Ok(())
 }
 
-/// Pushes so many requests one by one, by so many producers.
-pub(super) async fn fill_beside(
+/// Pushes so many requests one by one, by so many producers at the same time.
+///
+/// # Errors
+/// As the push.
+pub async fn fill_with(
     yard: &Arc<dyn Yard>,
     payloads: &Payloads,
     requests: u64,
@@ -167,13 +168,15 @@ pub(super) async fn fill_beside(
     Ok(())
 }
 
-/// Waits until whatever was begun before has reached the disk, such as segments made ahead; not for long.
+/// Waits until whatever was begun before has reached the disk, such as segments made ahead; no longer
+/// than the measurement takes itself.
 async fn quiet(site: &Site<'_>) {
     let Some(device) = Device::below(site.folder()) else {
         return;
     };
     let mut last = device.written();
-    for _ in 0..LOOKS {
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < site.part.seconds {
         sleep(LOOK).await;
         let now = device.written();
         if now.unwrap_or(0) - last.unwrap_or(0) < STILL {
@@ -203,5 +206,4 @@ pub(super) fn device(site: &Site<'_>) -> Result<Vec<Point>> {
 /// How many times as long the measured run is as the one before it.
 const WARM_UP: f64 = 4.0;
 const LOOK: Duration = Duration::from_millis(50);
-const LOOKS: u32 = 20;
 const STILL: u64 = 256 << 10;

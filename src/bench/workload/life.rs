@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     KIB, Point, Site, Unit, bounded,
-    enqueue::{fill, fill_beside},
+    enqueue::{fill, fill_with},
     grouped,
     queued::no_queue,
     taken::{empty, most},
@@ -107,7 +107,7 @@ pub(super) async fn churn(site: &Site<'_>) -> Result<Vec<Point>> {
         }
         Ok(start.elapsed())
     };
-    let pushed = fill_beside(&yard, &payloads, requests, 256);
+    let pushed = fill_with(&yard, &payloads, requests, 256);
     let ((), (), elapsed) = tokio::try_join!(pushed, taken, looked)?;
     let rate = as_f64(requests) / elapsed.as_secs_f64();
     let through = format!(

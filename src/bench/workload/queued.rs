@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     KIB, Point, Site, Unit,
-    enqueue::{fill, fill_beside, fill_by},
+    enqueue::{fill, fill_by, fill_with},
     grouped, size,
     taken::most,
 };
@@ -82,7 +82,7 @@ pub(super) async fn memory(site: &Site<'_>) -> Result<Vec<Point>> {
     let yard: Arc<dyn Yard> = Arc::from(site.open(requests * bytes as u64).await?);
     let (how, value) = match filling {
         Filling::Beside => {
-            fill_beside(&yard, &payloads, requests, 64).await?;
+            fill_with(&yard, &payloads, requests, 64).await?;
             ("queued by 64 producers", site.resident(&*yard))
         }
         Filling::Single => {

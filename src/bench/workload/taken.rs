@@ -131,7 +131,10 @@ pub(super) async fn drain(site: &Site<'_>) -> Result<Vec<Point>> {
 }
 
 /// Drains it: what was read, how long that took, and how long each batch.
-pub(super) async fn empty(yard: &dyn Yard, batch: u64) -> Result<(Tally, Duration, Vec<u64>)> {
+///
+/// # Errors
+/// As the claim, the read and the finish.
+pub async fn empty(yard: &dyn Yard, batch: u64) -> Result<(Tally, Duration, Vec<u64>)> {
     let mut tally = Tally::default();
     let mut nanos = Vec::new();
     let start = Instant::now();
