@@ -8,15 +8,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use batchyard::{
-    QueueOptions,
-    bench::{
-        contestant::{Contestant, Role, Setup},
-        payload::Payloads,
-        plan::Plan,
-        workload::{empty, fill_by, fill_with},
-        yard::Yard,
-    },
+use batchyard::bench::{
+    contestant::{Contestant, Role, Setup},
+    payload::Payloads,
+    plan::Plan,
+    workload::{empty, fill_by, fill_with},
+    yard::Yard,
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::{runtime::Runtime, time::Instant};
@@ -36,11 +33,7 @@ struct Site {
 impl Site {
     async fn open(contestant: &Contestant) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let setup = Setup {
-            folder: folder.path().to_owned(),
-            queue: QueueOptions::default().retention(Duration::ZERO),
-            bytes: 0,
-        };
+        let setup = Setup::new(folder.path().to_owned());
         Self {
             yard: Arc::from(contestant.open(setup).await.unwrap()),
             _folder: folder,
@@ -137,7 +130,8 @@ fn stats(c: &mut Criterion, runtime: &Runtime, contestant: &Contestant) {
 fn all(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let plan = Plan::full(std::env::temp_dir()).without_missing();
-    for contestant in &plan.contestants {
+    let other_log = |one: &&Contestant| one.role == Role::RawLog && !one.is_yardstick();
+    for contestant in plan.contestants.iter().filter(|one| !other_log(one)) {
         pushes(c, &runtime, contestant);
         drains(c, &runtime, contestant);
         if contestant.role == Role::Backend {

@@ -2,7 +2,10 @@
 //!
 //! A new one is one row of [`contestants`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -82,6 +85,20 @@ pub struct Setup {
     pub queue: QueueOptions,
     /// About how many bytes it will be given, for those that make room beforehand.
     pub bytes: u64,
+    /// How large the segments of a raw log are.
+    pub segment_bytes: u64,
+}
+
+impl Setup {
+    /// In this folder, as at full scale: no results kept, segments of 64 MiB.
+    pub fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            queue: QueueOptions::default().retention(Duration::ZERO),
+            bytes: 0,
+            segment_bytes: 64 << 20,
+        }
+    }
 }
 
 pub(super) type Opening = BoxFuture<'static, Result<Box<dyn Yard>>>;
@@ -142,10 +159,13 @@ pub fn contestants() -> Vec<Contestant> {
         row("raw-growing", RawLog, Synced, "fdatasync before the answer; files that grow", Files,
             |at| raw(at, Kind::Growing)),
     ];
-    #[cfg(feature = "redis")]
-    all.extend(super::redis::contestants());
-    #[cfg(feature = "bench-peers")]
-    all.extend(super::peer::contestants());
+    let others: Vec<Vec<Contestant>> = vec![
+        #[cfg(feature = "redis")]
+        super::redis::contestants().to_vec(),
+        #[cfg(feature = "bench-peers")]
+        super::peer::contestants().to_vec(),
+    ];
+    all.extend(others.into_iter().flatten());
     all
 }
 
@@ -170,9 +190,7 @@ pub(super) fn row(
 }
 
 fn raw(at: Setup, kind: Kind) -> Opening {
-    Box::pin(Front::open(move || {
-        RawLog::create(&at.folder, kind, at.bytes)
-    }))
+    Box::pin(Front::open(move || RawLog::create(&at, kind)))
 }
 
 /// The raw log that ratios are taken to: what a journal could be at best, if its segments are new.

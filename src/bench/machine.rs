@@ -288,7 +288,7 @@ mod tests {
         let file = File::create(folder.path().join("below/file")).unwrap();
         file.set_len(1 << 30).unwrap();
         assert!(disk_bytes(folder.path()) < 1 << 20, "a hole takes no room");
-        fs::write(folder.path().join("other"), [1; 70_000]).unwrap();
+        fs::write(folder.path().join("other"), vec![1; 70_000]).unwrap();
         file.sync_all().unwrap();
         drop_caches(folder.path());
         assert!(disk_bytes(folder.path()) >= 65_536);

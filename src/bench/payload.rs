@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 #[derive(Clone, Debug)]
 pub struct Payloads {
     all: Vec<Bytes>,
+    copied: bool,
 }
 
 impl Payloads {
@@ -26,14 +27,27 @@ impl Payloads {
         let slice = |number| pool.slice(number * bytes..(number + 1) * bytes);
         Self {
             all: (0..count).map(slice).collect(),
+            copied: false,
         }
+    }
+
+    /// Each given out as bytes of its own: where what a store keeps in memory is measured.
+    #[must_use]
+    pub fn copied(mut self) -> Self {
+        self.copied = true;
+        self
     }
 
     /// The payload of this number.
     pub fn one(&self, number: u64) -> Bytes {
         let count = self.all.len() as u64;
         let at = usize::try_from(number % count).unwrap_or_default();
-        self.all[at].clone()
+        let payload = &self.all[at];
+        if self.copied {
+            Bytes::copy_from_slice(payload)
+        } else {
+            payload.clone()
+        }
     }
 
     /// So many payloads, from this number on.

@@ -51,18 +51,24 @@ impl Plan {
 
     /// Leaves out those that need a program which is not there, and says so.
     #[must_use]
-    pub fn without_missing(mut self) -> Self {
+    pub fn without_missing(self) -> Self {
         #[cfg(feature = "redis")]
         if !super::server::Server::is_installed() {
-            let out = self.contestants.iter().filter(|one| one.needs_server);
-            let names: Vec<_> = out.map(|contestant| contestant.name).collect();
-            if !names.is_empty() {
-                let text = format!("{}: redis-server is not installed", names.join(", "));
-                self.left_out.push(text);
-            }
-            self.contestants
-                .retain(|contestant| !contestant.needs_server);
+            return self.without_servers();
         }
+        self
+    }
+
+    #[cfg(feature = "redis")]
+    fn without_servers(mut self) -> Self {
+        let out = self.contestants.iter().filter(|one| one.needs_server);
+        let names: Vec<_> = out.map(|contestant| contestant.name).collect();
+        if !names.is_empty() {
+            let text = format!("{}: redis-server is not installed", names.join(", "));
+            self.left_out.push(text);
+        }
+        self.contestants
+            .retain(|contestant| !contestant.needs_server);
         self
     }
 
@@ -85,11 +91,14 @@ impl Plan {
                 }
             }
         }
+        for (number, part) in parts.iter_mut().enumerate() {
+            // Short names: the path of a socket has room for a hundred bytes.
+            part.folder = self.folder.join(number.to_string());
+        }
         parts
     }
 
     fn part(&self, workload: Workload, piece: usize, of: &Contestant, round: u32) -> Part {
-        let name = format!("{}-{piece}-{}-{round}", workload.name(), of.name);
         Part {
             workload,
             piece,
@@ -99,7 +108,7 @@ impl Plan {
             seconds: self.seconds,
             scale: self.scale,
             most: self.most,
-            folder: self.folder.join(name),
+            folder: PathBuf::new(),
             program: self.program.clone(),
         }
     }

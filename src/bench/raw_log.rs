@@ -10,7 +10,6 @@ use std::{
     collections::VecDeque,
     fs::File,
     os::unix::fs::FileExt,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -18,7 +17,10 @@ use bytes::{Bytes, BytesMut};
 
 pub(super) use self::segments::Kind;
 use self::segments::Segments;
-use super::front::{Engine, Range, Reader};
+use super::{
+    contestant::Setup,
+    front::{Engine, Range, Reader},
+};
 use crate::error::{Error, Result};
 
 /// The log.
@@ -26,6 +28,7 @@ use crate::error::{Error, Result};
 pub(super) struct RawLog {
     segments: Segments,
     segment: Arc<File>,
+    segment_bytes: u64,
     at: u64,
     buffer: Vec<u8>,
     next: u64,
@@ -47,12 +50,13 @@ struct Run {
 pub(super) struct RawReader(Arc<Mutex<VecDeque<Run>>>);
 
 impl RawLog {
-    /// A new log in this folder, which will get about so many bytes.
-    pub(super) fn create(folder: &Path, kind: Kind, bytes: u64) -> Result<Self> {
-        let mut segments = Segments::start(folder, kind, bytes)?;
+    /// A new log.
+    pub(super) fn create(at: &Setup, kind: Kind) -> Result<Self> {
+        let mut segments = Segments::start(at, kind)?;
         Ok(Self {
-            segment: segments.next(0)?,
+            segment: segments.next()?,
             segments,
+            segment_bytes: at.segment_bytes,
             at: 0,
             buffer: Vec::new(),
             next: 0,
@@ -64,8 +68,8 @@ impl RawLog {
     /// Writes the buffer as one group and syncs it; where it went.
     fn append(&mut self) -> Result<u64> {
         let bytes = self.buffer.len() as u64;
-        if self.at + bytes > SEGMENT_BYTES && self.at > 0 {
-            self.segment = self.segments.next(bytes)?;
+        if self.at + bytes > self.segment_bytes && self.at > 0 {
+            self.segment = self.segments.next()?;
             self.at = 0;
         }
         let at = self.at;
@@ -223,7 +227,6 @@ fn failed(error: std::io::Error) -> Error {
     Error::internal("the raw log can't be written or read").with_source(error)
 }
 
-const SEGMENT_BYTES: u64 = 64 << 20;
 const PAGE_BYTES: u64 = 512 << 10;
 const GROUP_HEADER: usize = 12;
 const PUSHED: u32 = 1;

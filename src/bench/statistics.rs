@@ -111,18 +111,18 @@ pub fn as_f64(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn spread(median: f64, min: f64, max: f64) -> Option<Spread> {
-        Some(Spread { median, min, max })
+    fn spread(median: f64, min: f64, max: f64) -> Spread {
+        Spread { median, min, max }
     }
 
     #[test]
     fn a_median_is_in_the_middle_whatever_the_order() {
         for (values, want) in [
             (&[][..], None),
-            (&[3.0], spread(3.0, 3.0, 3.0)),
-            (&[9.0, 1.0], spread(5.0, 1.0, 9.0)),
-            (&[5.0, 100.0, 1.0], spread(5.0, 1.0, 100.0)),
-            (&[4.0, 1.0, 3.0, 2.0], spread(2.5, 1.0, 4.0)),
+            (&[3.0], Some(spread(3.0, 3.0, 3.0))),
+            (&[9.0, 1.0], Some(spread(5.0, 1.0, 9.0))),
+            (&[5.0, 100.0, 1.0], Some(spread(5.0, 1.0, 100.0))),
+            (&[4.0, 1.0, 3.0, 2.0], Some(spread(2.5, 1.0, 4.0))),
         ] {
             assert_eq!(Spread::of(values.iter().copied()), want, "{values:?}");
         }
@@ -166,10 +166,20 @@ mod tests {
                 Better::More,
                 &own[..],
                 &yardstick[..],
-                spread(2.0, 1.0, 3.0),
+                Some(spread(2.0, 1.0, 3.0)),
             ),
-            (Better::Less, &own, &yardstick, spread(0.5, 1.0 / 3.0, 1.0)),
-            (Better::More, &own[..1], &yardstick, spread(1.0, 1.0, 1.0)),
+            (
+                Better::Less,
+                &own,
+                &yardstick,
+                Some(spread(0.5, 1.0 / 3.0, 1.0)),
+            ),
+            (
+                Better::More,
+                &own[..1],
+                &yardstick,
+                Some(spread(1.0, 1.0, 1.0)),
+            ),
             (Better::More, &own, &yardstick[3..], None),
             (Better::More, &own, &[(0, 0.0)], None),
             (Better::More, &[], &yardstick, None),

@@ -22,9 +22,13 @@ mod open;
 mod queued;
 mod taken;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 pub use self::{
     enqueue::{fill_by, fill_with},
@@ -33,7 +37,7 @@ pub use self::{
 };
 use super::{
     contestant::{Contestant, Reopens, Role, Setup, own_folder},
-    machine,
+    machine::{self, Device, Written},
     statistics::{Better, Latency, as_f64},
     yard::Yard,
 };
@@ -125,7 +129,9 @@ impl Workload {
             Self::Drain => logs,
             Self::Open => ours && contestant.reopens == Reopens::Yes,
             Self::Life | Self::Disk => contestant.reopens == Reopens::Yes,
-            Self::Oldest | Self::Dispatch | Self::EndToEnd | Self::Churn | Self::Memory => ours,
+            // What millions take in a server is its own memory, not ours.
+            Self::Memory => ours && !contestant.needs_server,
+            Self::Oldest | Self::Dispatch | Self::EndToEnd | Self::Churn => ours,
         }
     }
 }
@@ -265,11 +271,13 @@ impl Site<'_> {
     }
 
     async fn open_with(&self, bytes: u64, queue: QueueOptions) -> Result<Box<dyn Yard>> {
-        let folder = self.folder.clone();
+        // At a tiny scale, zeroing segments would take longer than what is measured.
+        let segments = scaled(10 * SEGMENT_MIB, self.part.scale).clamp(1, SEGMENT_MIB);
         let setup = Setup {
-            folder,
             queue,
             bytes,
+            segment_bytes: segments << 20,
+            ..Setup::new(self.folder.clone())
         };
         self.contestant.open(setup).await
     }
@@ -281,6 +289,24 @@ impl Site<'_> {
 
     fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Counts what reaches the device from here on, once whatever was begun before has got there, such as
+    /// segments made ahead; it waits no longer for that than a measurement takes.
+    async fn start_counting(&self) -> Written {
+        if let Some(device) = Device::below(&self.folder) {
+            let start = Instant::now();
+            let mut last = device.written();
+            while start.elapsed().as_secs_f64() < self.part.seconds {
+                sleep(LOOK).await;
+                let now = device.written();
+                if now.unwrap_or(0) - last.unwrap_or(0) < STILL {
+                    break;
+                }
+                last = now;
+            }
+        }
+        Written::start(&self.folder)
     }
 
     /// What became resident since before it was opened, here and in its server.
@@ -302,12 +328,12 @@ impl Site<'_> {
 
 /// Nothing is kept of what is done: a drain measures the way out, not what is looked up afterwards.
 fn options() -> QueueOptions {
-    QueueOptions::default().retention(std::time::Duration::ZERO)
+    QueueOptions::default().retention(Duration::ZERO)
 }
 
 /// A queue that holds so many, and lets pushes wait for room.
 fn bounded(requests: u64) -> QueueOptions {
-    let timeout = std::time::Duration::from_secs(60);
+    let timeout = Duration::from_secs(60);
     options()
         .max_requests(requests)
         .when_full(WhenFull::Block { timeout })
@@ -336,7 +362,7 @@ pub(super) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (at, digit) in digits.char_indices() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -344,6 +370,10 @@ pub(super) fn grouped(count: u64) -> String {
     text
 }
 
+const LOOK: Duration = Duration::from_millis(50);
+/// What others may write meanwhile.
+const STILL: u64 = 256 << 10;
 const KIB: usize = 1024;
+const SEGMENT_MIB: u64 = 64;
 /// How many are pushed at once where only what comes after is measured.
 const FILL: u64 = 1000;

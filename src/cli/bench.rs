@@ -5,6 +5,8 @@ mod process;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use batchyard::bench::{
@@ -112,16 +114,19 @@ fn own_folder(dir: &Path) -> Result<tempfile::TempDir, Failure> {
         .map_err(|error| Failure::io(dir.display(), &error))
 }
 
-/// Removes it; once more if a process that was just killed left something behind.
+/// Removes it; again and again if a process that was just killed is not quite gone.
 fn remove(folder: tempfile::TempDir) -> Result<(), Failure> {
     let path = folder.keep();
-    let removed = fs::remove_dir_all(&path).or_else(|_| fs::remove_dir_all(&path));
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::io(path.display(), &error))
+    let mut removed = fs::remove_dir_all(&path);
+    for _ in 0..REMOVALS {
+        match &removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ => return Ok(()),
         }
-        _ => Ok(()),
+        thread::sleep(REMOVAL_PAUSE);
+        removed = fs::remove_dir_all(&path);
     }
+    removed.map_err(|error| Failure::io(path.display(), &error))
 }
 
 fn plan(args: &BenchArgs, folder: &Path) -> Result<Plan, Failure> {
@@ -229,3 +234,5 @@ fn positive(text: &str) -> Result<f64, String> {
 
 /// Seconds, scale, and the most queued.
 const QUICK: (f64, f64, u64) = (0.2, 0.01, 100_000);
+const REMOVALS: u32 = 100;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(20);

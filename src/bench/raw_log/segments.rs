@@ -4,12 +4,12 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions},
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
 
-use super::{SEGMENT_BYTES, failed};
+use super::{super::contestant::Setup, failed};
 use crate::error::{Error, Result};
 
 /// What a segment is before anything is written to it.
@@ -48,14 +48,14 @@ struct Segment {
 
 impl Segments {
     /// Starts the threads that make and remove segments.
-    pub(super) fn start(folder: &Path, kind: Kind, bytes: u64) -> Result<Self> {
+    pub(super) fn start(at: &Setup, kind: Kind) -> Result<Self> {
         let ring = match kind {
-            Kind::ZeroedBefore => zeroed_before(folder, bytes)?,
+            Kind::ZeroedBefore => zeroed_before(at)?,
             _ => Vec::new(),
         };
         let (ahead, made) = mpsc::sync_channel(AHEAD - 1);
         let (retired, to_remove) = mpsc::channel::<PathBuf>();
-        let own = folder.to_owned();
+        let own = at.clone();
         let mut threads = Vec::new();
         if kind != Kind::ZeroedBefore {
             threads.push(spawn("bench-segments", move || {
@@ -85,8 +85,8 @@ impl Segments {
         })
     }
 
-    /// The next one; for a group of so many bytes.
-    pub(super) fn next(&mut self, _bytes: u64) -> Result<Arc<File>> {
+    /// The next one.
+    pub(super) fn next(&mut self) -> Result<Arc<File>> {
         let segment = if self.kind == Kind::ZeroedBefore {
             self.ring[self.given % self.ring.len()].clone()
         } else {
@@ -122,8 +122,8 @@ impl Drop for Segments {
 
 impl Segment {
     /// A new segment, on stable storage with its name.
-    fn make(folder: &Path, number: u64, kind: Kind) -> Result<Self> {
-        let path = folder.join(format!("{number:08}.segment"));
+    fn make(at: &Setup, number: u64, kind: Kind) -> Result<Self> {
+        let path = at.folder.join(format!("{number:08}.segment"));
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -132,11 +132,11 @@ impl Segment {
             .map_err(failed)?;
         match kind {
             Kind::Growing => {}
-            Kind::Zeroed | Kind::ZeroedBefore => zero(&file)?,
-            Kind::Allocated => allocate(&file)?,
+            Kind::Zeroed | Kind::ZeroedBefore => zero(&file, at.segment_bytes)?,
+            Kind::Allocated => allocate(&file, at.segment_bytes)?,
         }
         file.sync_all().map_err(failed)?;
-        let parent = File::open(folder).map_err(failed)?;
+        let parent = File::open(&at.folder).map_err(failed)?;
         parent.sync_all().map_err(failed)?;
         Ok(Self {
             file: Arc::new(file),
@@ -145,34 +145,33 @@ impl Segment {
     }
 }
 
-fn zeroed_before(folder: &Path, bytes: u64) -> Result<Vec<Segment>> {
+fn zeroed_before(at: &Setup) -> Result<Vec<Segment>> {
     // What a log adds to payloads is small, and the last group of a segment may not fit.
-    let needed = (bytes + bytes / 16) / SEGMENT_BYTES + 2;
+    let needed = (at.bytes + at.bytes / 16) / at.segment_bytes + 2;
     (0..needed.max(LEAST_ZEROED))
-        .map(|number| Segment::make(folder, number, Kind::ZeroedBefore))
+        .map(|number| Segment::make(at, number, Kind::ZeroedBefore))
         .collect()
 }
 
 /// Zeroes it through the page cache, so that its pages are there for the first pass; in small pieces, each
 /// synced, so that the disk has room for others between them.
-fn zero(file: &File) -> Result<()> {
+fn zero(file: &File, bytes: u64) -> Result<()> {
     let zeroes = vec![0; PIECE];
-    for at in (0..SEGMENT_BYTES).step_by(PIECE) {
+    for at in (0..bytes).step_by(PIECE) {
         file.write_all_at(&zeroes, at).map_err(failed)?;
         file.sync_data().map_err(failed)?;
     }
     Ok(())
 }
 
-fn allocate(file: &File) -> Result<()> {
+fn allocate(file: &File, bytes: u64) -> Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{FallocateFlags, fallocate};
-        fallocate(file, FallocateFlags::empty(), 0, SEGMENT_BYTES)
-            .map_err(|error| failed(error.into()))
+        fallocate(file, FallocateFlags::empty(), 0, bytes).map_err(|error| failed(error.into()))
     }
     #[cfg(not(target_os = "linux"))]
-    file.set_len(SEGMENT_BYTES).map_err(failed)
+    file.set_len(bytes).map_err(failed)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -118,7 +118,7 @@ pub(super) async fn end_to_end(site: &Site<'_>) -> Result<Vec<Point>> {
     let tail = site.point(
         "from the last answer until all is settled",
         Unit::Microseconds,
-        micros(settled - pushed),
+        micros(settled.saturating_sub(pushed)),
     );
     Ok(vec![all, tail])
 }

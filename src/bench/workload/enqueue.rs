@@ -2,16 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Barrier,
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::{sync::Barrier, task::JoinSet, time::Instant};
 
 use super::{FILL, KIB, Point, Site, Unit, grouped, size};
 use crate::{
     bench::{
-        machine::{self, Device, Written},
+        machine,
         payload::Payloads,
         statistics::{Latency, as_f64},
         yard::Yard,
@@ -70,8 +66,7 @@ pub(super) async fn enqueue(site: &Site<'_>) -> Result<Vec<Point>> {
     let yard: Arc<dyn Yard> = Arc::from(site.open(0).await?);
     let seconds = site.part.seconds;
     produce(&yard, load, &payloads, seconds / WARM_UP).await?;
-    quiet(site).await;
-    let written = Written::start(site.folder());
+    let written = site.start_counting().await;
     let (pushed, elapsed, nanos) = produce(&yard, load, &payloads, seconds).await?;
     let device = written.all();
     let requests = as_f64(pushed);
@@ -168,24 +163,6 @@ pub async fn fill_with(
     Ok(())
 }
 
-/// Waits until whatever was begun before has reached the disk, such as segments made ahead; no longer
-/// than the measurement takes itself.
-async fn quiet(site: &Site<'_>) {
-    let Some(device) = Device::below(site.folder()) else {
-        return;
-    };
-    let mut last = device.written();
-    let start = Instant::now();
-    while start.elapsed().as_secs_f64() < site.part.seconds {
-        sleep(LOOK).await;
-        let now = device.written();
-        if now.unwrap_or(0) - last.unwrap_or(0) < STILL {
-            return;
-        }
-        last = now;
-    }
-}
-
 /// The disk alone: what one sync takes, and how fast it reads what is in no cache.
 pub(super) fn device(site: &Site<'_>) -> Result<Vec<Point>> {
     let bytes = site.count(1 << 30, 8 << 20);
@@ -205,5 +182,3 @@ pub(super) fn device(site: &Site<'_>) -> Result<Vec<Point>> {
 
 /// How many times as long the measured run is as the one before it.
 const WARM_UP: f64 = 4.0;
-const LOOK: Duration = Duration::from_millis(50);
-const STILL: u64 = 256 << 10;

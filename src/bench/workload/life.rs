@@ -20,7 +20,6 @@ use super::{
 use crate::{
     bench::{
         contestant::Reopens,
-        machine::Written,
         payload::Payloads,
         statistics::{Spread, as_f64},
         yard::Yard,
@@ -38,7 +37,7 @@ pub(super) async fn life(site: &Site<'_>) -> Result<Vec<Point>> {
     let mut later = Vec::new();
     let mut points = Vec::new();
     for life in 0..LIVES {
-        let written = Written::start(site.folder());
+        let written = site.start_counting().await;
         fill(&*yard, &payloads, requests).await?;
         empty(&*yard, site.count(10_000, 100)).await?;
         let Some(device) = written.all() else {

@@ -104,11 +104,7 @@ impl Drop for Killed {
 /// As the contestant.
 pub async fn fill(part: &Part) -> Result<()> {
     let contestant = Contestant::named(&part.contestant)?;
-    let setup = Setup {
-        folder: own_folder(&part.folder, "store")?,
-        queue: super::options(),
-        bytes: 0,
-    };
+    let setup = Setup::new(own_folder(&part.folder, "store")?);
     let yard = contestant.open(setup).await?;
     let payloads = Payloads::of(KIB);
     enqueue::fill(&*yard, &payloads, MORE).await?;

@@ -7,8 +7,7 @@ use tokio::time::Instant;
 use super::{
     KIB, Point, Site, Unit,
     enqueue::{fill, fill_by, fill_with},
-    grouped, size,
-    taken::most,
+    grouped, size, taken,
 };
 use crate::{
     batch::Page,
@@ -27,7 +26,13 @@ pub(super) async fn oldest(site: &Site<'_>) -> Result<Vec<Point>> {
     let queue = yard.queue().ok_or_else(no_queue)?;
     let mut points = Vec::new();
     let (mut queued, mut depth) = (0, 1000);
-    while depth <= site.part.most {
+    // A server has all of it in memory.
+    let server = site.contestant.needs_server;
+    let most = site
+        .part
+        .most
+        .min(if server { MOST_ON_A_SERVER } else { u64::MAX });
+    while depth <= most {
         fill(&*yard, &payloads, depth - queued).await?;
         queued = depth;
         for round in 0..site.part.rounds {
@@ -77,7 +82,7 @@ pub(super) async fn memory(site: &Site<'_>) -> Result<Vec<Point>> {
         Filling::Single => (KIB, 250_000),
         Filling::Batch => (4 * KIB, 50_000),
     };
-    let payloads = Payloads::of(bytes);
+    let payloads = Payloads::of(bytes).copied();
     let requests = site.count(full, 1000);
     let yard: Arc<dyn Yard> = Arc::from(site.open(requests * bytes as u64).await?);
     let (how, value) = match filling {
@@ -107,7 +112,7 @@ pub(super) async fn memory(site: &Site<'_>) -> Result<Vec<Point>> {
 /// The most that was resident while one batch was read page by page.
 async fn handled(site: &Site<'_>, yard: &Arc<dyn Yard>, requests: u64) -> Result<Option<f64>> {
     let queue = yard.queue().ok_or_else(no_queue)?;
-    let held = yard.claim(most(requests)).await?;
+    let held = yard.claim(taken::most(requests)).await?;
     let held = held.ok_or_else(|| Error::internal("nothing to claim"))?;
     let Held::Lease(lease) = &held else {
         return Err(no_queue());
@@ -138,3 +143,4 @@ pub(super) fn no_queue() -> Error {
 
 const OLDEST_BYTES: usize = 200;
 const LOOKS: usize = 20_000;
+const MOST_ON_A_SERVER: u64 = 1_000_000;
