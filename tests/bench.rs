@@ -251,7 +251,7 @@ fn what_can_not_be_measured_is_refused_with_what_there_is() {
         ("--backends paper", 2, "memory, sled, raw"),
         ("--workloads paint", 2, "enqueue, claim, drain"),
         ("--rounds 0", 2, "at least 1"),
-        ("--scale -1", 2, "above 0"),
+        ("--scale 0", 2, "above 0"),
         ("--json --markdown", 2, "cannot be used with"),
         ("--backends raw --workloads oldest", 3, "nothing to measure"),
         ("--part {}", 2, "for this program itself"),
