@@ -59,7 +59,11 @@ static WHOLE: LazyLock<(String, String)> = LazyLock::new(|| {
         svg.display()
     );
     let (json, _) = run(dir.path(), &line, 0);
-    assert_eq!(entries(dir.path()), [svg.clone()], "nothing else is left");
+    assert_eq!(
+        entries(dir.path()),
+        std::slice::from_ref(&svg),
+        "nothing else is left"
+    );
     (json, fs::read_to_string(svg).unwrap())
 });
 

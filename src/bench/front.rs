@@ -187,7 +187,7 @@ fn write<E: Engine>(mut engine: E, mut asked: mpsc::Receiver<Ask>) {
                 let committed = engine.commit(&pushes);
                 pushes.clear();
                 for answer in answers.drain(..) {
-                    let told = committed.as_ref().map(|()| ()).map_err(copy);
+                    let told = committed.as_ref().copied().map_err(copy);
                     drop(answer.send(told));
                 }
             }

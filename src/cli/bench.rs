@@ -208,7 +208,9 @@ fn text(report: &Report) -> String {
     {
         let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
         let mut table = Table::new(&headings, render::WORDS);
-        rows.into_iter().for_each(|row| table.row(row));
+        for row in rows {
+            table.row(row);
+        }
         text = format!("{text}\n{name}\n{}", table.text());
     }
     text.push('\n');
