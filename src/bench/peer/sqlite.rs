@@ -1,4 +1,4 @@
-//! SQLite: a tree in pages, with a write-ahead log that each commit syncs.
+//! `rusqlite`: a tree in pages, with a write-ahead log that each commit syncs.
 
 use std::{
     path::Path,
