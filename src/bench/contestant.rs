@@ -137,7 +137,7 @@ impl Contestant {
 
 /// All of this build, in the order in which they are shown.
 pub fn contestants() -> Vec<Contestant> {
-    use Reopens::{Files, No, Yes};
+    use Reopens::{Files, No};
     use Role::{Backend, RawLog};
     use Safety::{Process, Synced};
     #[rustfmt::skip]
@@ -145,7 +145,7 @@ pub fn contestants() -> Vec<Contestant> {
         row("memory", Backend, Process, "lost with the process", No,
             |at| Box::pin(backend::open(MemoryStore::new(at.queue), (), Process))),
         #[cfg(feature = "sled")]
-        row("sled", Backend, Synced, "flush and fdatasync before the answer", Yes,
+        row("sled", Backend, Synced, "flush and fdatasync before the answer", Reopens::Yes,
             |at| Box::pin(async move {
                 let store = crate::queue::sled::SledStore::options().queues(at.queue).open(&at.folder).await?;
                 backend::open(store, (), Synced).await
