@@ -46,6 +46,12 @@ impl BatchId {
         Self((formed as u128) << 64 | queue as u128)
     }
 
+    /// The two halves.
+    #[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
+    pub(crate) const fn halves(self) -> (u64, u64) {
+        ((self.0 >> 64) as u64, self.0 as u64)
+    }
+
     /// From its number.
     pub const fn from_u128(value: u128) -> Self {
         Self(value)

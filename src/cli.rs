@@ -19,6 +19,7 @@ mod dispatch;
 mod entries;
 mod exit;
 mod export;
+mod import;
 mod lines;
 mod output;
 mod push;
@@ -61,8 +62,10 @@ enum Verb {
     Dispatch(Box<dispatch::DispatchArgs>),
     /// Show what queues hold
     Stats(stats::StatsArgs),
-    /// Print every request that the store holds, as JSON Lines
+    /// Print all that the store holds, as JSON Lines
     Export(export::ExportArgs),
+    /// Take in what export printed, or another store, without loss
+    Import(import::ImportArgs),
     /// Look at the requests that failed for good, bring them back or forget them
     #[command(subcommand, after_help = "Example: batchyard dead ls --store ./store")]
     Dead(dead::DeadVerb),
@@ -111,6 +114,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Dispatch(args) => dispatch::dispatch(*args).await,
         Verb::Stats(args) => stats::stats(args).await,
         Verb::Export(args) => export::export(args).await,
+        Verb::Import(args) => import::import(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
         Verb::Bench(args) => bench::bench(*args).await,

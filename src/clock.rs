@@ -7,12 +7,15 @@
 
 use std::{
     fmt,
+    str::FromStr,
     sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::time::Instant;
+
+use crate::error::Error;
 
 /// A point in time: whole nanoseconds since the Unix epoch (reaches the year 2554).
 ///
@@ -87,6 +90,29 @@ impl Serialize for Timestamp {
     }
 }
 
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = Error;
+
+    /// From RFC 3339, such as `2026-11-22T10:51:00.25Z`.
+    fn from_str(text: &str) -> crate::error::Result<Self> {
+        let time: Option<jiff::Timestamp> = text.parse().ok();
+        let nanos = time.and_then(|time| u64::try_from(time.as_nanosecond()).ok());
+        nanos.map(Self).ok_or_else(|| {
+            Error::invalid(format!(
+                "{text:?} is not a time such as 2026-11-22T10:51:00.25Z"
+            ))
+        })
+    }
+}
+
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         Self(time.duration_since(UNIX_EPOCH).map_or(0, nanos))
@@ -132,6 +158,12 @@ mod tests {
             "2023-11-14T22:13:20.25Z"
         );
         assert_eq!(Timestamp::MAX.to_string(), "2554-07-21T23:34:33.709551615Z");
+        for time in [Timestamp::EPOCH, time, Timestamp::MAX] {
+            assert_eq!(time.to_string().parse::<Timestamp>().unwrap(), time);
+        }
+        for text in ["", "noon", "1969-12-31T23:59:59Z", "9999-01-01T00:00:00Z"] {
+            assert!(text.parse::<Timestamp>().is_err(), "{text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

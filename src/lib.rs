@@ -2,7 +2,7 @@
 //! when `push` answers, and leave in batches.
 //!
 //! - [`Queue`] is the contract of every backend: `SledQueue` (feature `sled`, the embedded default),
-//!   [`MemoryQueue`], `RedisQueue` (feature `redis`), or your own.
+//!   `JournalQueue` (feature `journal`, at the disk's speed), [`MemoryQueue`], `RedisQueue` (feature `redis`), or your own.
 //! - [`Dispatcher`] decides when a batch leaves, by a [`Policy`], and hands it to a [`BatchHandler`]: a
 //!   closure, [typed](json_handler) or not, a child process (`CommandHandler`), an HTTP endpoint
 //!   (`HttpHandler`).
@@ -34,6 +34,8 @@ pub mod testing;
 pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
+#[cfg(feature = "journal")]
+pub use self::queue::journal::{JournalOptions, JournalQueue, JournalStore};
 #[cfg(feature = "redis")]
 pub use self::queue::redis::{RedisQueue, RedisStore};
 #[cfg(feature = "sled")]
@@ -58,6 +60,7 @@ pub use self::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, QueueExt,
         QueueOptions, ResultCursor, Settled, SettledPage, Store, WhenFull,
         memory::{MemoryQueue, MemoryStore},
+        transfer,
     },
     request::{
         Attributes, Bookmark, DeadReason, MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_KEY_BYTES,

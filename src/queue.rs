@@ -6,6 +6,10 @@
 
 mod admin;
 mod ext;
+#[cfg(feature = "journal")]
+pub(crate) mod folder;
+#[cfg(feature = "journal")]
+pub(crate) mod journal;
 pub(crate) mod memory;
 mod options;
 #[cfg(feature = "redis")]
@@ -13,6 +17,7 @@ pub(crate) mod redis;
 mod room;
 #[cfg(feature = "sled")]
 pub(crate) mod sled;
+pub mod transfer;
 
 use std::{fmt, sync::Arc};
 
@@ -20,6 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+pub(crate) use self::transfer::Transfer;
 pub use self::{
     admin::{Administration, Cancelled, Entry, List, ResultCursor, Settled, SettledPage},
     ext::QueueExt,
@@ -178,6 +184,11 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
 
     /// The verbs that look into the queue and mend it, if this backend has them.
     fn admin(&self) -> Option<&dyn Administration> {
+        None
+    }
+
+    /// What takes the queue to another backend without loss, if this backend has it.
+    fn transfer(&self) -> Option<&dyn Transfer> {
         None
     }
 

@@ -252,7 +252,7 @@ fn markdown_is_printed_and_what_was_in_the_folder_stays() {
 fn what_can_not_be_measured_is_refused_with_what_there_is() {
     let dir = TempDir::new().unwrap();
     for (line, code, with) in [
-        ("--backends paper", 2, "memory, sled, raw"),
+        ("--backends paper", 2, "raw, raw-before, raw-never"),
         ("--workloads paint", 2, "enqueue, claim, drain"),
         ("--rounds 0", 2, "at least 1"),
         ("--scale 0", 2, "above 0"),

@@ -32,46 +32,93 @@ batchyard::conformance!(
 );
 batchyard::conformance!(faulty, Memory(|queue| Arc::new(Faulty::new(queue))));
 
-#[cfg(feature = "sled")]
-mod sled {
-    use std::{collections::HashMap, sync::Mutex};
+#[cfg(any(feature = "sled", feature = "journal"))]
+mod embedded {
+    use std::{collections::HashMap, path::PathBuf, sync::Mutex};
 
-    use batchyard::{QueueName, SledStore};
+    use batchyard::QueueName;
     use tempfile::TempDir;
 
-    use super::{Arc, Harness, Queue, QueueOptions, Store};
+    use super::{Arc, Harness, Queue, QueueOptions, Store, async_trait};
+
+    /// How the stores of a backend are opened.
+    #[async_trait]
+    pub(super) trait Backend: Send + Sync + 'static {
+        /// A clause reads the same before and after a restart, leases included: held batches are not offered.
+        async fn queue(path: PathBuf, name: QueueName, options: QueueOptions) -> Arc<dyn Queue>;
+        async fn store(path: PathBuf, options: QueueOptions) -> Arc<dyn Store>;
+    }
+
+    #[cfg(feature = "sled")]
+    pub(super) struct Sled;
+    #[cfg(feature = "journal")]
+    pub(super) struct Journal;
+
+    macro_rules! backend {
+        ($name:ident, $options:expr) => {
+            #[async_trait]
+            impl Backend for $name {
+                async fn queue(
+                    path: PathBuf,
+                    name: QueueName,
+                    options: QueueOptions,
+                ) -> Arc<dyn Queue> {
+                    let opening = $options.offer_held(false).open(path);
+                    let store = opening.await.expect("the store opens");
+                    let queue = store.queue_with(&name, options).await;
+                    Arc::new(queue.expect("the queue opens"))
+                }
+
+                async fn store(path: PathBuf, options: QueueOptions) -> Arc<dyn Store> {
+                    let opening = $options.queues(options).open(path);
+                    Arc::new(opening.await.expect("the store opens"))
+                }
+            }
+        };
+    }
+
+    #[cfg(feature = "sled")]
+    backend!(Sled, batchyard::SledStore::options());
+    #[cfg(feature = "journal")]
+    // Small segments: clauses with many requests go through several.
+    backend!(
+        Journal,
+        batchyard::JournalStore::options().segment_bytes(1 << 20)
+    );
 
     /// Each queue in a store of its own, in a folder that lives as long as the harness.
-    #[derive(Default)]
-    pub(super) struct Sled {
+    pub(super) struct InFolders<B> {
         folders: Mutex<HashMap<usize, TempDir>>,
         stores: Mutex<Vec<TempDir>>,
+        _backend: B,
+    }
+
+    impl<B> InFolders<B> {
+        pub(super) fn new(backend: B) -> Self {
+            Self {
+                folders: Mutex::default(),
+                stores: Mutex::default(),
+                _backend: backend,
+            }
+        }
     }
 
     fn address(queue: &Arc<dyn Queue>) -> usize {
         Arc::as_ptr(queue).cast::<()>().addr()
     }
 
-    impl Sled {
+    impl<B: Backend> InFolders<B> {
         async fn open_in(&self, folder: TempDir, options: QueueOptions) -> Arc<dyn Queue> {
-            let store = SledStore::options()
-                // A clause reads the same before and after a restart, leases included.
-                .offer_held(false)
-                .open(folder.path().join("store"))
-                .await
-                .expect("the store opens");
-            let queue = store.queue_with(&QueueName::default(), options).await;
-            let queue: Arc<dyn Queue> = Arc::new(queue.expect("the queue opens"));
-            self.folders
-                .lock()
-                .expect("not poisoned")
-                .insert(address(&queue), folder);
+            let path = folder.path().join("store");
+            let queue = B::queue(path, QueueName::default(), options).await;
+            let mut folders = self.folders.lock().expect("not poisoned");
+            folders.insert(address(&queue), folder);
             queue
         }
     }
 
-    #[async_trait::async_trait]
-    impl Harness for Sled {
+    #[async_trait]
+    impl<B: Backend> Harness for InFolders<B> {
         async fn open(&self, options: QueueOptions) -> Arc<dyn Queue> {
             let folder = TempDir::new().expect("a folder");
             self.open_in(folder, options).await
@@ -82,24 +129,24 @@ mod sled {
             queue: Arc<dyn Queue>,
             options: QueueOptions,
         ) -> Option<Arc<dyn Queue>> {
-            let folder = self
-                .folders
-                .lock()
-                .expect("not poisoned")
-                .remove(&address(&queue));
+            let folder = {
+                let mut folders = self.folders.lock().expect("not poisoned");
+                folders.remove(&address(&queue)).expect("its folder")
+            };
             drop(queue);
-            Some(self.open_in(folder.expect("its folder"), options).await)
+            Some(self.open_in(folder, options).await)
         }
 
         async fn store(&self, options: QueueOptions) -> Option<Arc<dyn Store>> {
             let folder = TempDir::new().expect("a folder");
-            let store = SledStore::options().queues(options);
-            let store = store.open(folder.path().join("store")).await;
+            let store = B::store(folder.path().join("store"), options).await;
             self.stores.lock().expect("not poisoned").push(folder);
-            Some(Arc::new(store.expect("the store opens")))
+            Some(store)
         }
     }
 }
 
 #[cfg(feature = "sled")]
-batchyard::conformance!(sled_store, sled::Sled::default());
+batchyard::conformance!(sled_store, embedded::InFolders::new(embedded::Sled));
+#[cfg(feature = "journal")]
+batchyard::conformance!(journal_store, embedded::InFolders::new(embedded::Journal));

@@ -150,6 +150,12 @@ pub fn contestants() -> Vec<Contestant> {
                 let store = crate::queue::sled::SledStore::options().queues(at.queue).open(&at.folder).await?;
                 backend::open(store, (), Synced).await
             })),
+        #[cfg(feature = "journal")]
+        row("journal", Backend, Synced, "fdatasync before the answer", Reopens::Yes,
+            |at| Box::pin(async move {
+                let store = crate::queue::journal::JournalStore::options().queues(at.queue).open(&at.folder).await?;
+                backend::open(store, (), Synced).await
+            })),
         row(YARDSTICK, RawLog, Synced, "fdatasync before the answer; segments zeroed ahead by a background thread", Files,
             |at| raw(at, Kind::Zeroed)),
         row("raw-before", RawLog, Synced, "fdatasync before the answer; segments zeroed before the clock starts", Files,

@@ -13,17 +13,17 @@ use clap::{Args, ValueHint};
 
 use super::{
     exit::{Exit, Failure},
-    store::{self, OpenStore},
+    store::{self, Backend, OpenStore},
 };
 
 /// Which store to use.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store; run, push and dispatch make it if it is missing. All but run can do
+    /// The folder of the store; run, push, dispatch and import make it if it is missing. All but run can do
     /// without if `BATCHYARD_REDIS_URL` is set (feature redis)
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) store: Option<PathBuf>,
+    store: Option<PathBuf>,
 }
 
 impl StoreArgs {
@@ -31,16 +31,24 @@ impl StoreArgs {
     ///
     /// # Errors
     /// If none is named, or it does not open.
-    pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
+    async fn open(
+        &self,
+        backend: Option<Backend>,
+        queues: QueueOptions,
+    ) -> Result<OpenStore, Failure> {
         let url = std::env::var("BATCHYARD_REDIS_URL").ok();
         match (&self.store, url.filter(|url| !url.is_empty())) {
             (Some(folder), _) if folder.to_string_lossy().contains("://") => Err(Failure::new(
                 Exit::Usage,
                 "--store is a folder; the URL of a server is given in BATCHYARD_REDIS_URL",
             )),
-            (Some(folder), _) => OpenStore::folder(folder, queues)
+            (Some(folder), _) => OpenStore::folder(folder, backend, queues)
                 .await
                 .map_err(Failure::or_share),
+            (None, Some(_)) if backend.is_some() => Err(Failure::new(
+                Exit::Usage,
+                "--backend is about a store in a folder, and BATCHYARD_REDIS_URL names a server; give --store DIR too",
+            )),
             (None, Some(url)) => OpenStore::redis(&url, queues).await,
             (None, None) => Err(Failure::new(
                 Exit::Usage,
@@ -58,7 +66,33 @@ impl StoreArgs {
         if let Some(folder) = &self.store {
             store::must_exist(folder)?;
         }
-        self.open(store::keep_all()).await
+        self.open(None, store::keep_all()).await
+    }
+}
+
+/// Which store to use, for verbs that make it if it is missing.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NewStoreArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// The backend of a store that is made [default: that in `BATCHYARD_BACKEND`, or sled]; one that is
+    /// there says itself which it has
+    #[arg(long, value_name = "BACKEND", help_heading = "Store")]
+    pub(crate) backend: Option<Backend>,
+}
+
+impl NewStoreArgs {
+    /// The folder that was named.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.store.store.as_deref()
+    }
+
+    /// As [`StoreArgs::open`], on this backend if it is new.
+    ///
+    /// # Errors
+    /// As [`StoreArgs::open`], and if the store is there on another backend.
+    pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
+        self.store.open(self.backend, queues).await
     }
 }
 

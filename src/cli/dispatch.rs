@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    args::{HandlerArgs, PolicyArgs, StoreArgs, count, duration},
+    args::{HandlerArgs, NewStoreArgs, PolicyArgs, count, duration},
     exit::{Exit, Failure},
     output::{self, print_json, say},
     stop::Stop,
@@ -52,7 +52,7 @@ pub(crate) struct DispatchArgs {
     #[arg(long, value_name = "N", value_parser = count, help_heading = "Batches")]
     max_in_flight_total: Option<NonZeroU32>,
     #[command(flatten)]
-    store: StoreArgs,
+    store: NewStoreArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]

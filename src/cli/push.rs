@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use self::lines::{Chunk, Lines, Payloads};
 use super::{
-    args::{StoreArgs, duration},
+    args::{NewStoreArgs, duration},
     exit::{Exit, Failure},
     output::{print, say},
     stop::Stop,
@@ -57,7 +57,7 @@ pub(crate) struct PushArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    store: NewStoreArgs,
 }
 
 /// What is printed of a request.

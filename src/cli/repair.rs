@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     exit::{Exit, Failure},
     output::{print_json, say},
+    store::Backend,
 };
 
 /// Options of `repair`.
@@ -38,8 +39,16 @@ struct Line {
     torn: u64,
 }
 
-/// Repairs it. Exit 5 if something could not be saved.
+/// Repairs it. Exit 5 if something could not be saved; a journal store needs no repair.
 pub(super) async fn repair(args: RepairArgs) -> Result<Exit, Failure> {
+    if Backend::of(&args.from) == Some(Backend::Journal) {
+        let from = args.from.display();
+        let text = format!(
+            "{from} is a journal store, which always opens: whatever is damaged is set aside and told when any verb \
+opens it, and the rest is served; run batchyard stats --store {from}"
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let repaired = SledStore::repair(&args.from, &args.to).await?;
     let Repaired {
         queues,

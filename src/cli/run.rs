@@ -39,11 +39,11 @@ use self::{
     reader::Reader,
 };
 use super::{
-    args::{HandlerArgs, PolicyArgs, StoreArgs},
+    args::{HandlerArgs, NewStoreArgs, PolicyArgs},
     exit::{Exit, Failure},
     output::{Progress, print_json, say},
     stop::Stop,
-    store::OpenStore,
+    store::{Backend, OpenStore},
 };
 
 /// Options of `run`.
@@ -86,7 +86,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    store: NewStoreArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
@@ -220,13 +220,14 @@ struct Site {
 
 impl Site {
     async fn open(args: &RunArgs) -> Result<Self, Failure> {
-        let own = args.store.store.is_none();
-        let folder = args.store.store.clone().unwrap_or_else(|| {
+        let named = args.store.folder().map(Path::to_owned);
+        let own = named.is_none();
+        let folder = named.unwrap_or_else(|| {
             let mut folder = args.out.as_os_str().to_owned();
             folder.push(".batchyard");
             folder.into()
         });
-        let open = OpenStore::folder(&folder, options()).await?;
+        let open = OpenStore::folder(&folder, args.store.backend, options()).await?;
         let site = Self {
             store: open.store,
             commands: open.commands,
@@ -298,8 +299,9 @@ impl Site {
 
     async fn start_over(&mut self) -> Result<(), Failure> {
         self.store.close().await?;
+        let backend = Backend::of(&self.folder);
         self.remove()?;
-        let open = OpenStore::folder(&self.folder, options()).await?;
+        let open = OpenStore::folder(&self.folder, backend, options()).await?;
         self.store = open.store;
         Ok(())
     }

@@ -1,15 +1,95 @@
 //! From `--store` and the environment to an open store.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use batchyard::{Queue, QueueName, QueueOptions, SledStore, Store};
+use clap::ValueEnum;
 
 use super::exit::{Exit, Failure};
+
+/// What a store in a folder is. One that is there says so itself, in its `FORMAT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// On sled, an embedded database
+    Sled,
+    /// A log of our own, at the disk's speed
+    Journal,
+}
+
+impl Backend {
+    /// What the store in this folder is; `None` if there is none, or none that we know.
+    pub(crate) fn of(folder: &Path) -> Option<Self> {
+        let format = fs::read_to_string(folder.join(FORMAT)).ok()?;
+        match format.lines().next()? {
+            "batchyard sled store" => Some(Self::Sled),
+            "batchyard journal store" => Some(Self::Journal),
+            _ => None,
+        }
+    }
+
+    /// What the store in this folder is, or is made as: as asked for, else as in `BATCHYARD_BACKEND`.
+    fn at(folder: &Path, asked: Option<Self>) -> Result<Self, Failure> {
+        match (Self::of(folder), asked) {
+            (Some(is), Some(asked)) if is != asked => {
+                let text = format!(
+                    "{} is a {is} store, and --backend says {asked}; leave it out, or choose another folder",
+                    folder.display()
+                );
+                Err(Failure::new(Exit::Usage, text))
+            }
+            (Some(is), _) => Ok(is),
+            (None, Some(asked)) => Ok(asked),
+            (None, None) => Self::usual(),
+        }
+    }
+
+    fn usual() -> Result<Self, Failure> {
+        let name = std::env::var_os("BATCHYARD_BACKEND").unwrap_or_default();
+        if name.is_empty() {
+            return Ok(Self::Sled);
+        }
+        let name = name.to_string_lossy();
+        Self::from_str(&name, false).map_err(|_| {
+            let text = format!("BATCHYARD_BACKEND is {name:?}; it may be sled or journal");
+            Failure::new(Exit::Usage, text)
+        })
+    }
+
+    async fn open(self, path: &Path, queues: QueueOptions) -> Result<Arc<dyn Store>, Failure> {
+        match self {
+            Self::Sled => Ok(Arc::new(
+                SledStore::options().queues(queues).open(path).await?,
+            )),
+            #[cfg(feature = "journal")]
+            Self::Journal => {
+                let options = batchyard::JournalStore::options().queues(queues);
+                Ok(Arc::new(options.open(path).await?))
+            }
+            #[cfg(not(feature = "journal"))]
+            Self::Journal => {
+                let text = format!(
+                    "{} would be a journal store, and this batchyard was built without the feature journal",
+                    path.display()
+                );
+                Err(Failure::new(Exit::Usage, text))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sled => "sled",
+            Self::Journal => "journal",
+        })
+    }
+}
 
 /// An open store, and what is beside it.
 pub(crate) struct OpenStore {
@@ -20,15 +100,19 @@ pub(crate) struct OpenStore {
 }
 
 impl OpenStore {
-    /// Opens the store in this folder, made if it is missing.
+    /// Opens the store in this folder, made if it is missing: on this backend, or on the usual one.
     ///
     /// # Errors
-    /// As [`batchyard::SledOptions::open`].
-    pub(crate) async fn folder(path: &Path, queues: QueueOptions) -> Result<Self, Failure> {
-        let options = SledStore::options().queues(queues);
-        let store = options.open(path).await?;
+    /// As [`batchyard::SledOptions::open`] and `batchyard::JournalOptions::open`, and if the store is on
+    /// another backend than the one that is asked for.
+    pub(crate) async fn folder(
+        path: &Path,
+        backend: Option<Backend>,
+        queues: QueueOptions,
+    ) -> Result<Self, Failure> {
+        let backend = Backend::at(path, backend)?;
         Ok(Self {
-            store: Arc::new(store),
+            store: backend.open(path, queues).await?,
             commands: path.join(COMMANDS),
         })
     }
@@ -145,3 +229,4 @@ fn state_folder(url: &str) -> PathBuf {
 }
 
 const COMMANDS: &str = "commands";
+const FORMAT: &str = "FORMAT";

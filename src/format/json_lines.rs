@@ -146,6 +146,41 @@ fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// What [`write_base64`] wrote; `None` if it is not that.
+pub(crate) fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    if !text.len().is_multiple_of(4) {
+        return None;
+    }
+    for (at, group) in text.chunks(4).enumerate() {
+        let is_last = (at + 1) * 4 == text.len();
+        let cut = group.strip_suffix(b"==");
+        let digits = cut.or(group.strip_suffix(b"=")).unwrap_or(group);
+        let padding = 4 - digits.len();
+        if padding > 0 && !is_last {
+            return None;
+        }
+        let mut value: u32 = 0;
+        for digit in digits {
+            value = value << 6 | u32::try_from(sextet(*digit)?).ok()?;
+        }
+        value <<= 6 * padding;
+        bytes.extend_from_slice(&value.to_be_bytes()[1..4 - padding]);
+    }
+    Some(bytes)
+}
+
+fn sextet(digit: u8) -> Option<usize> {
+    match digit {
+        b'A'..=b'Z' => Some(usize::from(digit - b'A')),
+        b'a'..=b'z' => Some(usize::from(digit - b'a') + 26),
+        b'0'..=b'9' => Some(usize::from(digit - b'0') + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    }
+}
+
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 #[cfg(test)]
@@ -205,7 +240,11 @@ mod tests {
         ] {
             let mut out = Vec::new();
             write_base64(bytes.as_bytes(), &mut out);
+            assert_eq!(decode_base64(&out), Some(bytes.into()));
             assert_eq!(String::from_utf8(out).unwrap(), want);
+        }
+        for text in ["Z", "Zg=", "Zg==Zg==", "Z===", "Z-==", "Zg\n="] {
+            assert_eq!(decode_base64(text.as_bytes()), None, "{text}");
         }
     }
 

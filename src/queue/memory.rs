@@ -5,6 +5,7 @@
 
 mod admin;
 mod state;
+mod transfer;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,9 @@ use crate::{
     batch::{Claim, Lease, Member, Page, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
-    queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Store, room::Room},
+    queue::{
+        Administration, Capabilities, Durability, Queue, QueueOptions, Store, Transfer, room::Room,
+    },
     request::{Bookmark, NewRequest, Pushed, QueueName},
     stats::Stats,
 };
@@ -168,6 +171,10 @@ impl Queue for MemoryQueue {
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
+        Some(self)
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
         Some(self)
     }
 

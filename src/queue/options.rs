@@ -78,6 +78,12 @@ impl QueueOptions {
         self
     }
 
+    /// Whether a push may have to wait.
+    #[cfg(feature = "journal")]
+    pub(crate) fn blocks(&self) -> bool {
+        matches!(self.when_full, WhenFull::Block { .. })
+    }
+
     /// Fails if a queue that holds this can't hold so much more.
     pub(crate) fn check_room(
         &self,

@@ -38,6 +38,7 @@ mod schedule;
 mod shared;
 mod stats;
 mod stores;
+mod transfer;
 mod update;
 mod wakeups;
 
@@ -105,6 +106,8 @@ pub enum Need {
     WakeUps,
     /// [`Harness::store`] answers.
     Store,
+    /// [`Queue::transfer`] answers.
+    Transfer,
 }
 
 impl Need {
@@ -119,6 +122,7 @@ impl Need {
             Self::Bounds => harness.keeps_bounds(),
             Self::WakeUps => queue.pushed().is_some(),
             Self::Store => harness.store(QueueOptions::default()).await.is_some(),
+            Self::Transfer => queue.transfer().is_some(),
         }
     }
 }
@@ -134,6 +138,7 @@ impl fmt::Display for Need {
             Self::Bounds => "bounds",
             Self::WakeUps => "wake-ups (`pushed`)",
             Self::Store => "a store",
+            Self::Transfer => "transfer",
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     batch::{Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    queue::{Administration, Capabilities, Queue},
+    queue::{Administration, Capabilities, Queue, Transfer},
     request::{Bookmark, NewRequest, Pushed, QueueName},
     stats::Stats,
 };
@@ -182,6 +182,10 @@ impl Queue for Faulty {
 
     fn admin(&self) -> Option<&dyn Administration> {
         self.queue.admin()
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
+        self.queue.transfer()
     }
 
     async fn close(&self) -> Result<()> {

@@ -64,6 +64,33 @@ pub(super) async fn differential_across_restarts(
     compare(&mut one, &mut other, end, &Step::Drain, seed, steps).await;
 }
 
+/// As [`differential_across_restarts`], with everything taken to other queues instead.
+pub(super) async fn differential_across_queues(
+    one: Arc<dyn Queue>,
+    other: Arc<dyn Queue>,
+    seed: u64,
+    steps: u32,
+    carry: impl AsyncFn(Arc<dyn Queue>, Timestamp) -> Arc<dyn Queue>,
+) {
+    let (mut one, mut other) = (Pilot::new(one), Pilot::new(other));
+    let mut life = Life::new(seed, one.can(&other));
+    for number in 0..steps {
+        if number % RESTARTS_EVERY == RESTARTS_EVERY - 1 {
+            let now = life.now();
+            compare(&mut one, &mut other, now, &Step::LetGo, seed, number).await;
+            let (queue, memory) = other.put_down();
+            other = memory.take_up(carry(queue, now).await);
+            // Cursors of results begin anew.
+            one.read_results_anew();
+            other.read_results_anew();
+        }
+        let (now, step) = life.next();
+        compare(&mut one, &mut other, now, &step, seed, number).await;
+    }
+    let end = life.long_after();
+    compare(&mut one, &mut other, end, &Step::Drain, seed, steps).await;
+}
+
 async fn compare(
     one: &mut Pilot,
     other: &mut Pilot,

@@ -16,7 +16,7 @@ use crate::{
     batch::{Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     error::Result,
-    queue::{Administration, Capabilities, Queue},
+    queue::{Administration, Capabilities, Queue, Transfer},
     request::{Bookmark, NewRequest, Pushed, QueueName},
     stats::Stats,
 };
@@ -111,6 +111,10 @@ impl Queue for WithNow {
 
     fn admin(&self) -> Option<&dyn Administration> {
         self.queue.admin()
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
+        self.queue.transfer()
     }
 
     async fn close(&self) -> Result<()> {

@@ -107,7 +107,7 @@ impl Place {
 }
 
 impl Held {
-    fn entry(&self, id: RequestId, place: Place, payload: bool) -> Option<Entry> {
+    pub(super) fn entry(&self, id: RequestId, place: Place, payload: bool) -> Option<Entry> {
         let state = place.state();
         match place {
             Place::Delayed(due, position) => {

@@ -1,20 +1,24 @@
 //! What a queue in memory holds, and each verb as one step on it.
 
 mod batches;
+mod transfer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
 };
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
+pub(super) use self::transfer::Incoming;
 use crate::{
     batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
     error::Result,
-    queue::QueueOptions,
+    queue::{
+        QueueOptions,
+        transfer::{Digest, digest},
+    },
     request::{
         Attributes, Bookmark, DeadReason, NewRequest, Position, Pushed, RequestId, key_conflict,
     },
@@ -43,9 +47,10 @@ pub(super) struct State {
     /// Done and dead requests in the order in which they were settled.
     pub(super) settled: BTreeMap<u64, RequestId>,
     retained: BTreeSet<(Timestamp, RequestId)>,
-    keys: HashMap<String, Key>,
-    key_expiry: BTreeSet<(Timestamp, String)>,
-    pub(super) bookmarks: HashMap<String, Bytes>,
+    /// By their digests.
+    keys: BTreeMap<Digest, Key>,
+    key_expiry: BTreeSet<(Timestamp, Digest)>,
+    pub(super) bookmarks: BTreeMap<String, Bytes>,
     counts: Stats,
     first_seen: FirstSeen,
 }
@@ -109,7 +114,7 @@ pub(super) struct Ended {
 #[derive(Debug)]
 struct Key {
     id: RequestId,
-    payload: [u8; 32],
+    payload: Digest,
     expires_at: Timestamp,
 }
 
@@ -132,9 +137,9 @@ impl State {
             dead: BTreeMap::new(),
             settled: BTreeMap::new(),
             retained: BTreeSet::new(),
-            keys: HashMap::new(),
+            keys: BTreeMap::new(),
             key_expiry: BTreeSet::new(),
-            bookmarks: HashMap::new(),
+            bookmarks: BTreeMap::new(),
             counts: Stats::default(),
             first_seen: FirstSeen::default(),
         }
@@ -156,12 +161,7 @@ impl State {
             let ((due, _), request) = entry.remove_entry();
             self.make_ready(now, due, request);
         }
-        while let Some((at, key)) = self
-            .key_expiry
-            .first()
-            .filter(|(at, _)| *at <= now)
-            .cloned()
-        {
+        while let Some(&(at, key)) = self.key_expiry.first().filter(|(at, _)| *at <= now) {
             self.keys.remove(&key);
             self.key_expiry.remove(&(at, key));
         }
@@ -182,13 +182,13 @@ impl State {
     ) -> Result<Vec<Pushed>> {
         let mut next = self.next_position(now);
         let mut pushed = Vec::with_capacity(requests.len());
-        let mut keys: HashMap<&str, Key> = HashMap::new();
+        let mut keys: BTreeMap<Digest, Key> = BTreeMap::new();
         let mut bytes = 0;
         for request in requests.iter() {
             let id = RequestId::from_u64(next);
             if let Some(key) = request.idempotency_key.as_deref() {
-                let payload = Sha256::digest(&request.payload).into();
-                match self.keys.get(key).or_else(|| keys.get(key)) {
+                let (known_as, payload) = (digest(key.as_bytes()), digest(&request.payload));
+                match self.keys.get(&known_as).or_else(|| keys.get(&known_as)) {
                     Some(known) if known.payload != payload => {
                         return Err(key_conflict(key, known.id));
                     }
@@ -202,7 +202,7 @@ impl State {
                     None => {
                         let expires_at = now.after(self.options.idempotency_window);
                         keys.insert(
-                            key,
+                            known_as,
                             Key {
                                 id,
                                 payload,
@@ -222,8 +222,8 @@ impl State {
         let added = pushed.iter().filter(|pushed| !pushed.duplicate).count() as u64;
         self.check_bounds(added, bytes)?;
         for (key, known) in keys {
-            self.key_expiry.insert((known.expires_at, key.to_owned()));
-            self.keys.insert(key.to_owned(), known);
+            self.key_expiry.insert((known.expires_at, key));
+            self.keys.insert(key, known);
         }
         if added > 0 {
             self.last_position = next - 1;
@@ -316,7 +316,15 @@ impl State {
         self.places.insert(request.id, Place::Ready(position));
         self.counts.ready_bytes += request.bytes();
         self.counts.ready += 1;
-        self.ready.push_back((position, request));
+        // At the tail, but for what is restored: that comes in the order of ids.
+        let last = self.ready.back().map(|(last, _)| *last);
+        let at = match last {
+            Some(last) if last > position => {
+                self.ready.partition_point(|(before, _)| *before < position)
+            }
+            _ => self.ready.len(),
+        };
+        self.ready.insert(at, (position, request));
     }
 
     fn index_of_ready(&self, position: Position) -> Option<usize> {

@@ -382,6 +382,16 @@ macro_rules! __clauses {
                 a_store_that_tells_of_new_queues_tells_of_each: Store,
                 closing_a_store_closes_its_queues: Store,
             }
+            transfer {
+                what_is_dumped_and_restored_is_dumped_the_same: Transfer Administration,
+                a_batch_that_was_held_is_offered_at_once_under_a_higher_fence: Transfer,
+                a_restored_queue_goes_on_where_the_other_was: Transfer,
+                a_restored_queue_survives_a_restart: Transfer Administration Restart,
+                a_restore_without_its_end_leaves_nothing: Transfer,
+                a_dump_that_is_not_whole_is_invalid_and_leaves_nothing: Transfer,
+                a_queue_in_use_takes_no_dump: Transfer,
+                a_random_life_goes_on_in_other_queues: Transfer Bounds,
+            }
             random {
                 a_random_life_conserves_every_request,
                 a_random_life_is_that_of_the_reference: Bounds,

@@ -129,6 +129,10 @@ impl Pilot {
         }
     }
 
+    pub(super) fn read_results_anew(&mut self) {
+        self.memory.cursor = None;
+    }
+
     /// Lets go of the queue, for a restart.
     pub(super) fn put_down(self) -> (Arc<dyn Queue>, Memory) {
         (self.queue, self.memory)

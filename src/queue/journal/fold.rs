@@ -1,0 +1,420 @@
+//! What each event does to the state: one pure, total function, for live operation and recovery alike.
+
+mod batches;
+
+pub(super) use self::batches::{DONE, REJECT, RETRY};
+use super::{
+    event::{
+        Advanced, Buried, CancelledAll, Carried, Change, Event, Pushed, Redriven, Removal, What,
+    },
+    log::Place,
+    state::{Dead, DeadPage, Moved, NEVER, QueueState, Settled, Stand, State, Stretch},
+};
+use crate::request::QueueName;
+
+/// A stretch takes no more pieces once it is so long, or has so many requests.
+pub(super) const STRETCH_BYTES: u32 = 64 << 10;
+pub(super) const STRETCH_REQUESTS: u32 = 1024;
+
+/// Applies an event; `body` is where the body of its group begins.
+pub(super) fn fold(state: &mut State, event: Event, body: Place) {
+    // A baseline says what is so already.
+    let Event::Of(event) = event else { return };
+    if let What::Made(made) = &event.what {
+        let name: QueueName = made.name.parse().unwrap_or_default();
+        let queue = QueueState::new(&name, made.salt);
+        state.queues.entry(event.queue).or_insert(queue);
+        return;
+    }
+    let Some(queue) = state.queues.get_mut(&event.queue) else {
+        return;
+    };
+    match event.what {
+        What::Made(_) => {}
+        What::Pushed(pushed) => {
+            let piece = Place {
+                segment: body.segment,
+                offset: body.offset + pushed.offset,
+            };
+            queue.add_pushed(&pushed, piece, true);
+            queue.add_notes(pushed);
+        }
+        What::Advanced(advanced) => queue.advance(advanced),
+        What::Buried(buried) => queue.bury(buried),
+        What::Claimed(claimed) => queue.claim(claimed),
+        What::Updated(updated) => queue.update(updated),
+        What::Cancelled(cancelled) => queue.cancel(cancelled),
+        What::Redriven(redriven) => queue.redrive(redriven),
+        What::Purged(purged) => {
+            for id in purged.ids {
+                queue.stored.counts.purged += u64::from(queue.take_dead(id).is_some());
+                queue.place(id, None);
+            }
+        }
+        What::Offered(()) => {
+            let held = queue.stored.open.values_mut().filter(|open| open.held);
+            held.for_each(|open| open.until = 0);
+        }
+        What::Carried(carried) => queue.carry(carried, body),
+        What::Rewritten(rewritten) => queue.blobs_mut().for_each(|blob| {
+            *blob = rewritten.blobs.get(blob).copied().unwrap_or(*blob);
+        }),
+        What::Restoring(restoring) => {
+            if restoring.is_first {
+                queue.restoring.clear();
+            }
+            queue.restoring.extend_from_slice(&restoring.part);
+        }
+        What::Restored(()) => queue.restore(),
+    }
+}
+
+impl QueueState {
+    /// Adds a piece, or (while the piece is still growing) what a push adds to it.
+    pub(super) fn add_pushed(&mut self, pushed: &Pushed, at: Place, is_new_piece: bool) {
+        let stored = &mut self.stored;
+        let mut last = 0;
+        let mut first = None;
+        let mut requests = 0;
+        for (distance, count) in &pushed.runs {
+            let begins = last + distance;
+            first = first.or(Some(begins));
+            last = begins + count - 1;
+            requests += u32::try_from(*count).unwrap_or(u32::MAX);
+        }
+        let Some(first) = first else { return };
+        let open = stored.stretches.last_entry().filter(|entry| {
+            let stretch = entry.get();
+            !is_new_piece || (takes_a_piece(stretch, at) && stretch.last > stored.cursor)
+        });
+        let key = open.map_or(first, |entry| *entry.key());
+        let stretch = stored.stretches.entry(key).or_insert_with(|| Stretch {
+            segment: at.segment,
+            offset: at.offset,
+            expires_at: NEVER,
+            refs: 1,
+            ..Stretch::default()
+        });
+        if is_new_piece {
+            stretch.tail = at.offset - stretch.offset;
+        }
+        stretch.bytes = at.offset + pushed.bytes - stretch.offset;
+        stretch.last = last;
+        stretch.requests += requests;
+        stretch.largest = stretch.largest.max(pushed.largest);
+        if stretch.ready == 0 && pushed.ready > 0 {
+            (stretch.head, stretch.ready_at) = (pushed.head, pushed.ready_at);
+        }
+        stretch.ready += pushed.ready;
+        stretch.ready_bytes += pushed.ready_bytes;
+        if let Some(at) = pushed.expires_at.filter(|at| *at < stretch.expires_at) {
+            self.expiring.remove(&(stretch.expires_at, key));
+            self.expiring.insert((at, key));
+            stretch.expires_at = at;
+        }
+        stored.last_position = last;
+        stored.counts.pushed += u64::from(requests);
+        stored.counts.ready += u64::from(pushed.ready);
+        stored.counts.ready_bytes += pushed.ready_bytes;
+        stored.counts.held_bytes += pushed.held_bytes;
+        for later in &pushed.later {
+            self.stored.absent.insert(later.id);
+            let moved = Moved {
+                id: later.id,
+                bytes: later.bytes,
+                ready_at: 0,
+                expires_at: later.expires_at,
+                attempts: 0,
+                error: None,
+            };
+            self.delay(later.due, later.id, moved);
+        }
+    }
+
+    /// What comes with a push besides its requests.
+    pub(super) fn add_notes(&mut self, pushed: Pushed) {
+        for (digest, key) in pushed.keys {
+            self.key_expiry.insert((key.expires_at, digest));
+            if let Some(old) = self.stored.keys.insert(digest, key) {
+                self.key_expiry.remove(&(old.expires_at, digest));
+                self.key_expiry.insert((key.expires_at, digest));
+            }
+        }
+        self.stored.bookmarks.extend(pushed.bookmarks);
+    }
+
+    fn advance(&mut self, advanced: Advanced) {
+        let expired = self.remove(advanced.expired);
+        self.stored.counts.expired += expired;
+        for (due, position) in advanced.promoted {
+            if let Some(moved) = self.stored.delayed.remove(&(due, position)) {
+                self.make_ready(advanced.now, due, moved);
+            }
+        }
+        self.forget(advanced.now);
+        self.normalize();
+    }
+
+    /// Forgets keys and results whose time is over.
+    fn forget(&mut self, now: u64) {
+        while let Some(&(at, digest)) = self.key_expiry.first().filter(|(at, _)| *at <= now) {
+            self.key_expiry.remove(&(at, digest));
+            self.stored.keys.remove(&digest);
+        }
+        while let Some(&(at, batch)) = self.retained.first().filter(|(at, _)| *at <= now) {
+            self.retained.remove(&(at, batch));
+            let Some(ended) = self.stored.ended.remove(&batch) else {
+                continue;
+            };
+            self.ended_at.remove(&(ended.members.last, batch));
+            for sequence in ended.sequences {
+                self.stored.settled.remove(&sequence);
+            }
+            for moved in ended.members.moved.values() {
+                self.place(moved.id, None);
+            }
+            self.unpin(ended.members.after, ended.members.last);
+        }
+    }
+
+    fn bury(&mut self, buried: Buried) {
+        self.remove(buried.removal);
+        self.add_dead(buried.dead);
+        self.normalize();
+    }
+
+    /// Dead-letters requests that are nowhere else any more.
+    fn add_dead(&mut self, dead: Vec<(u64, Dead)>) {
+        if dead.is_empty() {
+            return;
+        }
+        let sequence = self.next_sequence();
+        let ids: Vec<u64> = dead.iter().map(|(id, _)| *id).collect();
+        for (id, dead) in dead {
+            self.place(id, Some(Stand::Dead(())));
+            self.stored.dead.insert(id, Dead { sequence, ..dead });
+        }
+        let kept = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let page = Settled::Dead(DeadPage { ids, kept });
+        self.stored.settled.insert(sequence, page);
+    }
+
+    fn next_sequence(&mut self) -> u64 {
+        self.stored.last_settled += 1;
+        self.stored.last_settled
+    }
+
+    fn cancel(&mut self, cancelled: CancelledAll) {
+        let removed = self.remove(cancelled.removal);
+        self.stored.counts.cancelled += removed;
+        for (batch, id) in cancelled.marked {
+            if let Some(open) = self.stored.open.get_mut(&batch) {
+                open.cancelled.insert(id);
+            }
+        }
+        self.normalize();
+    }
+
+    fn redrive(&mut self, redriven: Redriven) {
+        for id in redriven.ids {
+            let Some(dead) = self.take_dead(id) else {
+                continue;
+            };
+            let moved = Moved {
+                id,
+                bytes: dead.bytes,
+                ready_at: redriven.now,
+                expires_at: NEVER,
+                attempts: 0,
+                error: None,
+            };
+            self.stored.counts.held_bytes += dead.bytes;
+            self.make_ready(redriven.now, redriven.now, moved);
+        }
+    }
+
+    /// Takes a dead letter out of the dead; its place is for the caller to say.
+    fn take_dead(&mut self, id: u64) -> Option<Dead> {
+        let dead = self.stored.dead.remove(&id)?;
+        if let Some(Settled::Dead(page)) = self.stored.settled.get_mut(&dead.sequence) {
+            page.kept -= 1;
+            if page.kept == 0 {
+                self.stored.settled.remove(&dead.sequence);
+            }
+        }
+        Some(dead)
+    }
+
+    fn carry(&mut self, carried: Carried, body: Place) {
+        let Some(stretch) = self.stored.stretches.get_mut(&carried.first) else {
+            return;
+        };
+        stretch.segment = body.segment;
+        stretch.offset = body.offset + carried.offset;
+        (stretch.bytes, stretch.tail) = (carried.bytes, 0);
+        stretch.requests = carried.requests;
+        stretch.carried = true;
+    }
+
+    /// Takes waiting requests out; how many.
+    fn remove(&mut self, removal: Removal) -> u64 {
+        let removed = removal.natural.len() + removal.moved.len();
+        self.stored.absent.extend(removal.natural);
+        for change in removal.changes {
+            let bytes = self.apply(&change);
+            self.stored.counts.held_bytes -= bytes;
+        }
+        for id in removal.moved {
+            let moved = match self.stored.places.get(&id) {
+                Some(Stand::Ready(position)) => {
+                    let moved = self.stored.moved.remove(position);
+                    let counts = &mut self.stored.counts;
+                    counts.ready -= u64::from(moved.is_some());
+                    counts.ready_bytes -= moved.map_or(0, |moved| moved.bytes);
+                    moved
+                }
+                Some(Stand::Delayed(at)) => self.stored.delayed.remove(at),
+                _ => None,
+            };
+            if let Some(moved) = moved {
+                self.moved_expiring.remove(&(moved.expires_at, id));
+                self.stored.counts.held_bytes -= moved.bytes;
+            }
+            self.place(id, None);
+        }
+        removed as u64
+    }
+
+    /// Brings a stretch to how it stands now, and the counts with it; the payload bytes that left it.
+    fn apply(&mut self, change: &Change) -> u64 {
+        let Some(stretch) = self.stored.stretches.get_mut(&change.first) else {
+            return 0;
+        };
+        let counts = &mut self.stored.counts;
+        counts.ready -= u64::from(stretch.ready - change.ready);
+        let bytes = stretch.ready_bytes - change.ready_bytes;
+        counts.ready_bytes -= bytes;
+        self.expiring.remove(&(stretch.expires_at, change.first));
+        (stretch.ready, stretch.ready_bytes) = (change.ready, change.ready_bytes);
+        (stretch.head, stretch.ready_at) = (change.head, change.ready_at);
+        stretch.expires_at = change.expires_at;
+        if change.expires_at != NEVER {
+            self.expiring.insert((change.expires_at, change.first));
+        }
+        bytes
+    }
+
+    /// Moves the cursor past stretches of which nothing is ready.
+    pub(super) fn normalize(&mut self) {
+        let mut cursor = self.stored.cursor;
+        for (_, stretch) in self.stretches_between(cursor, NEVER) {
+            if stretch.ready > 0 {
+                break;
+            }
+            cursor = stretch.last;
+        }
+        self.move_cursor(cursor);
+    }
+
+    fn move_cursor(&mut self, cursor: u64) {
+        let before = std::mem::replace(&mut self.stored.cursor, cursor);
+        if before == cursor {
+            return;
+        }
+        self.stored.absent = self.stored.absent.split_off(&(cursor + 1));
+        let passed = self.stretches_between(before, cursor);
+        let passed = passed.filter(|(_, stretch)| stretch.last <= cursor);
+        let passed: Vec<u64> = passed.map(|(first, _)| first).collect();
+        for first in passed {
+            if let Some(stretch) = self.stored.stretches.get_mut(&first) {
+                self.expiring.remove(&(stretch.expires_at, first));
+                (stretch.ready, stretch.ready_bytes) = (0, 0);
+                stretch.expires_at = NEVER;
+            }
+            self.unref(first);
+        }
+    }
+
+    /// A range needs the stretches it touches.
+    fn pin(&mut self, after: u64, last: u64) {
+        let touched: Vec<u64> = self
+            .stretches_between(after, last)
+            .map(|(first, _)| first)
+            .collect();
+        for first in touched {
+            if let Some(stretch) = self.stored.stretches.get_mut(&first) {
+                stretch.refs += 1;
+            }
+        }
+    }
+
+    fn unpin(&mut self, after: u64, last: u64) {
+        let touched: Vec<u64> = self
+            .stretches_between(after, last)
+            .map(|(first, _)| first)
+            .collect();
+        for first in touched {
+            self.unref(first);
+        }
+    }
+
+    fn unref(&mut self, first: u64) {
+        let Some(stretch) = self.stored.stretches.get_mut(&first) else {
+            return;
+        };
+        stretch.refs -= 1;
+        if stretch.refs == 0 {
+            self.expiring.remove(&(stretch.expires_at, first));
+            self.stored.stretches.remove(&first);
+        }
+    }
+
+    /// Says where a request stands; `None`: where its id says, or nowhere.
+    pub(super) fn place(&mut self, id: u64, stand: Option<Stand>) {
+        let is_new = stand.is_some();
+        let was = match stand {
+            Some(stand) => self.stored.places.insert(id, stand),
+            None => self.stored.places.remove(&id),
+        };
+        let Some((first, _)) = self.stretch_of(id) else {
+            return;
+        };
+        match (was.is_some(), is_new) {
+            (false, true) => {
+                if let Some(stretch) = self.stored.stretches.get_mut(&first) {
+                    stretch.refs += 1;
+                }
+            }
+            (true, false) => self.unref(first),
+            _ => {}
+        }
+    }
+
+    pub(super) fn delay(&mut self, due: u64, position: u64, moved: Moved) {
+        if moved.expires_at != NEVER {
+            self.moved_expiring.insert((moved.expires_at, moved.id));
+        }
+        self.place(moved.id, Some(Stand::Delayed((due, position))));
+        self.stored.delayed.insert((due, position), moved);
+    }
+
+    /// Ready at the tail.
+    fn make_ready(&mut self, now: u64, ready_at: u64, mut moved: Moved) {
+        if moved.expires_at != NEVER {
+            self.moved_expiring.insert((moved.expires_at, moved.id));
+        }
+        moved.ready_at = ready_at;
+        let position = now.max(self.stored.last_position + 1);
+        self.stored.last_position = position;
+        self.stored.counts.ready += 1;
+        self.stored.counts.ready_bytes += moved.bytes;
+        self.place(moved.id, Some(Stand::Ready(position)));
+        self.stored.moved.insert(position, moved);
+    }
+}
+
+/// Whether a piece that begins here belongs to this stretch, the last one.
+pub(super) fn takes_a_piece(stretch: &Stretch, at: Place) -> bool {
+    let follows = !stretch.carried && stretch.segment == at.segment && at.offset >= stretch.offset;
+    follows && at.offset - stretch.offset < STRETCH_BYTES && stretch.requests < STRETCH_REQUESTS
+}

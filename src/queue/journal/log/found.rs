@@ -1,0 +1,253 @@
+//! What lies in the folder of a log, before anything is changed.
+
+use std::{io, sync::Arc};
+
+use super::{
+    LogOptions, Place, Root, Scanned, Tail,
+    format::{FrameHeader, HEADER, Head, PAGE, RootSlot, SECTOR, SLOT, SegmentHeader},
+    read::{Reader, Segment, Segments},
+    scan::{self, Window},
+};
+use crate::{
+    error::{Error, Result},
+    queue::journal::disk::{Disk, DiskFile},
+};
+
+/// A log as it was found. Looking changes nothing.
+#[derive(Debug)]
+pub(in crate::queue::journal) struct Found {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) options: LogOptions,
+    /// Those that are live, as far as is known.
+    pub(super) segments: Segments,
+    /// Segments below the oldest live one, in order.
+    pub(super) freed: Vec<Arc<Segment>>,
+    /// Files that were made ready.
+    pub(super) spares: Vec<Arc<Segment>>,
+    /// Files that were never finished: nothing is in them.
+    pub(super) unfinished: Vec<String>,
+    /// Files in which nothing can be recognised.
+    pub(super) damaged: Vec<String>,
+    /// Segments whose header is damaged; their groups tell which they are.
+    pub(super) headless: Vec<u32>,
+    /// The slot that counts, and which one that is.
+    pub(super) slot: Option<(usize, RootSlot)>,
+    pub(super) oldest: u32,
+    /// The highest that any header names.
+    pub(super) epoch: u32,
+    new: bool,
+}
+
+impl Found {
+    /// Lists the folder, and reads headers and the root. An empty folder is fine.
+    ///
+    /// # Errors
+    /// `Invalid` for what a newer version wrote, `Unavailable` for what can't be read.
+    pub(in crate::queue::journal) fn look(
+        disk: Arc<dyn Disk>,
+        options: LogOptions,
+    ) -> Result<Self> {
+        let segment_bytes = options
+            .segment_bytes
+            .clamp(MIN_SEGMENT, u32::MAX - 2 * PAGE)
+            .next_multiple_of(PAGE);
+        let options = LogOptions {
+            segment_bytes,
+            spares: options.spares.max(1),
+            ..options
+        };
+        let mut found = Self {
+            disk,
+            options,
+            segments: Segments::default(),
+            freed: Vec::new(),
+            spares: Vec::new(),
+            unfinished: Vec::new(),
+            damaged: Vec::new(),
+            headless: Vec::new(),
+            slot: None,
+            oldest: 1,
+            epoch: 0,
+            new: false,
+        };
+        let unreadable = |error| unreadable("the log's folder", error);
+        let mut names = found.disk.list().map_err(unreadable)?;
+        names.sort();
+        let root_is_blank = found.read_root(&names).map_err(unreadable)?;
+        for name in names.iter().filter(|name| slot_of(name).is_some()) {
+            found.read_segment(name)?;
+        }
+        found.part();
+        found.new = root_is_blank && found.segments.range(..).is_empty() && found.freed.is_empty();
+        Ok(found)
+    }
+
+    /// What was stored last. `None` if the log is new, or if both slots are damaged.
+    pub(in crate::queue::journal) fn root(&self) -> Option<Root> {
+        self.slot.map(|(_, slot)| slot.root)
+    }
+
+    /// Whether nothing was ever appended.
+    #[cfg(test)]
+    pub(in crate::queue::journal) fn is_new(&self) -> bool {
+        self.new
+    }
+
+    /// Whether everything since the first group is there: nothing was ever freed.
+    pub(in crate::queue::journal) fn is_from_the_start(&self) -> bool {
+        self.new || self.segments.get(1).is_some()
+    }
+
+    /// The start of the oldest segment that is there and not known to be freed.
+    pub(in crate::queue::journal) fn oldest(&self) -> Place {
+        let segments = self.segments.range(..);
+        Place::start_of(segments.first().map_or(self.oldest, |oldest| oldest.number))
+    }
+
+    /// Reads what is found now, and later what is appended.
+    pub(in crate::queue::journal) fn reader(&self) -> Reader {
+        Reader::new(self.segments.clone())
+    }
+
+    /// Calls `each` for every group from `from` on, in order, and for what is damaged between them; never for a
+    /// last group that is not whole. Reads headers and events and hops over bodies; with `verify` it checks
+    /// bodies as well.
+    ///
+    /// # Errors
+    /// What `each` returns, and `Unavailable` for what can't be read.
+    pub(in crate::queue::journal) fn scan(
+        &self,
+        from: Place,
+        verify: bool,
+        each: &mut dyn FnMut(Scanned<'_>) -> Result<()>,
+    ) -> Result<Tail> {
+        scan::scan(self, from, verify, each)
+    }
+
+    /// Reads the slots; tells whether there is nothing in them.
+    fn read_root(&mut self, names: &[String]) -> io::Result<bool> {
+        if !names.iter().any(|name| name == ROOT) {
+            return Ok(true);
+        }
+        let file = self.disk.open(ROOT)?;
+        let mut blank = true;
+        for index in 0..2 {
+            let mut bytes = [0; SECTOR as usize];
+            let at = SLOT * index as u64;
+            if at + u64::from(SECTOR) > file.len()? || file.read_at(&mut bytes, at).is_err() {
+                continue;
+            }
+            blank &= bytes.iter().all(|byte| *byte == 0);
+            if let Some(slot) = RootSlot::decode(&bytes, self.options.salt) {
+                self.epoch = self.epoch.max(slot.epoch);
+                let better = |(_, old): (usize, RootSlot)| old.generation < slot.generation;
+                if self.slot.is_none_or(better) {
+                    self.slot = Some((index, slot));
+                }
+            }
+        }
+        self.oldest = self.slot.map_or(1, |(_, slot)| slot.root.oldest.max(1));
+        Ok(blank)
+    }
+
+    fn read_segment(&mut self, name: &str) -> Result<()> {
+        let unreadable = |error| unreadable(name, error);
+        let file = self.disk.open(name).map_err(unreadable)?;
+        let length = file.len().map_err(unreadable)?;
+        let length = u32::try_from(length).unwrap_or(u32::MAX - PAGE);
+        // A file that was cut off may end anywhere.
+        let length = length / SECTOR * SECTOR;
+        if length < MIN_SEGMENT {
+            self.unfinished.push(name.to_owned());
+            return Ok(());
+        }
+        let segment = |number, fresh| Segment {
+            number,
+            name: name.to_owned(),
+            file: file.clone(),
+            length,
+            fresh,
+        };
+        let mut bytes = [0; SECTOR as usize];
+        let head = match file.read_at(&mut bytes, 0) {
+            Ok(()) => SegmentHeader::decode(&bytes, self.options.salt),
+            Err(_) => Head::Damaged,
+        };
+        match head {
+            Head::Newer(version) => {
+                return Err(Error::invalid(format!(
+                    "{name} has format {version}, which this version of batchyard does not know; it was left untouched"
+                )));
+            }
+            Head::Header(header) => {
+                self.epoch = self.epoch.max(header.epoch);
+                self.oldest = self.oldest.max(header.oldest);
+                let segment = Arc::new(segment(header.number, header.fresh));
+                if header.number == 0 {
+                    self.spares.push(segment);
+                } else {
+                    self.add(segment);
+                }
+            }
+            blank_or_damaged => match recognise(&file, length, self.options.salt) {
+                Some(frame) => {
+                    self.headless.push(frame.place.segment);
+                    self.add(Arc::new(segment(frame.place.segment, false)));
+                }
+                None if blank_or_damaged == Head::Blank => self.unfinished.push(name.to_owned()),
+                None => self.damaged.push(name.to_owned()),
+            },
+        }
+        Ok(())
+    }
+
+    /// Two files can't be the same segment, unless one is damaged: the one with a header of its own counts.
+    fn add(&mut self, segment: Arc<Segment>) {
+        let headless = self.headless.last() == Some(&segment.number);
+        let other = if headless && self.segments.get(segment.number).is_some() {
+            self.headless.pop();
+            Some(segment)
+        } else {
+            self.segments.insert(segment)
+        };
+        self.damaged.extend(other.map(|other| other.name.clone()));
+    }
+
+    /// Separates what is freed from what is live.
+    fn part(&mut self) {
+        self.freed = self.segments.free_below(self.oldest);
+        let oldest = self.oldest;
+        self.headless.retain(|number| *number >= oldest);
+    }
+}
+
+/// The slot in the name of a segment file.
+pub(super) fn slot_of(name: &str) -> Option<u32> {
+    let slot = name.strip_prefix("segment-")?.strip_suffix(".log")?;
+    let slot = slot.parse().ok()?;
+    (slot_name(slot) == name).then_some(slot)
+}
+
+pub(super) fn slot_name(slot: u32) -> String {
+    format!("segment-{slot:03}.log")
+}
+
+/// A group that tells which segment a file without a good header is: the newest in it, for what an earlier use of
+/// the file has left lies behind.
+fn recognise(file: &Arc<dyn DiskFile>, length: u32, salt: u64) -> Option<FrameHeader> {
+    let mut window = Window::new(file.clone(), length);
+    let frames = (PAGE..length).step_by(SECTOR as usize).filter_map(|at| {
+        let frame = FrameHeader::decode_anywhere(window.bytes(at, HEADER), salt)?;
+        (frame.place.offset == at).then_some(frame)
+    });
+    frames.max_by_key(|frame| frame.place.segment)
+}
+
+pub(super) fn unreadable(what: &str, error: io::Error) -> Error {
+    Error::unavailable(format!("{what} can't be read: {error}")).with_source(error)
+}
+
+/// The file with the two slots of the root.
+pub(super) const ROOT: &str = "root";
+/// A header, and a page for what comes behind it.
+const MIN_SEGMENT: u32 = 2 * PAGE;

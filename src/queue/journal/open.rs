@@ -1,0 +1,214 @@
+//! Opening: the last baseline, and every event since.
+//!
+//! Nothing is changed before all of it has been looked at. What can't be read is set aside and reported,
+//! never a reason not to open.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{
+    JournalOptions,
+    codec::{self, Codec, Input},
+    core::Core,
+    disk::Disk,
+    event::{Baseline, Event},
+    fold::fold,
+    group::Filling,
+    log::{
+        Found, LogOptions, Place, Reader, Scanned, Tail,
+        fault::{self, Fault},
+    },
+    record,
+    state::{Blob, QueueState, State},
+};
+use crate::error::Result;
+
+/// A store that is ready to be served, and what was found amiss on the way.
+pub(super) struct Opened {
+    pub(super) core: Core,
+    pub(super) report: Vec<String>,
+    /// The oldest segment that is kept.
+    pub(super) oldest: u32,
+}
+
+/// Opens the log on this disk.
+pub(super) fn open(
+    disk: Arc<dyn Disk>,
+    salt: u64,
+    path: PathBuf,
+    options: &JournalOptions,
+) -> Result<Opened> {
+    let log_options = LogOptions {
+        segment_bytes: options.segment_bytes,
+        spares: SPARES,
+        zero: true,
+        salt,
+    };
+    let found = Found::look(disk, log_options)?;
+    let oldest = found.oldest().segment;
+    let mut report = Vec::new();
+    let (mut state, tail) = replay(&found, &mut report)?;
+    if fault::is(Fault::ReuseFence) {
+        let queues = state.queues.values_mut();
+        queues.for_each(|queue| queue.stored.last_fence = 0);
+    }
+    if let Some((place, bytes)) = &tail.unconfirmed {
+        report.push(format!(
+            "unconfirmed: {bytes} bytes in segment {} at {} were begun and never answered; they were set aside",
+            place.segment, place.offset
+        ));
+    }
+    let (log, cursor, reader) = found.recover(tail)?;
+    let filling = Filling::new(cursor, Vec::new());
+    let core = Core::new(path, options.queues, (state, filling), (log, reader));
+    Ok(Opened {
+        core,
+        report,
+        oldest,
+    })
+}
+
+/// The state as the log tells it, and where the log ends.
+fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
+    let reader = found.reader();
+    let root = found.root();
+    let stored = root.map(|root| (note_blob(&root.note), root.from));
+    let (mut state, from) = match stored {
+        Some((None, from)) => (Some(State::default()), from.max(found.oldest())),
+        Some((Some(blob), from)) => (read_baseline(&reader, blob).ok(), from),
+        // Before its first baseline a store has no root.
+        None if found.is_from_the_start() => (Some(State::default()), found.oldest()),
+        None => (None, found.oldest()),
+    };
+    let mut from = from;
+    if state.is_none() {
+        report.push("damaged: the last baseline can't be read".into());
+        if let Some((older, at)) = search(found, &reader)? {
+            (state, from) = (Some(older), at);
+        } else {
+            report.push(format!(
+                "damaged: no baseline is left; what can be told from the segments since {} is served, and may have been served before",
+                found.oldest().segment
+            ));
+            from = found.oldest();
+        }
+    }
+    let is_salvage = state.is_none();
+    let mut state = state.unwrap_or_default();
+    let tail = found.scan(from, false, &mut |scanned| {
+        match scanned {
+            Scanned::Damage { from, bytes, what } => report.push(format!(
+                "damaged: {bytes} bytes in segment {} at {}: {what}",
+                from.segment, from.offset
+            )),
+            Scanned::Group { body, events, .. } => {
+                if let Err(error) = fold_group(&mut state, body, events, is_salvage) {
+                    report.push(format!(
+                        "damaged: segment {} at {}: {error}",
+                        body.segment, body.offset
+                    ));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok((state, tail))
+}
+
+fn fold_group(state: &mut State, body: Place, events: &[u8], is_salvage: bool) -> Result<()> {
+    let mut input = Input::new(events);
+    while !input.is_empty() {
+        let event = Event::take(&mut input)?;
+        if is_salvage && let Event::Of(of) = &event {
+            let lost = || {
+                let name = format!("recovered-{}", of.queue)
+                    .parse()
+                    .unwrap_or_default();
+                QueueState::new(&name, fastrand::u64(..))
+            };
+            if !matches!(of.what, super::event::What::Made(_)) {
+                state.queues.entry(of.queue).or_insert_with(lost);
+            }
+        }
+        fold(state, event, body);
+    }
+    Ok(())
+}
+
+/// The last baseline in the log that can be read, and where its scan goes on.
+fn search(found: &Found, reader: &Reader) -> Result<Option<(State, Place)>> {
+    let mut baselines: Vec<Baseline> = Vec::new();
+    found.scan(found.oldest(), false, &mut |scanned| {
+        if let Scanned::Group { events, .. } = scanned {
+            let mut input = Input::new(events);
+            while let Ok(event) = Event::take(&mut input) {
+                if let Event::Baseline(baseline) = event {
+                    baselines.push(baseline);
+                }
+            }
+        }
+        Ok(())
+    })?;
+    let readable = baselines.iter().rev().find_map(|baseline| {
+        let state = read_parts(reader, baseline).ok()?;
+        Some((state, baseline.from()))
+    });
+    Ok(readable)
+}
+
+impl Baseline {
+    fn from(&self) -> Place {
+        Place {
+            segment: self.segment,
+            offset: self.offset,
+        }
+    }
+}
+
+fn read_baseline(reader: &Reader, blob: Blob) -> Result<State> {
+    let baseline: Baseline = read_blob(reader, blob)?;
+    read_parts(reader, &baseline)
+}
+
+fn read_parts(reader: &Reader, baseline: &Baseline) -> Result<State> {
+    let mut all = Vec::new();
+    for part in &baseline.parts {
+        let part: bytes::Bytes = read_blob(reader, *part)?;
+        all.extend_from_slice(&part);
+    }
+    codec::whole(&all)
+}
+
+fn read_blob<T: Codec>(reader: &Reader, blob: Blob) -> Result<T> {
+    let place = Place {
+        segment: blob.segment,
+        offset: blob.offset,
+    };
+    record::blob_value(blob, &reader.read(place, blob.bytes)?)
+}
+
+/// The note of a root: where the baseline lies. All zeros: there is none yet.
+pub(super) fn note(blob: Blob) -> [u8; 64] {
+    let mut note = [0; 64];
+    let numbers = [blob.segment, blob.offset, blob.bytes, blob.check];
+    for (index, number) in numbers.iter().enumerate() {
+        note[4 * index..4 * index + 4].copy_from_slice(&number.to_le_bytes());
+    }
+    note
+}
+
+fn note_blob(note: &[u8; 64]) -> Option<Blob> {
+    let number = |index: usize| {
+        let digits = note[4 * index..4 * index + 4].iter().rev();
+        digits.fold(0, |number, byte| number << 8 | u32::from(*byte))
+    };
+    let blob = Blob {
+        segment: number(0),
+        offset: number(1),
+        bytes: number(2),
+        check: number(3),
+    };
+    (blob.segment > 0).then_some(blob)
+}
+
+/// Segments kept ready: one to settle with when the disk is full, one to carry with.
+const SPARES: usize = 2;

@@ -1,0 +1,532 @@
+//! What is kept in memory of each queue; payloads, results and error texts lie in the log.
+//!
+//! ```text
+//!  natural ids     ──── done ────┬── batches: (after, last] ──┬──── ready ────▶ last position
+//!                                                         cursor
+//!  stretches       [......][......][......][......][......][......][...       id → place in the log
+//!  places          what does not stand where its id says: delayed, moved, dead
+//! ```
+//! A pushed request stands where its id says (its *natural* place) until something happens to it. So
+//! what most requests need is in their [`Stretch`]: up to 1,024 of them, or 64 KiB, are one entry. A batch
+//! is a range of natural ids less its holes, and the few moved ones among them.
+//!
+//! A stretch is kept while something refers to it: the ready ones in it, a batch whose range touches
+//! it, a place of one of its ids.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::codec::{self, Codec, Input, choice, record};
+use crate::{
+    batch::{BatchId, Lease},
+    error::Result,
+    queue::QueueOptions,
+    request::QueueName,
+};
+
+/// A time, a position or an id that never comes.
+pub(super) const NEVER: u64 = u64::MAX;
+
+record! {
+    /// Bytes in the log, with their checksum.
+    #[derive(Copy, PartialOrd, Ord)]
+    struct Blob {
+        segment: u32,
+        offset: u32,
+        bytes: u32,
+        check: u32,
+    }
+
+    /// Where a run of pushed requests lies, and what is still ready of it.
+    #[derive(Copy)]
+    struct Stretch {
+        /// The last id.
+        last: u64,
+        segment: u32,
+        offset: u32,
+        bytes: u32,
+        /// How far behind `offset` its last piece begins.
+        tail: u32,
+        requests: u32,
+        ready: u32,
+        ready_bytes: u64,
+        /// The largest payload that was pushed into it.
+        largest: u64,
+        /// The first of them that is ready, and since when it is so.
+        head: u64,
+        ready_at: u64,
+        /// When the first of them that is ready expires, or earlier.
+        expires_at: u64,
+        refs: u32,
+        /// Whether it was carried to where it is.
+        carried: bool,
+    }
+
+    /// A request that does not stand where its id says.
+    #[derive(Copy)]
+    struct Moved {
+        id: u64,
+        bytes: u64,
+        ready_at: u64,
+        expires_at: u64,
+        attempts: u32,
+        error: Option<Blob>,
+    }
+
+    /// The members of a batch: natural ones past `after` up to `last` that are not holes, and moved ones.
+    struct Members {
+        after: u64,
+        last: u64,
+        /// The `after` of the claim that it descends from.
+        root: u64,
+        holes: BTreeSet<u64>,
+        moved: BTreeMap<u64, Moved>,
+        requests: u32,
+        bytes: u64,
+    }
+
+    /// Recorded outcomes, and the positions between which their members are.
+    #[derive(Copy)]
+    struct Page {
+        blob: Blob,
+        first: u64,
+        last: u64,
+    }
+
+    /// A batch that has not ended.
+    struct Open {
+        parent: Option<u64>,
+        fence: u64,
+        held: bool,
+        until: u64,
+        attempt: u32,
+        prior: u32,
+        formed_at: u64,
+        context: Bytes,
+        checkpoint: Option<Bytes>,
+        members: Members,
+        /// Members without an outcome, and their payload bytes.
+        unsettled: u32,
+        unsettled_bytes: u64,
+        /// The kind of each outcome, by position.
+        recorded: BTreeMap<u64, u8>,
+        pages: Vec<Page>,
+        /// The entries of `settled` that these pages are.
+        sequences: Vec<u64>,
+        cancelled: BTreeSet<u64>,
+    }
+
+    /// How members without an outcome of their own were done.
+    #[derive(Copy)]
+    struct Rest {
+        at: u64,
+        attempts: u32,
+        result: Option<Blob>,
+    }
+
+    /// A batch that has ended and whose done members are kept for a while.
+    struct Ended {
+        members: Members,
+        pages: Vec<Page>,
+        rest: Option<Rest>,
+        until: u64,
+        sequences: Vec<u64>,
+    }
+
+    /// A dead letter.
+    #[derive(Copy)]
+    struct Dead {
+        bytes: u64,
+        at: u64,
+        batch: Option<u64>,
+        reason: u8,
+        attempts: u32,
+        error: Blob,
+        sequence: u64,
+    }
+
+    /// Dead letters that were settled in one step.
+    struct DeadPage {
+        ids: Vec<u64>,
+        kept: u32,
+    }
+
+    /// A known idempotency key; it is named by a digest.
+    #[derive(Copy)]
+    struct Key {
+        id: u64,
+        payload: [u8; 16],
+        expires_at: u64,
+    }
+
+    #[derive(Copy)]
+    struct Counts {
+        pushed: u64,
+        ready: u64,
+        ready_bytes: u64,
+        in_flight: u64,
+        done: u64,
+        expired: u64,
+        cancelled: u64,
+        purged: u64,
+        held_bytes: u64,
+    }
+
+    /// All that is stored of a queue.
+    struct Stored {
+        name: String,
+        salt: u64,
+        counts: Counts,
+        last_position: u64,
+        last_batch: u64,
+        last_fence: u64,
+        last_settled: u64,
+        /// Natural ids up to here are not ready any more.
+        cursor: u64,
+        /// By their first id.
+        stretches: BTreeMap<u64, Stretch>,
+        /// Natural ids past the cursor that are not ready.
+        absent: BTreeSet<u64>,
+        /// Ready ones, by position.
+        moved: BTreeMap<u64, Moved>,
+        /// By when they are due, then by the position they had.
+        delayed: BTreeMap<(u64, u64), Moved>,
+        places: BTreeMap<u64, Stand>,
+        open: BTreeMap<u64, Open>,
+        ended: BTreeMap<u64, Ended>,
+        dead: BTreeMap<u64, Dead>,
+        settled: BTreeMap<u64, Settled>,
+        keys: BTreeMap<[u8; 16], Key>,
+        bookmarks: BTreeMap<String, Bytes>,
+    }
+}
+
+choice! {
+    /// Where a request stands that does not stand where its id says.
+    enum Stand {
+        /// When it is due, and the position it had.
+        Delayed((u64, u64)) = 0,
+        /// Its position.
+        Ready(u64) = 1,
+        /// Its batch and position.
+        Member((u64, u64)) = 2,
+        /// The batch that settled it, and its position there.
+        Done((u64, u64)) = 3,
+        Dead(()) = 4,
+    }
+
+    /// What was settled in one step.
+    enum Settled {
+        /// Recorded outcomes of a batch, of which those that are done are listed.
+        Page((u64, Page)) = 0,
+        /// What was done by the rest of a batch.
+        Rest(u64) = 1,
+        Dead(DeadPage) = 2,
+    }
+}
+
+/// A queue, with what follows from what is stored of it.
+#[derive(Debug, Default)]
+pub(super) struct QueueState {
+    pub(super) stored: Stored,
+    pub(super) options: QueueOptions,
+    /// Stretches with ready requests that expire, by when the first does.
+    pub(super) expiring: BTreeSet<(u64, u64)>,
+    /// Moved and delayed requests that expire.
+    pub(super) moved_expiring: BTreeSet<(u64, u64)>,
+    pub(super) key_expiry: BTreeSet<(u64, [u8; 16])>,
+    pub(super) retained: BTreeSet<(u64, u64)>,
+    /// Ended batches by the last id of their range.
+    pub(super) ended_at: BTreeSet<(u64, u64)>,
+    /// Parts of what the queue becomes, as far as they have come.
+    pub(super) restoring: Vec<u8>,
+    /// Where what is being taken in begins to lie in the log.
+    pub(super) incoming_from: Option<u32>,
+}
+
+impl Codec for QueueState {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.stored.put(out);
+    }
+
+    fn take(from: &mut Input<'_>) -> Result<Self> {
+        Ok(Self::derive(Stored::take(from)?))
+    }
+}
+
+impl QueueState {
+    pub(super) fn new(name: &QueueName, salt: u64) -> Self {
+        Self {
+            stored: Stored {
+                name: name.to_string(),
+                salt,
+                ..Stored::default()
+            },
+            ..Self::default()
+        }
+    }
+
+    /// A queue from what is stored of it.
+    fn derive(stored: Stored) -> Self {
+        let expiring = stored.stretches.iter();
+        let expiring = expiring.filter(|(_, stretch)| stretch.expires_at != NEVER);
+        let waiting = stored.moved.values().chain(stored.delayed.values());
+        let waiting = waiting.filter(|moved| moved.expires_at != NEVER);
+        Self {
+            expiring: expiring
+                .map(|(first, stretch)| (stretch.expires_at, *first))
+                .collect(),
+            moved_expiring: waiting.map(|moved| (moved.expires_at, moved.id)).collect(),
+            key_expiry: (stored.keys.iter())
+                .map(|(key, known)| (known.expires_at, *key))
+                .collect(),
+            retained: (stored.ended.iter())
+                .map(|(batch, ended)| (ended.until, *batch))
+                .collect(),
+            ended_at: (stored.ended.iter())
+                .map(|(batch, ended)| (ended.members.last, *batch))
+                .collect(),
+            options: QueueOptions::default(),
+            restoring: Vec::new(),
+            incoming_from: None,
+            stored,
+        }
+    }
+
+    /// Becomes what the parts say, if they are whole.
+    pub(super) fn restore(&mut self) {
+        let parts = std::mem::take(&mut self.restoring);
+        if let Ok(stored) = codec::whole(&parts) {
+            let options = self.options;
+            *self = Self::derive(stored);
+            self.options = options;
+        }
+    }
+
+    /// When time alone next changes something.
+    pub(super) fn next_change(&self) -> u64 {
+        let firsts = [
+            self.expiring.first().map(|(at, _)| *at),
+            self.moved_expiring.first().map(|(at, _)| *at),
+            self.stored.delayed.keys().next().map(|(due, _)| *due),
+            self.key_expiry.first().map(|(at, _)| *at),
+            self.retained.first().map(|(at, _)| *at),
+        ];
+        firsts.into_iter().flatten().min().unwrap_or(NEVER)
+    }
+
+    /// The first ready request: its position, and since when it is ready.
+    pub(super) fn oldest(&self) -> Option<(u64, u64)> {
+        let natural = self.ready_stretches().next();
+        let natural = natural.map(|(_, stretch)| (stretch.head, stretch.ready_at));
+        let moved = self.stored.moved.first_key_value();
+        let moved = moved.map(|(position, moved)| (*position, moved.ready_at));
+        natural.into_iter().chain(moved).min()
+    }
+
+    /// Stretches with natural ready requests, in order.
+    pub(super) fn ready_stretches(&self) -> impl Iterator<Item = (u64, &Stretch)> {
+        let from = self.stretch_of(self.stored.cursor.saturating_add(1));
+        let from = from.map_or(self.stored.cursor, |(first, _)| first);
+        let stretches = self.stored.stretches.range(from..);
+        stretches
+            .filter(|(_, stretch)| stretch.ready > 0)
+            .map(|(first, stretch)| (*first, stretch))
+    }
+
+    /// The stretch that this id is in, if it was pushed.
+    pub(super) fn stretch_of(&self, id: u64) -> Option<(u64, &Stretch)> {
+        let (first, stretch) = self.stored.stretches.range(..=id).next_back()?;
+        (id <= stretch.last).then_some((*first, stretch))
+    }
+
+    /// The stretches that hold ids past `after` up to `last`.
+    pub(super) fn stretches_between(
+        &self,
+        after: u64,
+        last: u64,
+    ) -> impl Iterator<Item = (u64, &Stretch)> {
+        let from = self.stretch_of(after.saturating_add(1));
+        let from = from.map_or(after.saturating_add(1), |(first, _)| first);
+        // An empty range begins behind its end.
+        let range = self.stored.stretches.range(from..=last.max(from));
+        range
+            .take_while(move |(first, _)| **first <= last)
+            .map(|(first, stretch)| (*first, stretch))
+    }
+
+    /// Whether a natural id, which was pushed, is ready.
+    pub(super) fn is_naturally_ready(&self, id: u64) -> bool {
+        id > self.stored.cursor
+            && id <= self.stored.last_position
+            && !self.stored.absent.contains(&id)
+    }
+
+    /// The open batch in whose range a natural id is, if it is in one.
+    pub(super) fn natural_batch(&self, id: u64) -> Option<(u64, &Open)> {
+        let mut open = self.stored.open.iter();
+        open.find(|(_, open)| open.members.has_natural(id))
+            .map(|(batch, open)| (*batch, open))
+    }
+
+    /// Ended batches in whose range a natural id is.
+    pub(super) fn ended_of(&self, id: u64) -> impl Iterator<Item = (u64, &Ended)> {
+        let from = self.ended_at.range((id, 0)..);
+        from.filter_map(|(_, batch)| Some((*batch, self.stored.ended.get(batch)?)))
+            // Of other claims there is nothing in front of their root.
+            .take_while(move |(_, ended)| ended.members.root < id)
+            .filter(move |(_, ended)| ended.members.has_natural(id))
+    }
+
+    pub(super) fn batch_id(&self, batch: u64) -> BatchId {
+        BatchId::new(batch, self.stored.salt)
+    }
+
+    /// The batch of a lease that still holds it.
+    pub(super) fn held(&self, lease: &Lease) -> Result<(u64, &Open)> {
+        let batch = (lease.batch.as_u128() >> 64) as u64;
+        let open = self.stored.open.get(&batch).filter(|open| {
+            open.held && open.fence == lease.fence.0 && self.batch_id(batch) == lease.batch
+        });
+        open.map(|open| (batch, open)).ok_or_else(|| lease.lost())
+    }
+
+    pub(super) fn held_requests(&self) -> u64 {
+        self.stored.delayed.len() as u64 + self.stored.counts.ready + self.stored.counts.in_flight
+    }
+
+    /// Fails if the queue can't hold so much more.
+    pub(super) fn check_room(&self, requests: u64, bytes: u64) -> Result<()> {
+        let held = (self.held_requests(), self.stored.counts.held_bytes);
+        self.options.check_room(held, (requests, bytes))
+    }
+}
+
+/// The errors of moved members.
+fn errors(members: &mut Members) -> impl Iterator<Item = &mut Blob> {
+    let moved = members.moved.values_mut();
+    moved.filter_map(|moved| moved.error.as_mut())
+}
+
+impl Members {
+    pub(super) fn has_natural(&self, id: u64) -> bool {
+        self.after < id && id <= self.last && !self.holes.contains(&id)
+    }
+}
+
+/// Everything that is stored: what a baseline holds.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) queues: BTreeMap<u32, QueueState>,
+}
+
+impl State {
+    /// The oldest segment that something refers to.
+    pub(super) fn oldest_segment(&self) -> Option<u32> {
+        let queues = self.queues.values();
+        queues.filter_map(QueueState::oldest_segment).min()
+    }
+}
+
+impl QueueState {
+    fn oldest_segment(&self) -> Option<u32> {
+        let stored = &self.stored;
+        let mut oldest = self.incoming_from;
+        let mut look =
+            |segment: u32| oldest = Some(oldest.map_or(segment, |old: u32| old.min(segment)));
+        // Behind the first stretch that lies where it was pushed all others lie further on.
+        for stretch in stored.stretches.values() {
+            look(stretch.segment);
+            if !stretch.carried {
+                break;
+            }
+        }
+        self.blobs().for_each(|blob| look(blob.segment));
+        oldest
+    }
+
+    /// Every blob that something refers to, to be told where it lies from now on.
+    pub(super) fn blobs_mut(&mut self) -> impl Iterator<Item = &mut Blob> {
+        let stored = &mut self.stored;
+        let open = stored.open.values_mut();
+        let open = open.flat_map(|open| {
+            let pages = open.pages.iter_mut().map(|page| &mut page.blob);
+            pages.chain(errors(&mut open.members))
+        });
+        let ended = stored.ended.values_mut().flat_map(|ended| {
+            let pages = ended.pages.iter_mut().map(|page| &mut page.blob);
+            let rest = ended.rest.as_mut().and_then(|rest| rest.result.as_mut());
+            pages.chain(rest).chain(errors(&mut ended.members))
+        });
+        let settled = stored
+            .settled
+            .values_mut()
+            .filter_map(|settled| match settled {
+                Settled::Page((_, page)) => Some(&mut page.blob),
+                Settled::Rest(_) | Settled::Dead(_) => None,
+            });
+        let waiting = stored.moved.values_mut().chain(stored.delayed.values_mut());
+        (stored.dead.values_mut().map(|dead| &mut dead.error))
+            .chain(waiting.filter_map(|moved| moved.error.as_mut()))
+            .chain(open)
+            .chain(ended)
+            .chain(settled)
+    }
+
+    /// About how many bytes of the log are needed: of requests that are only known to be done, not their payloads.
+    pub(super) fn live_bytes(&self) -> u64 {
+        let stored = &self.stored;
+        let is_held = |first: u64, last: u64| {
+            let mut open = stored.open.values();
+            open.any(|open| open.members.after < last && first <= open.members.last)
+        };
+        let stretches = stored.stretches.iter().map(|(first, stretch)| {
+            if stretch.last > stored.cursor || is_held(*first, stretch.last) {
+                u64::from(stretch.bytes)
+            } else {
+                let places = stored.places.range(*first..=stretch.last).count() as u64;
+                let each = u64::from(stretch.bytes) / u64::from(stretch.requests.max(1));
+                BARE_BYTES * u64::from(stretch.requests) + each * places
+            }
+        });
+        let blobs = self.blobs().map(|blob| u64::from(blob.bytes));
+        stretches.chain(blobs).sum()
+    }
+
+    /// Every blob that something refers to.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = Blob> {
+        let stored = &self.stored;
+        let open = stored.open.values().flat_map(|open| {
+            let moved = open.members.moved.values().filter_map(|moved| moved.error);
+            open.pages.iter().map(|page| page.blob).chain(moved)
+        });
+        let ended = stored.ended.values().flat_map(|ended| {
+            let moved = ended.members.moved.values().filter_map(|moved| moved.error);
+            let rest = ended.rest.and_then(|rest| rest.result);
+            (ended.pages.iter().map(|page| page.blob))
+                .chain(rest)
+                .chain(moved)
+        });
+        let waiting = stored.moved.values().chain(stored.delayed.values());
+        (stored.dead.values().map(|dead| dead.error))
+            .chain(waiting.filter_map(|moved| moved.error))
+            .chain(open)
+            .chain(ended)
+    }
+}
+
+impl Codec for State {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.queues.put(out);
+    }
+
+    fn take(from: &mut Input<'_>) -> Result<Self> {
+        Ok(Self {
+            queues: Codec::take(from)?,
+        })
+    }
+}
+
+/// About what a request takes without its payload.
+const BARE_BYTES: u64 = 48;

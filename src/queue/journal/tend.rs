@@ -1,0 +1,198 @@
+//! Tidying up between groups: baselines, freeing segments, looking whether the disk is full.
+//!
+//! Segments are freed strictly oldest first, so one request that nobody takes would keep all that came
+//! after it. When the log takes more than twice what is needed, plus a constant, what is needed of its
+//! oldest segment is carried to its head, a slice between two groups; see [`carry`](self::carry).
+
+mod carry;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+};
+
+use super::{
+    codec::Codec,
+    core::{Core, Inner},
+    disk::Disk,
+    event::{Baseline, Event},
+    log::{
+        Place, Root,
+        fault::{self, Fault},
+    },
+    open::note,
+    state::Blob,
+};
+use crate::error::Result;
+
+/// What the writer looks after.
+#[derive(Debug)]
+pub(super) struct Tend {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    low_space_mark: u64,
+    segment_bytes: u64,
+    /// The oldest segment that is kept, and the bytes of the last baseline.
+    oldest: u32,
+    baseline_bytes: u64,
+    /// The segment in which it was last looked whether something is to be carried.
+    weighed_in: u32,
+}
+
+impl Tend {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        path: PathBuf,
+        low_space_mark: u64,
+        segment_bytes: u64,
+        oldest: u32,
+    ) -> Self {
+        Self {
+            disk,
+            path,
+            low_space_mark,
+            segment_bytes,
+            oldest,
+            baseline_bytes: 0,
+            weighed_in: 0,
+        }
+    }
+
+    /// Called by the writer now and then, and when it has had nothing to do for a while.
+    pub(super) fn look(&mut self, core: &Core, is_idle: bool) {
+        let no_room = self.no_room(core);
+        let is_due = {
+            let Ok(mut inner) = core.lock() else { return };
+            inner.no_room = no_room;
+            inner.since_look = (0, 0);
+            self.is_due(&inner, is_idle)
+        };
+        let tidied = if is_due {
+            self.write_baseline(core)
+        } else {
+            Ok(())
+        };
+        let tidied = tidied.and_then(|()| self.carry(core, is_idle));
+        let witnessed = tidied.and_then(|()| if is_idle { witness(core) } else { Ok(()) });
+        if let Err(error) = witnessed {
+            tracing::warn!(store = %self.path.display(), "{error}");
+        }
+    }
+
+    /// Whether a baseline is worth what it takes: it lets segments go, and shortens the next opening.
+    fn is_due(&self, inner: &Inner, is_idle: bool) -> bool {
+        let current = inner.filling.place().segment;
+        let needed = inner.state.oldest_segment().unwrap_or(current).min(current);
+        let freeable = needed.saturating_sub(self.oldest);
+        let enough = self.segment_bytes.max(16 * self.baseline_bytes);
+        match inner.since_baseline {
+            0 => false,
+            since if since >= 4 * enough => true,
+            since if since >= enough => freeable > 0,
+            since if is_idle => freeable > 0 || since >= self.segment_bytes / 8,
+            _ => freeable >= 2,
+        }
+    }
+
+    /// Writes all that is kept in memory at the head of the log, in parts between the groups of others; then lets go of the
+    /// segments that nothing refers to.
+    pub(super) fn write_baseline(&mut self, core: &Core) -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut from = Place::default();
+        let mut oldest = 0;
+        core.log_now(|inner| {
+            inner.seal();
+            from = inner.filling.at.place();
+            oldest = inner.state.oldest_segment().unwrap_or(from.segment);
+            inner.state.put(&mut bytes);
+            inner.since_baseline = 0;
+        })?;
+        let mut parts: Vec<Blob> = Vec::new();
+        for part in bytes.chunks(PART_BYTES) {
+            core.log_now(|inner| {
+                let mut value = Vec::with_capacity(part.len() + 8);
+                bytes::Bytes::copy_from_slice(part).put(&mut value);
+                make_room(inner, value.len());
+                parts.push(inner.filling.put_blob(&value));
+                inner.seal();
+            })?;
+        }
+        let baseline = Baseline {
+            parts,
+            segment: from.segment,
+            offset: from.offset,
+        };
+        let mut index = Blob::default();
+        core.log_now(|inner| {
+            let mut value = Vec::new();
+            baseline.put(&mut value);
+            make_room(inner, 2 * value.len());
+            index = inner.filling.put_blob(&value);
+            inner.filling.put(&Event::Baseline(baseline));
+            inner.seal();
+        })?;
+        if fault::is(Fault::DropBaseline) {
+            index = Blob::default();
+        }
+        let root = Root {
+            oldest: oldest.min(from.segment),
+            from,
+            note: note(index),
+        };
+        let mut log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(log) = &mut *log {
+            log.set_root(root)?;
+        }
+        self.oldest = root.oldest;
+        self.baseline_bytes = bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The last thing before the store is closed.
+    pub(super) fn finish(&mut self, core: &Core) -> Result<()> {
+        let is_due = core.lock()?.since_baseline > 0;
+        if is_due {
+            self.write_baseline(core)?;
+        }
+        witness(core)
+    }
+
+    /// Why the disk takes no more pushes, if so.
+    fn no_room(&self, core: &Core) -> Option<String> {
+        let log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = log.as_ref().and_then(|log| log.has_room().err());
+        if let Some(full) = full {
+            return Some(full.to_string());
+        }
+        let free = self.disk.free_bytes().ok()?;
+        (free < self.low_space_mark).then(|| {
+            format!(
+                "the disk of {} has {free} bytes free, fewer than the low-space mark of {}; free some, or settle what is queued",
+                self.path.display(),
+                self.low_space_mark
+            )
+        })
+    }
+}
+
+/// Puts an empty group behind the last one, so that this is known to have been whole. Does nothing if the
+/// segment is full: the next group will be in another one, which the end of this one names.
+pub(super) fn witness(core: &Core) -> Result<()> {
+    core.log_now(|inner| {
+        if inner.filling.is_empty() && !inner.is_witnessed && inner.filling.takes(0) {
+            inner.seal_as_it_is();
+        }
+    })
+}
+
+fn make_room(inner: &mut Inner, bytes: usize) {
+    if inner.filling.takes(bytes + 1024) {
+        return;
+    }
+    inner.seal();
+    if !inner.filling.takes(bytes + 1024) {
+        inner.filling.at = inner.filling.at.next_segment();
+    }
+}
+
+const PART_BYTES: usize = 256 << 10;

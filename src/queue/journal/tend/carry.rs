@@ -1,0 +1,218 @@
+//! Carrying what is needed of the oldest segment to the head of the log.
+
+use std::{collections::BTreeMap, sync::PoisonError};
+
+use super::{Tend, make_room};
+use crate::{
+    error::Result,
+    queue::journal::{
+        core::{Core, Inner},
+        event::{Carried, Event, Of, Rewritten, What},
+        fold::fold,
+        log::{Place, Reader},
+        record,
+        state::{Blob, QueueState},
+        step::Loaded,
+    },
+};
+
+impl Tend {
+    /// Carries a slice, if the log takes too much; begins with a segment when a new one was begun.
+    pub(super) fn carry(&mut self, core: &Core, is_idle: bool) -> Result<()> {
+        let carrying = {
+            let mut inner = core.lock()?;
+            let current = inner.filling.place().segment;
+            if inner.carrying.is_none() && (is_idle || current != self.weighed_in) {
+                self.weighed_in = current;
+                inner.carrying = self.too_heavy(core, &inner);
+            }
+            inner.carrying
+        };
+        let Some(segment) = carrying else {
+            return Ok(());
+        };
+        let mut carried = Ok(false);
+        core.log_now(|inner| {
+            carried = slice(inner, &core.reader, segment);
+            inner.seal();
+        })?;
+        let is_over = !matches!(carried, Ok(true));
+        if is_over {
+            core.lock()?.carrying = None;
+        }
+        if carried? {
+            return Ok(());
+        }
+        self.write_baseline(core)
+    }
+
+    /// The segment to carry away, if the log takes more than twice what is needed of it and a constant.
+    fn too_heavy(&self, core: &Core, inner: &Inner) -> Option<u32> {
+        let disk = {
+            let log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.as_ref()?.disk_bytes()
+        };
+        let constant = CONSTANT_SEGMENTS * self.segment_bytes;
+        // The walk over all stretches is only made when it may matter.
+        if disk <= constant {
+            return None;
+        }
+        let live: u64 = inner
+            .state
+            .queues
+            .values()
+            .map(QueueState::live_bytes)
+            .sum();
+        let oldest = inner.state.oldest_segment()?;
+        let current = inner.filling.place().segment;
+        (disk > 2 * live + constant && oldest + 1 < current).then_some(oldest)
+    }
+}
+
+/// Carries some of what is needed of a segment; false if nothing is left.
+fn slice(inner: &mut Inner, reader: &Reader, segment: u32) -> Result<bool> {
+    let mut bytes = 0;
+    let queues: Vec<u32> = inner.state.queues.keys().copied().collect();
+    for queue in queues {
+        while let Some(first) = next_stretch(inner, queue, segment) {
+            if bytes >= SLICE_BYTES {
+                return Ok(true);
+            }
+            bytes += carry_stretch(inner, reader, queue, first)?;
+        }
+        if carry_blobs(inner, reader, queue, segment)? {
+            return Ok(true);
+        }
+    }
+    Ok(bytes > 0)
+}
+
+/// The first stretch of a queue in this segment.
+fn next_stretch(inner: &Inner, queue: u32, segment: u32) -> Option<u64> {
+    let stretches = &inner.state.queues.get(&queue)?.stored.stretches;
+    for (first, stretch) in stretches {
+        if stretch.segment == segment {
+            return Some(*first);
+        }
+        // Behind the first one that was never carried, all lie further on.
+        if !stretch.carried {
+            return None;
+        }
+    }
+    None
+}
+
+fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Result<usize> {
+    let Some(queue) = inner.state.queues.get(&id) else {
+        return Ok(0);
+    };
+    let Some(stretch) = queue.stored.stretches.get(&first) else {
+        return Ok(0);
+    };
+    let at = Place {
+        segment: stretch.segment,
+        offset: stretch.offset,
+    };
+    let loaded = Loaded::new(reader.read(at, stretch.bytes)?, stretch);
+    let mut piece = Vec::with_capacity(loaded.bytes.len());
+    record::begin_piece(&mut piece);
+    let mut requests = 0;
+    for found in &loaded.requests {
+        let payload = match need(queue, found.id) {
+            Need::Nothing => continue,
+            Need::Bare => false,
+            Need::Whole => true,
+        };
+        found.copy(&loaded.bytes, payload, &mut piece);
+        requests += 1;
+    }
+    record::end_piece(&mut piece, 0, requests);
+    make_room(inner, piece.len());
+    let blob = inner.filling.put_blob(&piece);
+    let event = Event::Of(Box::new(Of {
+        queue: id,
+        what: What::Carried(Carried {
+            first,
+            offset: blob.offset - inner.filling.at.body().offset,
+            bytes: blob.bytes,
+            requests,
+        }),
+    }));
+    inner.filling.put(&event);
+    fold(&mut inner.state, event, inner.filling.at.body());
+    Ok(piece.len())
+}
+
+/// What is still needed of a request where it was pushed.
+enum Need {
+    Nothing,
+    /// That it was, not its payload: it is done.
+    Bare,
+    Whole,
+}
+
+fn need(queue: &QueueState, id: u64) -> Need {
+    use crate::queue::journal::state::Stand;
+    match queue.stored.places.get(&id) {
+        Some(Stand::Done(_)) => return Need::Bare,
+        Some(_) => return Need::Whole,
+        None => {}
+    }
+    if queue.is_naturally_ready(id) || queue.natural_batch(id).is_some() {
+        return Need::Whole;
+    }
+    match queue.ended_of(id).next() {
+        Some(_) => Need::Bare,
+        None => Need::Nothing,
+    }
+}
+
+/// Carries the blobs of a queue in this segment; whether there were any.
+fn carry_blobs(inner: &mut Inner, reader: &Reader, id: u32, segment: u32) -> Result<bool> {
+    let Some(queue) = inner.state.queues.get(&id) else {
+        return Ok(false);
+    };
+    let blobs = queue.blobs().filter(|blob| blob.segment == segment);
+    let mut bytes = 0;
+    let some = blobs.take_while(|blob| {
+        bytes += blob.bytes as usize + 40;
+        bytes < SLICE_BYTES || bytes == blob.bytes as usize + 40
+    });
+    let some: Vec<Blob> = some.collect();
+    if some.is_empty() {
+        return Ok(false);
+    }
+    make_room(
+        inner,
+        some.iter().map(|blob| blob.bytes as usize + 40).sum(),
+    );
+    let mut moved = BTreeMap::new();
+    for blob in some {
+        let at = Place {
+            segment: blob.segment,
+            offset: blob.offset,
+        };
+        let bytes = reader.read(at, blob.bytes)?;
+        // A damaged one is damaged there, too: its checksum is the old one.
+        let new = inner.filling.put_blob(&bytes);
+        moved.insert(
+            blob,
+            Blob {
+                check: blob.check,
+                ..new
+            },
+        );
+    }
+    let event = Event::Of(Box::new(Of {
+        queue: id,
+        what: What::Rewritten(Rewritten { blobs: moved }),
+    }));
+    inner.filling.put(&event);
+    fold(&mut inner.state, event, inner.filling.at.body());
+    Ok(true)
+}
+
+/// So much is carried between two groups.
+const SLICE_BYTES: usize = 256 << 10;
+/// What the log may take besides twice what is needed: the open segment, two spares, and one to be freed.
+const CONSTANT_SEGMENTS: u64 = 4;

@@ -1,0 +1,273 @@
+//! Tests of the whole store on a simulated disk.
+//!
+//! ```text
+//! life ── verbs, answers, what is seen after each ──► history
+//!   │ operations of the disk                            │
+//!   ▼                                                   ▼
+//! crash after k of them ──► open ──► what is seen is what was answered by then, or with what was under way
+//!                             └──► crash inside that, open again
+//! ```
+//! There is no writer thread here: a lone caller writes its own group, and what the writer tends to is called
+//! by hand. So the same seed gives the same operations.
+
+mod crash;
+mod damage;
+mod failing;
+mod fold;
+mod life;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{runtime::Runtime, sync::watch};
+
+use super::{
+    JournalOptions, JournalQueue, JournalStore, Keeper,
+    codec::Codec,
+    core::{Core, Inner},
+    disk::Disk,
+    open::open,
+    simulated::SimDisk,
+    state::Open,
+    tend::Tend,
+};
+use crate::{
+    batch::{Lease, Member, Page},
+    clock::Timestamp,
+    error::Result,
+    queue::{Entry, List, Queue, QueueOptions},
+    request::{QueueName, RequestId, State},
+    stats::Stats,
+};
+
+/// An open store whose writer is this thread.
+struct Rig {
+    core: Arc<Core>,
+    tend: Tend,
+    queue: JournalQueue,
+    report: Vec<String>,
+    _ended: watch::Sender<bool>,
+}
+
+impl Rig {
+    fn open(disk: &SimDisk, offer_held: bool) -> Result<Self> {
+        let options = options().offer_held(offer_held);
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let path = PathBuf::from("simulated");
+        let opened = open(shared.clone(), SALT, path.clone(), &options)?;
+        let core = Arc::new(opened.core);
+        core.publish_all(offer_held)?;
+        let tend = Tend::new(
+            shared,
+            path,
+            0,
+            u64::from(options.segment_bytes),
+            opened.oldest,
+        );
+        let ended = watch::Sender::new(false);
+        let keeper = Arc::new(Keeper {
+            core: core.clone(),
+            ended: ended.subscribe(),
+        });
+        let store = JournalStore {
+            keeper: keeper.clone(),
+            report: Vec::new(),
+        };
+        let live = wait(&core, store.live(&QueueName::default(), None))?;
+        Ok(Self {
+            core,
+            tend,
+            queue: JournalQueue::new(keeper, live),
+            report: opened.report,
+            _ended: ended,
+        })
+    }
+
+    /// All that is kept in memory, as a baseline would hold it.
+    fn encoded(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.core.lock().unwrap().state.put(&mut bytes);
+        bytes
+    }
+
+    /// What is queued, and of these leases what their holders see.
+    fn see(&self, now: Timestamp, leases: &[Lease]) -> Result<View> {
+        let queue = &self.queue;
+        let admin = queue.admin().unwrap();
+        wait(&self.core, async {
+            let mut view = View {
+                bookmark: queue.bookmark(SOURCE).await?,
+                ..View::default()
+            };
+            for state in STATES {
+                let mut list = List::new(state).with_payloads();
+                loop {
+                    let entries = admin.list(now, &list).await?;
+                    let Some(end) = entries.last() else { break };
+                    list = list.after(end.id);
+                    for entry in entries {
+                        let twice = view.entries.insert(entry.id, entry);
+                        assert!(twice.is_none(), "in two states: {twice:?}");
+                    }
+                }
+            }
+            let settled = admin.results(now, None, 1000.try_into().unwrap()).await?;
+            view.results = settled.entries;
+            view.stats = Stats {
+                oldest_ready_at: None,
+                ..queue.stats(now).await?
+            };
+            for lease in leases {
+                let members = queue.read(lease, Page::first()).await?;
+                view.held.insert(lease.batch.as_u128(), members);
+            }
+            let inner = self.core.lock()?;
+            let open = inner.state.queues.values();
+            let open = open.flat_map(|queue| &queue.stored.open);
+            view.open = open.map(|(batch, open)| (*batch, bare(open))).collect();
+            Ok(view)
+        })
+    }
+}
+
+/// A batch without where anything of it lies in the log.
+fn bare(open: &Open) -> Open {
+    let mut open = Open {
+        pages: Vec::new(),
+        ..open.clone()
+    };
+    for moved in open.members.moved.values_mut() {
+        moved.error = None;
+    }
+    open
+}
+
+/// What can be seen of a queue.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct View {
+    stats: Stats,
+    entries: BTreeMap<RequestId, Entry>,
+    results: Vec<Entry>,
+    open: BTreeMap<u64, Open>,
+    held: BTreeMap<u128, Vec<Member>>,
+    bookmark: Option<Bytes>,
+}
+
+impl View {
+    /// Fails unless every request is in one state, and is what was pushed.
+    fn check(&self, payloads: &BTreeMap<RequestId, Bytes>) -> Result<(), String> {
+        self.check_payloads(payloads)?;
+        let count = |state: State| {
+            let entries = self.entries.values();
+            entries.filter(|entry| entry.state == state).count() as u64
+        };
+        let counted = [State::Delayed, State::Ready, State::InFlight, State::Dead].map(count);
+        let stats = &self.stats;
+        let told = [stats.delayed, stats.ready, stats.in_flight, stats.dead];
+        if counted != told {
+            return Err(format!("{counted:?} are listed, {told:?} counted"));
+        }
+        Ok(())
+    }
+
+    /// Fails unless it adds up, and all that is served is what was pushed.
+    fn check_payloads(&self, payloads: &BTreeMap<RequestId, Bytes>) -> Result<(), String> {
+        if !self.stats.adds_up() {
+            return Err(format!("it does not add up: {:?}", self.stats));
+        }
+        for entry in self.entries.values() {
+            let pushed = payloads.get(&entry.id);
+            let is_it = entry.payload.is_none() || entry.payload.as_ref() == pushed;
+            if pushed.is_none() || !is_it {
+                return Err(format!("this was never pushed: {entry:?}"));
+            }
+        }
+        for member in self.held.values().flatten() {
+            if payloads.get(&member.id) != Some(&member.payload) {
+                return Err(format!("this was never pushed: {member:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What differs, in a few words.
+    fn difference(&self, other: &Self) -> String {
+        let ids = self.entries.keys().chain(other.entries.keys());
+        let ids: BTreeSet<_> = ids.collect();
+        let differs = |id: &&&RequestId| self.entries.get(id) != other.entries.get(id);
+        let entry = ids.iter().find(differs);
+        let entry = entry.map(|id| (self.entries.get(id), other.entries.get(id)));
+        let open = (self.open != other.open).then_some((&self.open, &other.open));
+        format!(
+            "{:?} and {:?}, first entry {entry:?}, open {open:?}, results {} and {}, held {}, bookmark {}",
+            self.stats,
+            other.stats,
+            self.results.len(),
+            other.results.len(),
+            self.held == other.held,
+            self.bookmark == other.bookmark,
+        )
+    }
+}
+
+/// Runs this on a runtime of this thread alone, and writes what a lone caller leaves to the writer.
+fn wait<T>(core: &Core, future: impl Future<Output = T>) -> T {
+    thread_local! {
+        static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    }
+    let writer = async {
+        loop {
+            tokio::task::yield_now().await;
+            let is_left = core.lock().is_ok_and(|inner| !inner.sealed.is_empty());
+            if is_left {
+                // Whoever waits is told if it fails.
+                let _ = core.log_now(Inner::seal);
+            }
+        }
+    };
+    let either = async {
+        tokio::select! {
+            biased;
+            done = future => done,
+            () = writer => unreachable!("the writer ended"),
+        }
+    };
+    RUNTIME.with(|runtime| runtime.block_on(either))
+}
+
+/// Small segments, so that a short life fills and frees many.
+fn options() -> JournalOptions {
+    let queues = QueueOptions::default()
+        .retention(Duration::from_secs(120))
+        .idempotency_window(Duration::from_secs(200));
+    JournalOptions::default()
+        .segment_bytes(16 * 1024)
+        .queues(queues)
+}
+
+/// More of them for a longer run, or a certain one: `BATCHYARD_SEEDS=100..200`.
+fn seeds(most: u64) -> std::ops::Range<u64> {
+    let wanted = std::env::var("BATCHYARD_SEEDS").unwrap_or_default();
+    let range = wanted
+        .split_once("..")
+        .and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    range.unwrap_or(0..most)
+}
+
+const SALT: u64 = 0x5eed_ba7c;
+const SOURCE: &str = "source";
+const STATES: [State; 7] = [
+    State::Delayed,
+    State::Ready,
+    State::InFlight,
+    State::Done,
+    State::Dead,
+    State::Expired,
+    State::Cancelled,
+];

@@ -1,0 +1,142 @@
+//! A disk that fails: nothing is answered after it, nobody waits for ever, and what was answered is there.
+
+use std::{io, sync::Arc};
+
+use super::{
+    SALT,
+    crash::{around, open_and_see},
+    life, options, seeds,
+};
+use crate::{
+    error::ErrorKind,
+    queue::{
+        Store,
+        journal::{
+            disk::Disk,
+            simulated::{Crash, SimDisk},
+        },
+    },
+    request::NewRequest,
+};
+
+#[test]
+fn after_any_failure_every_answer_holds() {
+    for seed in seeds(2) {
+        let disk = SimDisk::new();
+        let whole = life::run(&disk, seed, STEPS);
+        let mut failures = 0;
+        for at in (0..disk.operations()).step_by(STRIDE) {
+            for for_good in [false, true] {
+                failures += 1;
+                if let Err(why) = fail_once(&whole, seed, at, for_good) {
+                    panic!("seed {seed}, failure at {at}, for good: {for_good}: {why}");
+                }
+            }
+        }
+        println!(
+            "seed {seed}: {} operations, {failures} failures",
+            disk.operations()
+        );
+    }
+}
+
+fn fail_once(whole: &life::History, seed: u64, at: usize, for_good: bool) -> Result<(), String> {
+    let disk = SimDisk::new();
+    disk.fail_at(at, io::ErrorKind::Other, for_good);
+    let history = life::run(&disk, seed, STEPS);
+    let Some(error) = &history.error else {
+        // A file that could not be made ready was made later.
+        return Ok(());
+    };
+    if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::QueueFull) {
+        return Err(format!("it ended with {error}"));
+    }
+    let answered = history.moments.len();
+    let last = history.moments.last();
+    // What was under way is known from the life in which nothing failed.
+    let next = whole.moments.get(answered);
+    for mode in [Crash::Killed, Crash::Lost, Crash::Shuffled] {
+        let image = disk.crash(disk.operations(), mode, seed);
+        let found = open_and_see(&image, whole, (last, next));
+        found.map_err(|why| format!("{error}, then {mode:?}: {why}"))?;
+    }
+    let (before, _) = around(&history, disk.operations());
+    if before.map(|moment| moment.answered) != last.map(|moment| moment.answered) {
+        return Err("something was answered after the failure".into());
+    }
+    Ok(())
+}
+
+/// With the writer's own thread: many callers at once, of whom all are told.
+#[test]
+fn all_who_wait_are_told_and_the_store_is_poisoned() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let (mut poisoned, mut all) = (0, 0);
+    for at in 0..60 {
+        let disk = SimDisk::new();
+        disk.fail_at(at, io::ErrorKind::Other, true);
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut answered = Vec::new();
+        let ended = runtime.block_on(async {
+            let opened = options().serve(shared, SALT, "simulated".into(), None);
+            let store = opened?;
+            let queue = store.queue(&"default".parse()?).await?;
+            let mut ended = Ok(());
+            for round in 0..6 {
+                let push = |caller: u64| {
+                    let payload = format!("{round} {caller} {}", "x".repeat(900));
+                    let now = crate::clock::Timestamp::from_millis(1000 + round);
+                    queue.push(now, vec![NewRequest::new(payload)])
+                };
+                let pushes = (0..8).map(push);
+                // Of those who called at once some may know of it before others are answered.
+                let has_failed = ended.is_err();
+                for answer in futures_util::future::join_all(pushes).await {
+                    match answer {
+                        Ok(_) if has_failed => panic!("answered after a failure at {at}"),
+                        Ok(ids) => answered.push(ids[0].id),
+                        // No spare could be made: what fits is still taken.
+                        Err(error) if error.kind() == ErrorKind::QueueFull => {}
+                        Err(error) => ended = Err(error),
+                    }
+                }
+            }
+            let closed = store.close().await;
+            assert!(
+                ended.is_ok() || closed.is_err(),
+                "closed as if all was well"
+            );
+            ended
+        });
+        all += answered.len();
+        if let Err(error) = ended {
+            assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
+            poisoned += 1;
+        }
+        let image: Arc<dyn Disk> = Arc::new(disk.crash(disk.operations(), Crash::Lost, 0));
+        runtime.block_on(async {
+            let store = options()
+                .serve(image, SALT, "simulated".into(), None)
+                .unwrap();
+            let queue = store.queue(&"default".parse().unwrap()).await.unwrap();
+            let now = crate::clock::Timestamp::from_millis(2000);
+            for id in &answered {
+                let status = queue.admin().unwrap().status(now, *id).await.unwrap();
+                assert!(
+                    status.is_some(),
+                    "failure at {at}: {id} was answered and is gone"
+                );
+            }
+            assert!(queue.stats(now).await.unwrap().adds_up());
+            store.close().await.unwrap();
+        });
+    }
+    println!("{poisoned} of 60 stores were poisoned, {all} pushes were answered before");
+    assert!(poisoned > 5 && all > 0);
+}
+
+const STEPS: usize = 60;
+/// Every failing operation of so many.
+const STRIDE: usize = 7;

@@ -1,0 +1,300 @@
+//! Everything that a queue stores, as records in plain data: from one backend to another without loss.
+//!
+//! ```text
+//!   dump     Request ... Request  Batch ...  Settled ...  Key ...  Bookmark ...  Queue
+//!            by id                by id      in order     by key   by source     the counters, and the end
+//!   restore  the same, in the same order, into an empty queue: all of it is there once `Queue` is, or nothing
+//! ```
+//! [`lines`] has the records as JSON Lines.
+
+pub mod lines;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::{Entry, ResultCursor};
+use crate::{
+    batch::{BatchId, Fence, Outcome},
+    clock::Timestamp,
+    error::{Error, Result},
+    request::{Position, RequestId, State},
+    stats::Stats,
+};
+
+/// What takes a queue to another backend; [`Queue::transfer`](crate::Queue::transfer) answers whether it has it.
+///
+/// # Contract
+/// A queue that took in what another dumped is like it: ids, payloads, attributes, states, order, ages,
+/// attempts, errors, results and the order of settling, open batches with their outcomes, checkpoints
+/// and contexts, idempotency keys, bookmarks, and counters; a dump of it is equal, record by record.
+/// Other are: leases (a batch that was held is offered at once, and old leases are lost: fences go on above
+/// all earlier ones), and cursors of [`results`](crate::Administration::results), which begin anew.
+/// Options are not stored, so they don't move; what was kept stays kept for as long as it would have been.
+#[async_trait]
+pub trait Transfer: Send + Sync {
+    /// The next records, as of `now`, in pages of about a thousand or 4 MiB. All pages are those of one moment
+    /// only if nothing else calls the queue meanwhile, and `now` is the same.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue).
+    async fn dump(&self, now: Timestamp, from: DumpFrom) -> Result<DumpPage>;
+
+    /// Begins to take in what another queue dumped. Nothing of it is visible before its end.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid): something was pushed to this queue before, or claimed from it.
+    async fn restore(&self) -> Result<Box<dyn Restore + '_>>;
+}
+
+/// What is being taken in; dropped before its end, nothing of it remains.
+#[async_trait]
+pub trait Restore: Send {
+    /// Takes in the next records of a dump, in its order. With [`Record::Queue`], the last one, all of them are
+    /// there, durably, in one step.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid): a record that does not fit to those before, counts that don't
+    /// add up, or a queue that was used meanwhile; nothing is taken in. Others as every verb of
+    /// [`Queue`](crate::Queue).
+    async fn add(&mut self, records: Vec<Record>) -> Result<()>;
+}
+
+/// Where a page of a dump begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DumpFrom {
+    /// At the first record.
+    #[default]
+    Start,
+    /// After the request with this id.
+    Request(RequestId),
+    /// At the open batches, which are one page.
+    Batches,
+    /// After this place in the order of settling; `None`: at the first that was settled.
+    Settled(Option<ResultCursor>),
+    /// After this key; `None`: at the first one.
+    Keys(Option<Digest>),
+    /// At the bookmarks, behind which the end is.
+    Bookmarks,
+}
+
+/// A page of a dump.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DumpPage {
+    /// Its records; there may be none before the end.
+    pub records: Vec<Record>,
+    /// Where the next page begins; `None`: this was the last.
+    pub next: Option<DumpFrom>,
+}
+
+/// Something that a queue stores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Record {
+    /// A request in any state.
+    Request(Box<StoredRequest>),
+    /// A batch that has not ended; its members say that they are.
+    Batch(OpenBatch),
+    /// Done requests and dead letters, in the order in which they were settled.
+    Settled(Vec<RequestId>),
+    /// A known idempotency key.
+    Key(KnownKey),
+    /// How far a producer has read.
+    Bookmark(crate::request::Bookmark),
+    /// The counters: the end.
+    Queue(QueueEnd),
+}
+
+/// A request with all that is stored of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRequest {
+    /// What is known of it; with its payload, unless it is done and its batch has ended.
+    pub entry: Entry,
+    /// Where it stands: delayed, ready, and members of open batches, done or not.
+    pub position: Option<Position>,
+    /// When its `ttl` ends: delayed, ready, and members of open batches.
+    pub expires_at: Option<Timestamp>,
+    /// For members of open batches.
+    pub member: Option<StoredMember>,
+    /// Until when a done request is kept; `None`: its batch is open.
+    pub kept_until: Option<Timestamp>,
+}
+
+/// What is stored of a member of an open batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMember {
+    /// The attempts it had before this batch and those that this one was split from.
+    pub attempts_before: u32,
+    /// Whether it is cancelled if it would come back.
+    pub is_cancelled: bool,
+    /// The recorded outcome, unless it is done: then the entry says so.
+    pub outcome: Option<Outcome>,
+}
+
+/// A batch that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBatch {
+    /// The batch.
+    pub id: BatchId,
+    /// The batch that it was split from.
+    pub parent: Option<BatchId>,
+    /// How often it has been claimed without being released.
+    pub attempt: u32,
+    /// The attempts of the batches that it was split from.
+    pub attempts_before: u32,
+    /// When it was formed.
+    pub formed_at: Timestamp,
+    /// From when on it is offered, if it was deferred; `None`: at once.
+    pub offered_from: Option<Timestamp>,
+    /// The context of the claim that formed it.
+    pub context: Bytes,
+    /// The last checkpoint that a holder left.
+    pub checkpoint: Option<Bytes>,
+}
+
+/// The first half of a SHA-256.
+pub type Digest = [u8; 16];
+
+/// An idempotency key; what it was pushed with is told by digests alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownKey {
+    /// The digest of the key.
+    pub key: Digest,
+    /// The request that was pushed with it.
+    pub id: RequestId,
+    /// The digest of that request's payload.
+    pub payload: Digest,
+    /// When it is forgotten.
+    pub expires_at: Timestamp,
+}
+
+/// What a queue stores of itself; the counters that can't be told from its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueEnd {
+    /// The last position given.
+    pub last_position: Position,
+    /// The id of the last batch; its lower half is that of all batches of the queue.
+    pub last_batch: BatchId,
+    /// The last fence.
+    pub last_fence: Fence,
+    /// As in [`Stats`].
+    pub pushed: u64,
+    /// As in [`Stats`].
+    pub done: u64,
+    /// As in [`Stats`].
+    pub expired: u64,
+    /// As in [`Stats`].
+    pub cancelled: u64,
+    /// As in [`Stats`].
+    pub purged: u64,
+}
+
+/// The digest that stands for a key or a payload.
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&Sha256::digest(bytes)[..16]);
+    digest
+}
+
+/// Checks the order of records, for all backends; what they say is for the backend to take in.
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    kind: u8,
+    last: Option<RequestId>,
+    is_over: bool,
+}
+
+impl Order {
+    pub(crate) fn check(&mut self, record: &Record) -> Result<()> {
+        let kind = match record {
+            Record::Request(_) => 0,
+            Record::Batch(_) => 1,
+            Record::Settled(_) => 2,
+            Record::Key(_) => 3,
+            Record::Bookmark(_) => 4,
+            Record::Queue(_) => 5,
+        };
+        if self.is_over || kind < self.kind {
+            return Err(Error::invalid(
+                "the records of a dump are not in its order; bring in a whole dump, as it was written",
+            ));
+        }
+        self.kind = kind;
+        self.is_over = kind == 5;
+        if let Record::Request(request) = record {
+            let id = request.entry.id;
+            if self.last.is_some_and(|last| last >= id) {
+                return Err(unfit(id, "stands behind a later one"));
+            }
+            self.last = Some(id);
+            request.check()?;
+        }
+        Ok(())
+    }
+}
+
+impl StoredRequest {
+    /// Whether it has what its state needs.
+    fn check(&self) -> Result<()> {
+        let entry = &self.entry;
+        let missing = match entry.state {
+            State::Delayed | State::Ready if self.position.is_none() => "position",
+            State::Delayed | State::Ready | State::Dead if entry.payload.is_none() => "payload",
+            State::InFlight if self.member.is_none() => "membership",
+            State::Dead if entry.reason.is_none() => "reason",
+            State::Done if self.member.is_none() && self.kept_until.is_none() => "time to keep it",
+            State::InFlight | State::Done if entry.batch.is_none() => "batch",
+            State::Expired | State::Cancelled => "place: it is counted only",
+            _ if self.member.is_some() && self.position.is_none() => "position",
+            _ if self.member.is_some() && entry.payload.is_none() => "payload",
+            _ => return Ok(()),
+        };
+        Err(unfit(
+            entry.id,
+            &format!("is {} and has no {missing}", entry.state),
+        ))
+    }
+}
+
+/// A record that can't be taken in.
+pub(crate) fn unfit(id: RequestId, why: &str) -> Error {
+    Error::invalid(format!("request {id} of the dump {why}"))
+}
+
+/// A request that says that it is in a batch which is not there, or one that is another queue's.
+pub(crate) fn no_batch(id: RequestId, batch: BatchId) -> Error {
+    unfit(id, &format!("is of batch {batch}, which is not in it"))
+}
+
+/// Fails unless nothing ever happened in a queue.
+pub(crate) fn check_unused(pushed: u64, has_bookmarks: bool) -> Result<()> {
+    match pushed {
+        0 if !has_bookmarks => Ok(()),
+        pushed => Err(Error::invalid(format!(
+            "the queue is in use: {pushed} requests were pushed to it; take the dump into one that is new"
+        ))),
+    }
+}
+
+/// Fails unless what was taken in is as much as the end of the dump says.
+pub(crate) fn check_sums(stats: &Stats) -> Result<()> {
+    if !stats.adds_up() {
+        return Err(Error::invalid(format!(
+            "the dump is not whole: {} requests were pushed, and it has {} delayed, {} ready, {} in flight, {} done, {} dead, {} expired, {} cancelled, {} purged",
+            stats.pushed,
+            stats.delayed,
+            stats.ready,
+            stats.in_flight,
+            stats.done,
+            stats.dead,
+            stats.expired,
+            stats.cancelled,
+            stats.purged
+        )));
+    }
+    Ok(())
+}
+
+/// A page of a dump ends after so many records, or about so many bytes of payloads.
+pub(crate) const PAGE_RECORDS: usize = 1000;
+pub(crate) const PAGE_BYTES: usize = 4 << 20;
