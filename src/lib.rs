@@ -2,7 +2,7 @@
 //! when `push` answers, and leave in batches.
 //!
 //! - [`Queue`] is the contract of every backend: `SledQueue` (feature `sled`, the embedded default),
-//!   `JournalQueue` (feature `journal`, at the disk's speed), [`MemoryQueue`], `RedisQueue` (feature `redis`), or your own.
+//!   `JournalQueue` (feature `journal`, a segmented log of our own), [`MemoryQueue`], `RedisQueue` (feature `redis`), or your own.
 //! - [`Dispatcher`] decides when a batch leaves, by a [`Policy`], and hands it to a [`BatchHandler`]: a
 //!   closure, [typed](json_handler) or not, a child process (`CommandHandler`), an HTTP endpoint
 //!   (`HttpHandler`).

@@ -1,4 +1,4 @@
-//! The backend at the disk's speed: a segmented log of our own, with its index in memory.
+//! The other embedded backend: a segmented log of our own, with its index in memory.
 //!
 //! ```text
 //! JournalStore ─┬─ JournalQueue "default"     handles: prepare, apply under the lock, wait for the group
