@@ -173,7 +173,7 @@ impl Cursor {
     }
 
     fn end_of(&self, body: usize, events: usize) -> u64 {
-        u64::from(self.place.offset) + format::frame_bytes(body as u64, events as u64)
+        format::frame_end(self.place.offset, body as u64, events as u64)
     }
 }
 

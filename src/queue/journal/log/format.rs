@@ -16,9 +16,10 @@
 //!   0 magic "BYROOT.."  8 version  12 checksum  16 salt  24 generation  32 oldest  36 from  44 epoch  48 note (64)
 //! ```
 //!
-//! Every checksum of a frame starts from the salt, the segment's number, the offset, the epoch and the checksum of
-//! the frame before it, and number and offset are written down as well: what an earlier use of the file or an
-//! earlier run has left can't pass for what belongs there.
+//! The checksums of header and events start from the salt, the segment's number, the offset, the epoch and the
+//! checksum of the frame before it, and number and offset are written down as well: what an earlier use of the file
+//! or an earlier run has left can't pass for what belongs there. The checksum of the body is a plain CRC-32, so
+//! that those who fill it can take it while the bytes are in their hands; the header's covers it.
 
 use super::{
     Place, Root,
@@ -33,6 +34,8 @@ pub(super) const CLOSING: u32 = 16;
 pub(super) const SECTOR: u32 = 512;
 /// Writes end at its multiples, so that no page has to be read first.
 pub(super) const PAGE: u32 = 4096;
+/// From here on a frame is large.
+const LARGE_FRAME: u64 = 32 * 1024;
 /// Where the second slot of the root lies; the first is at 0.
 pub(super) const SLOT: u64 = PAGE as u64;
 
@@ -128,9 +131,12 @@ impl Seed {
     }
 }
 
-/// How many bytes a frame takes, up to where the next one may begin.
-pub(super) fn frame_bytes(body: u64, events: u64) -> u64 {
-    (u64::from(HEADER + CLOSING) + body + events).next_multiple_of(u64::from(SECTOR))
+/// Where the next frame begins behind one at `offset`. Small ones share a page; behind a large one a page is
+/// begun, because the next is likely to be as large and is faster to write from there.
+pub(super) fn frame_end(offset: u32, body: u64, events: u64) -> u64 {
+    let bytes = u64::from(HEADER + CLOSING) + body + events;
+    let boundary = if bytes < LARGE_FRAME { SECTOR } else { PAGE };
+    (u64::from(offset) + bytes).next_multiple_of(boundary.into())
 }
 
 impl SegmentHeader {
@@ -189,8 +195,12 @@ impl FrameHeader {
 
     /// Where the next frame may begin.
     pub(super) fn end(&self) -> u32 {
-        let bytes = frame_bytes(self.body_bytes.into(), self.events_bytes.into());
-        u32::try_from(u64::from(self.place.offset) + bytes).unwrap_or(u32::MAX)
+        let end = frame_end(
+            self.place.offset,
+            self.body_bytes.into(),
+            self.events_bytes.into(),
+        );
+        u32::try_from(end).unwrap_or(u32::MAX)
     }
 
     /// The bytes; its checksum becomes known with them.

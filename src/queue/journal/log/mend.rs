@@ -143,25 +143,11 @@ impl Found {
         };
         let names = self.disk.list().map_err(failed)?;
         let slots: BTreeSet<u32> = names.iter().filter_map(|name| slot_of(name)).collect();
-        let mut bytes = 2 * SLOT;
         let live = self.segments.range(..);
-        for segment in live.iter().chain(&self.freed).chain(&self.spares) {
-            bytes += u64::from(segment.length);
-        }
+        let all = live.iter().chain(&self.freed).chain(&self.spares);
+        let bytes = 2 * SLOT + all.map(|file| u64::from(file.length)).sum::<u64>();
         drop(live);
-        let mut ready = Vec::new();
-        for spare in std::mem::take(&mut self.spares) {
-            let fits =
-                spare.length == self.options.segment_bytes && ready.len() < self.options.spares;
-            match Arc::try_unwrap(spare) {
-                Ok(spare) if fits => {
-                    spare.file.sync_all().map_err(failed)?;
-                    ready.push(spare);
-                }
-                Ok(spare) => self.freed.insert(0, Arc::new(spare)),
-                Err(held) => self.freed.insert(0, held),
-            }
-        }
+        let ready = self.keep_spares().map_err(failed)?;
         let epoch = tail.epoch + 1;
         let (slot, root) = self.slot.unwrap_or((
             1,
@@ -205,12 +191,30 @@ impl Found {
             root_file,
             root,
             slot,
+            syncs: 0,
             poison: None,
         };
         self.mend_headers(&log).map_err(failed)?;
         let cursor = log.mark(next)?;
         let reader = self.reader();
         Ok((log, cursor, reader))
+    }
+
+    /// As many of the spares as are wanted; the others are treated as freed.
+    fn keep_spares(&mut self) -> io::Result<Vec<Segment>> {
+        let mut ready = Vec::new();
+        for spare in std::mem::take(&mut self.spares) {
+            let is_wanted = ready.len() < self.options.spares;
+            match Arc::try_unwrap(spare) {
+                Ok(spare) if is_wanted && spare.length == self.options.segment_bytes => {
+                    spare.file.sync_all()?;
+                    ready.push(spare);
+                }
+                Ok(spare) => self.freed.insert(0, Arc::new(spare)),
+                Err(held) => self.freed.insert(0, held),
+            }
+        }
+        Ok(ready)
     }
 
     /// The segment in which the log goes on, with room for the frame that names the next one, even if it was cut.

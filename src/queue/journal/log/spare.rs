@@ -432,13 +432,20 @@ impl Shared {
         spare.file.write_at(&page, 0)
     }
 
+    /// Zeroes a file step by step, slowly while another one is ready. Answers false if nobody waits for it any more.
     fn zero(&self, spare: &Segment) -> io::Result<bool> {
-        let mut at = u64::from(PAGE);
-        while at < spare.length.into() {
-            let to = (at + ZERO_STEP).min(spare.length.into());
+        let end = u64::from(spare.length);
+        let mut at = 0;
+        while at < end {
+            let to = (at + ZERO_STEP).min(end);
             spare.file.zero(at, to)?;
             at = to;
-            match self.lock().writer {
+            let mut state = self.lock();
+            if !state.ready.is_empty() && self.disk.in_background() {
+                let paused = self.work.wait_timeout(state, PAUSE);
+                (state, _) = paused.unwrap_or_else(PoisonError::into_inner);
+            }
+            match state.writer {
                 // Its space is there, and that is what the writer can't do without.
                 Writer::Waiting => break,
                 Writer::Gone => return Ok(false),
@@ -478,5 +485,7 @@ pub(super) fn full(why: &str) -> Error {
 
 /// How long until it is tried again to make one.
 const RETRY: Duration = Duration::from_millis(500);
-/// How much is zeroed at once.
+/// How much is zeroed at once: more holds up the writer's syncs for longer.
 const ZERO_STEP: u64 = 128 * 1024;
+/// The rest between two steps, while there is no hurry.
+const PAUSE: Duration = Duration::from_millis(1);

@@ -116,14 +116,15 @@ fn what_was_appended_is_found_again_on_a_real_disk() {
 }
 
 #[test]
-fn what_is_pinned_is_not_reused() {
+fn what_is_pinned_is_not_reused_and_the_rest_oldest_first() {
     assert_eq!(reuse_under_a_reader(), Ok(()));
 }
 
-/// Frees a segment that is pinned, appends until files are reused, and reads it again.
+/// Frees a segment that is pinned, appends until files are reused, and reads it again; then lets it go.
 fn reuse_under_a_reader() -> std::result::Result<(), String> {
-    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
-    let (mut log, mut cursor, reader, ..) = open(&disk, script::OPTIONS).unwrap();
+    let disk = SimDisk::new();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let (mut log, mut cursor, reader, ..) = open(&shared, script::OPTIONS).unwrap();
     let place = append(&mut log, &mut cursor, &[7; 5000], b"").unwrap();
     let pin = reader.pin(place.segment..=place.segment);
     for _ in 0..20 {
@@ -144,6 +145,7 @@ fn reuse_under_a_reader() -> std::result::Result<(), String> {
     drop(pin);
     for _ in 0..20 {
         append(&mut log, &mut cursor, &[9; 5000], b"").unwrap();
+        script::check_order(&disk)?;
     }
     let gone = reader.read(place, 5000).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);

@@ -34,6 +34,8 @@ pub(in crate::queue::journal) struct Log {
     pub(super) root: RootSlot,
     /// The slot that holds it.
     pub(super) slot: usize,
+    /// Frames written since the log was opened, each with a sync.
+    pub(super) syncs: u64,
     pub(super) poison: Option<String>,
 }
 
@@ -59,9 +61,28 @@ impl Log {
         body: &[IoSlice<'_>],
         events: &[u8],
     ) -> Result<()> {
+        let mut sum = crc32fast::Hasher::new();
+        for part in body {
+            sum.update(part);
+        }
+        self.append_summed(at, body, sum.finalize(), events)
+    }
+
+    /// The same for a body whose CRC-32 is known: taken while the bytes were copied it costs little, and here the
+    /// group waits for it.
+    ///
+    /// # Errors
+    /// Those of [`Log::append`]. What is appended with a wrong checksum is found damaged by recovery.
+    pub(in crate::queue::journal) fn append_summed(
+        &mut self,
+        at: Cursor,
+        body: &[IoSlice<'_>],
+        body_checksum: u32,
+        events: &[u8],
+    ) -> Result<()> {
         let body_bytes = body.iter().map(|part| part.len()).sum();
         self.go_to(at, body_bytes, events.len())?;
-        self.write(Kind::Group, body, events)
+        self.write(Kind::Group, body, body_checksum, events)
     }
 
     /// Stores the root durably, then frees all segments below its oldest.
@@ -85,6 +106,12 @@ impl Log {
         (self.root, self.slot) = (slot, index);
         self.free_below(root.oldest);
         Ok(())
+    }
+
+    /// How many syncs its frames took since it was opened.
+    #[cfg(test)]
+    pub(in crate::queue::journal) fn syncs(&self) -> u64 {
+        self.syncs
     }
 
     /// Bytes that all files of the log take.
@@ -113,7 +140,7 @@ impl Log {
         if witnessed || at.place != self.next.place || end > at.length.into() {
             return Ok(at);
         }
-        self.write(Kind::Mark, &[], &[])?;
+        self.write(Kind::Mark, &[], 0, &[])?;
         Ok(self.next)
     }
 
@@ -190,7 +217,7 @@ impl Log {
         if self.open.is_none() || matches!(self.last.kind, Some(Kind::Continues(_))) {
             return Ok(());
         }
-        self.write(Kind::Continues(number), &[], &[])
+        self.write(Kind::Continues(number), &[], 0, &[])
     }
 
     /// Makes the open segment, which has no group yet, longer.
@@ -224,7 +251,13 @@ impl Log {
     }
 
     /// Writes a frame where the log goes on, and syncs it.
-    pub(super) fn write(&mut self, kind: Kind, body: &[IoSlice<'_>], events: &[u8]) -> Result<()> {
+    fn write(
+        &mut self,
+        kind: Kind,
+        body: &[IoSlice<'_>],
+        body_checksum: u32,
+        events: &[u8],
+    ) -> Result<()> {
         let Some(open) = self.open.clone() else {
             return Err(Error::internal("the log has no open segment"));
         };
@@ -235,12 +268,7 @@ impl Log {
             epoch: self.epoch,
             previous: self.last.checksum,
         };
-        let mut sum = seed.hasher();
-        let mut body_bytes = 0;
-        for part in body {
-            sum.update(part);
-            body_bytes += part.len();
-        }
+        let body_bytes: usize = body.iter().map(|part| part.len()).sum();
         let mut frame = FrameHeader {
             kind,
             place,
@@ -249,7 +277,7 @@ impl Log {
             previous: self.last.checksum,
             body_bytes: length(body_bytes)?,
             events_bytes: length(events.len())?,
-            body_checksum: sum.finalize(),
+            body_checksum,
             events_checksum: seed.checksum(events),
             checksum: 0,
         };
@@ -271,6 +299,7 @@ impl Log {
             }
             open.file.sync_data()
         });
+        self.syncs += 1;
         self.must(done, &open.name)?;
         self.last = Last {
             checksum: frame.checksum,

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a test went through.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Default)]
 struct Figures {
     operations: usize,
     crashes: usize,
@@ -353,4 +353,4 @@ fn seeds() -> std::ops::Range<u64> {
         .and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
     range.unwrap_or(0..SCRIPTS)
 }
-const STEPS: usize = 40;
+const STEPS: usize = 32;

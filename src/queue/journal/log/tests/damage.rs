@@ -21,7 +21,7 @@ struct Sound {
     all: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-fn sound(seed: u64) -> Sound {
+fn sound_log(seed: u64) -> Sound {
     let disk = SimDisk::new();
     let history = script::run(&disk, seed, 40);
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -82,7 +82,7 @@ fn check_disk(sound: &Sound, disk: SimDisk, is_root: bool, what: &str) -> Seen {
 #[test]
 fn a_changed_byte_is_told_and_costs_what_it_hit() {
     for seed in 0..2 {
-        let sound = sound(seed);
+        let sound = sound_log(seed);
         let mut dice = fastrand::Rng::with_seed(seed);
         println!("seed {seed}: {} groups", sound.groups.len());
         for (name, bytes) in &sound.image {
@@ -107,7 +107,7 @@ fn a_changed_byte_is_told_and_costs_what_it_hit() {
 
 #[test]
 fn a_bad_sector_a_short_file_and_a_missing_file_are_told() {
-    let sound = sound(2);
+    let sound = sound_log(2);
     for (name, bytes) in &sound.image {
         let mut image = sound.image.clone();
         image.remove(name);
@@ -132,7 +132,7 @@ fn a_bad_sector_a_short_file_and_a_missing_file_are_told() {
 
 #[test]
 fn without_a_root_all_that_is_left_is_found() {
-    let sound = sound(3);
+    let sound = sound_log(3);
     let mut image = sound.image.clone();
     image.get_mut(ROOT).unwrap().fill(0xff);
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::from_image(image));
@@ -153,7 +153,7 @@ fn without_a_root_all_that_is_left_is_found() {
 
 #[test]
 fn a_segment_without_a_header_is_known_by_its_groups() {
-    let sound = sound(1);
+    let sound = sound_log(1);
     let live = sound.image.keys().filter(|name| *name != ROOT);
     for name in live {
         let mut image = sound.image.clone();
@@ -169,7 +169,7 @@ fn an_empty_folder_is_new_and_another_stores_files_are_not_ours() {
     let found = Found::look(disk, OPTIONS).unwrap();
     assert!(found.is_new() && found.root().is_none());
     assert_eq!(found.oldest(), Place::start_of(1));
-    let sound = sound(0);
+    let sound = sound_log(0);
     let other = super::LogOptions {
         salt: OPTIONS.salt + 1,
         ..OPTIONS
@@ -209,6 +209,6 @@ fn a_scan_may_begin_at_any_group_or_at_the_end() {
         let tail = found.scan(from, false, &mut each).unwrap();
         assert_eq!(numbers, (index..20).collect::<Vec<_>>());
         let (mut log, cursor, _) = found.recover(tail).unwrap();
-        let _ = log.mark(cursor).unwrap();
+        log.mark(cursor).unwrap();
     }
 }

@@ -123,7 +123,7 @@ impl Writer<'_> {
     }
 
     fn append(&mut self) -> Result<()> {
-        let body = self.bytes(&[0, 1, 400, 432, 3000, 3500, 4000, 7000, 20_000]);
+        let body = self.bytes(&[0, 1, 400, 432, 3000, 3500, 4000, 7000, 20_000, 40_000]);
         let events = self.bytes(&[0, 10, 64, 500, 900]);
         let began = self.disk.operations();
         if !self.cursor.fits(body.len(), events.len()) {
@@ -145,25 +145,12 @@ impl Writer<'_> {
             group.answered = Some(self.disk.operations());
         }
         self.check_pinned();
-        self.check_order();
-        Ok(())
-    }
-
-    /// Segments are reused oldest first: those that can be found are without a gap.
-    fn check_order(&mut self) {
-        let heads = self.disk.image().into_values();
-        let heads = heads.filter_map(|bytes| {
-            let head = SegmentHeader::decode(bytes.first_chunk()?, OPTIONS.salt);
-            match head {
-                Head::Header(header) if header.number > 0 => Some(header.number),
-                _ => None,
-            }
-        });
-        let mut numbers: Vec<_> = heads.collect();
-        numbers.sort_unstable();
-        if !self.fails && numbers.windows(2).any(|pair| pair[0] + 1 != pair[1]) {
-            self.history.misread = Some(format!("only segments {numbers:?} are there"));
+        if !self.fails
+            && let Err(why) = check_order(self.disk)
+        {
+            self.history.misread = Some(why);
         }
+        Ok(())
     }
 
     /// As the store does: what begins here replaces all before.
@@ -222,4 +209,22 @@ impl Writer<'_> {
         self.dice.fill(&mut bytes);
         bytes
     }
+}
+
+/// Segments are reused and removed oldest first: those that can be found are without a gap.
+pub(super) fn check_order(disk: &SimDisk) -> Result<(), String> {
+    let heads = disk.image().into_values();
+    let heads = heads.filter_map(|bytes| {
+        let head = SegmentHeader::decode(bytes.first_chunk()?, OPTIONS.salt);
+        match head {
+            Head::Header(header) if header.number > 0 => Some(header.number),
+            _ => None,
+        }
+    });
+    let mut numbers: Vec<_> = heads.collect();
+    numbers.sort_unstable();
+    if numbers.windows(2).any(|pair| pair[0] + 1 != pair[1]) {
+        return Err(format!("only segments {numbers:?} are there"));
+    }
+    Ok(())
 }

@@ -31,6 +31,7 @@ fn a_full_disk_refuses_groups_and_goes_on_when_there_is_space() {
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let (mut log, mut cursor, ..) = open(&shared, OPTIONS).unwrap();
     disk.set_space(6 * 16 * 1024);
+    assert!(disk.free_bytes().unwrap() < 6 * 16 * 1024);
     let mut appended = 0;
     let mut refused_pushes = None;
     let error = loop {
@@ -185,4 +186,20 @@ fn a_poisoned_log_refuses_all_that_follows() {
     );
     assert_eq!(disk.operations(), operations, "something was tried again");
     assert_eq!(reader.read(place, 5).unwrap(), b"first"[..]);
+}
+
+#[test]
+fn a_group_costs_one_sync() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let (mut log, mut cursor, ..) = open(&disk, OPTIONS).unwrap();
+    append(&mut log, &mut cursor, b"the first begins a segment", b"").unwrap();
+    for _ in 0..10 {
+        let before = log.syncs();
+        append(&mut log, &mut cursor, b"the others do not", b"").unwrap();
+        assert_eq!(log.syncs(), before + 1);
+    }
+    let before = log.syncs();
+    cursor = log.mark(cursor).unwrap();
+    log.mark(cursor).unwrap();
+    assert_eq!(log.syncs(), before + 1, "a witness needs no witness");
 }
