@@ -68,7 +68,6 @@ use self::{
     fold::fold,
     published::Live,
     step::Step,
-    tend::Tend,
 };
 use crate::{
     error::{Error, Result},
@@ -205,16 +204,10 @@ impl JournalOptions {
         path: PathBuf,
         folder: Option<StoreFolder>,
     ) -> Result<JournalStore> {
-        let opened = open::open(disk.clone(), salt, path.clone(), &self)?;
+        let opened = open::open(disk, salt, path, &self)?;
         let core = Arc::new(opened.core);
         core.publish_all(self.offer_held)?;
-        let mut tend = Tend::new(
-            disk,
-            path,
-            self.low_space_mark,
-            u64::from(self.segment_bytes),
-            opened.oldest,
-        );
+        let mut tend = opened.tend;
         tend.look(&core, false);
         let ended = watch::Sender::new(false);
         let keeper = Keeper {

@@ -48,7 +48,7 @@ pub(super) struct Core {
     inner: Mutex<Inner>,
     /// What the writer waits for.
     work: Condvar,
-    /// Held while a group is written. `None` once the store is closed.
+    /// Held while a group is written, and had before `inner`, never with it. `None` once the store is closed.
     pub(super) log: Mutex<Option<Log>>,
     poison: OnceLock<String>,
 }
@@ -219,22 +219,24 @@ impl Core {
         self.work.notify_one();
     }
 
-    /// Writes the group of a lone caller on its own thread; false if it is on its way already.
-    fn lead(&self, done: &Arc<Done>) -> Result<bool> {
+    /// Writes the group of a lone caller on its own thread; false if it is on its way already, or never will be.
+    fn lead(&self, done: &Arc<Done>) -> bool {
         {
-            let mut inner = self.lock()?;
+            let Ok(mut inner) = self.lock() else {
+                return false;
+            };
             let alone = !inner.busy
                 && inner.sealed.is_empty()
                 && inner.filling.callers == 1
                 && Arc::ptr_eq(&inner.filling.done, done);
             if !alone {
-                return Ok(false);
+                return false;
             }
             inner.busy = true;
             inner.seal();
         }
         self.write_sealed();
-        Ok(true)
+        true
     }
 
     /// Writes all groups that are sealed. Whoever calls this has set `busy`, which ends with it.
@@ -427,7 +429,7 @@ impl Ticket {
             })
             .await;
             if let Some(core) = self.core.take()
-                && !core.lead(&self.done)?
+                && !core.lead(&self.done)
             {
                 core.notify();
             }

@@ -41,6 +41,7 @@ use format::{PAGE, SECTOR};
 pub(super) use found::Found;
 pub(super) use read::{Pin, Reader};
 pub(super) use scan::{Scanned, Tail};
+pub(super) use spare::Space;
 pub(super) use write::Log;
 
 /// Where bytes of the log lie. Segment numbers begin at 1 and are never reused.

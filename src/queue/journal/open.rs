@@ -19,15 +19,15 @@ use super::{
     },
     record,
     state::{Blob, QueueState, State},
+    tend::Tend,
 };
 use crate::error::Result;
 
 /// A store that is ready to be served, and what was found amiss on the way.
 pub(super) struct Opened {
     pub(super) core: Core,
+    pub(super) tend: Tend,
     pub(super) report: Vec<String>,
-    /// The oldest segment that is kept.
-    pub(super) oldest: u32,
 }
 
 /// Opens the log on this disk.
@@ -43,7 +43,7 @@ pub(super) fn open(
         zero: true,
         salt,
     };
-    let found = Found::look(disk, log_options)?;
+    let found = Found::look(disk.clone(), log_options)?;
     let oldest = found.oldest().segment;
     let mut report = Vec::new();
     let (mut state, tail) = replay(&found, &mut report)?;
@@ -58,13 +58,10 @@ pub(super) fn open(
         ));
     }
     let (log, cursor, reader) = found.recover(tail)?;
+    let tend = Tend::new(disk, log.space(), path.clone(), options, oldest);
     let filling = Filling::new(cursor, Vec::new());
     let core = Core::new(path, options.queues, (state, filling), (log, reader));
-    Ok(Opened {
-        core,
-        report,
-        oldest,
-    })
+    Ok(Opened { core, tend, report })
 }
 
 /// The state as the log tells it, and where the log ends.

@@ -12,12 +12,13 @@ use std::{
 };
 
 use super::{
+    JournalOptions,
     codec::Codec,
     core::{Core, Inner},
     disk::Disk,
     event::{Baseline, Event},
     log::{
-        Place, Root,
+        Place, Root, Space,
         fault::{self, Fault},
     },
     open::note,
@@ -29,6 +30,7 @@ use crate::error::Result;
 #[derive(Debug)]
 pub(super) struct Tend {
     disk: Arc<dyn Disk>,
+    space: Space,
     path: PathBuf,
     low_space_mark: u64,
     segment_bytes: u64,
@@ -42,16 +44,17 @@ pub(super) struct Tend {
 impl Tend {
     pub(super) fn new(
         disk: Arc<dyn Disk>,
+        space: Space,
         path: PathBuf,
-        low_space_mark: u64,
-        segment_bytes: u64,
+        options: &JournalOptions,
         oldest: u32,
     ) -> Self {
         Self {
             disk,
+            space,
             path,
-            low_space_mark,
-            segment_bytes,
+            low_space_mark: options.low_space_mark,
+            segment_bytes: options.segment_bytes.into(),
             oldest,
             baseline_bytes: 0,
             weighed_in: 0,
@@ -60,7 +63,7 @@ impl Tend {
 
     /// Called by the writer now and then, and when it has had nothing to do for a while.
     pub(super) fn look(&mut self, core: &Core, is_idle: bool) {
-        let no_room = self.no_room(core);
+        let no_room = self.no_room();
         let is_due = {
             let Ok(mut inner) = core.lock() else { return };
             inner.no_room = no_room;
@@ -158,10 +161,8 @@ impl Tend {
     }
 
     /// Why the disk takes no more pushes, if so.
-    fn no_room(&self, core: &Core) -> Option<String> {
-        let log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = log.as_ref().and_then(|log| log.has_room().err());
-        if let Some(full) = full {
+    fn no_room(&self) -> Option<String> {
+        if let Err(full) = self.space.has_room() {
             return Some(full.to_string());
         }
         let free = self.disk.free_bytes().ok()?;

@@ -19,8 +19,8 @@ mod life;
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    path::PathBuf,
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -59,17 +59,9 @@ impl Rig {
     fn open(disk: &SimDisk, offer_held: bool) -> Result<Self> {
         let options = options().offer_held(offer_held);
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let path = PathBuf::from("simulated");
-        let opened = open(shared.clone(), SALT, path.clone(), &options)?;
+        let opened = open(shared, SALT, "simulated".into(), &options)?;
         let core = Arc::new(opened.core);
         core.publish_all(offer_held)?;
-        let tend = Tend::new(
-            shared,
-            path,
-            0,
-            u64::from(options.segment_bytes),
-            opened.oldest,
-        );
         let ended = watch::Sender::new(false);
         let keeper = Arc::new(Keeper {
             core: core.clone(),
@@ -82,7 +74,7 @@ impl Rig {
         let live = wait(&core, store.live(&QueueName::default(), None))?;
         Ok(Self {
             core,
-            tend,
+            tend: opened.tend,
             queue: JournalQueue::new(keeper, live),
             report: opened.report,
             _ended: ended,
@@ -241,6 +233,25 @@ fn wait<T>(core: &Core, future: impl Future<Output = T>) -> T {
     RUNTIME.with(|runtime| runtime.block_on(either))
 }
 
+/// A lone caller that writes its group holds the log and then wants the state; looking what there is to tidy up
+/// must not hold the state and want the log.
+#[test]
+fn looking_what_is_to_be_tidied_does_not_wait_for_a_group_that_is_written() {
+    let mut rig = Rig::open(&SimDisk::new(), false).unwrap();
+    let core = rig.core.clone();
+    let writing = core.log.lock().unwrap();
+    let (looked, has_looked) = mpsc::channel();
+    let looking = thread::spawn(move || {
+        rig.tend.look(&rig.core, false);
+        // Nobody listens any more if it took too long.
+        let _ = looked.send(());
+    });
+    let in_time = has_looked.recv_timeout(Duration::from_secs(60));
+    drop(writing);
+    looking.join().unwrap();
+    in_time.expect("it waits for the log");
+}
+
 /// Small segments, so that a short life fills and frees many.
 fn options() -> JournalOptions {
     let queues = QueueOptions::default()
@@ -248,6 +259,7 @@ fn options() -> JournalOptions {
         .idempotency_window(Duration::from_secs(200));
     JournalOptions::default()
         .segment_bytes(16 * 1024)
+        .low_space_mark(0)
         .queues(queues)
 }
 

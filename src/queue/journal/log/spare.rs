@@ -188,17 +188,8 @@ impl Spares {
         self.work();
     }
 
-    /// Fails if a segment less than wanted is ready and no more can be made.
-    pub(super) fn has_room(&self) -> Result<()> {
-        let state = self.shared.lock();
-        match &state.failure {
-            Some(why) if state.ready.len() < self.shared.options.spares => Err(full(why)),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn disk_bytes(&self) -> u64 {
-        self.shared.disk_bytes.load(Ordering::Relaxed)
+    pub(super) fn space(&self) -> Space {
+        Space(self.shared.clone())
     }
 
     pub(super) fn grown(&self, bytes: u64) {
@@ -211,6 +202,29 @@ impl Spares {
             self.shared.work.notify_one();
         } else {
             self.shared.work_off();
+        }
+    }
+}
+
+/// What space the log takes, and whether it gets more: told at once, also while a group is written.
+#[derive(Clone, Debug)]
+pub(in crate::queue::journal) struct Space(Arc<Shared>);
+
+impl Space {
+    /// Bytes that all files of the log take.
+    pub(in crate::queue::journal) fn disk_bytes(&self) -> u64 {
+        self.0.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the log can go on growing, as it was found last.
+    ///
+    /// # Errors
+    /// `QueueFull` if a spare segment is missing and can't be made.
+    pub(in crate::queue::journal) fn has_room(&self) -> Result<()> {
+        let state = self.0.lock();
+        match &state.failure {
+            Some(why) if state.ready.len() < self.0.options.spares => Err(full(why)),
+            _ => Ok(()),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     fault::{self, Fault},
     format::{FrameHeader, HEADER, Kind, PAGE, RootSlot, SECTOR, SLOT, Seed, SegmentHeader},
     read::{Segment, Segments},
-    spare::{Spares, full},
+    spare::{Space, Spares, full},
 };
 use crate::{
     error::{Error, Result},
@@ -114,17 +114,9 @@ impl Log {
         self.syncs
     }
 
-    /// Bytes that all files of the log take.
-    pub(in crate::queue::journal) fn disk_bytes(&self) -> u64 {
-        self.spares.disk_bytes()
-    }
-
-    /// Whether the log can go on growing, as it was found last.
-    ///
-    /// # Errors
-    /// `QueueFull` if a spare segment is missing and can't be made.
-    pub(in crate::queue::journal) fn has_room(&self) -> Result<()> {
-        self.spares.has_room()
+    /// What space it takes.
+    pub(in crate::queue::journal) fn space(&self) -> Space {
+        self.spares.space()
     }
 
     /// Writes a witness for the last group: if that is found damaged later, it will be known that it was there.

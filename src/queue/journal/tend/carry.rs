@@ -1,6 +1,6 @@
 //! Carrying what is needed of the oldest segment to the head of the log.
 
-use std::{collections::BTreeMap, sync::PoisonError};
+use std::collections::BTreeMap;
 
 use super::{Tend, make_room};
 use crate::{
@@ -24,7 +24,7 @@ impl Tend {
             let current = inner.filling.place().segment;
             if inner.carrying.is_none() && (is_idle || current != self.weighed_in) {
                 self.weighed_in = current;
-                inner.carrying = self.too_heavy(core, &inner);
+                inner.carrying = self.too_heavy(&inner);
             }
             inner.carrying
         };
@@ -47,11 +47,8 @@ impl Tend {
     }
 
     /// The segment to carry away, if the log takes more than twice what is needed of it and a constant.
-    fn too_heavy(&self, core: &Core, inner: &Inner) -> Option<u32> {
-        let disk = {
-            let log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
-            log.as_ref()?.disk_bytes()
-        };
+    fn too_heavy(&self, inner: &Inner) -> Option<u32> {
+        let disk = self.space.disk_bytes();
         let constant = CONSTANT_SEGMENTS * self.segment_bytes;
         // The walk over all stretches is only made when it may matter.
         if disk <= constant {

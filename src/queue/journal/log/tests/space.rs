@@ -35,7 +35,7 @@ fn a_full_disk_refuses_groups_and_goes_on_when_there_is_space() {
     let mut appended = 0;
     let mut refused_pushes = None;
     let error = loop {
-        if log.has_room().is_err() && refused_pushes.is_none() {
+        if log.space().has_room().is_err() && refused_pushes.is_none() {
             refused_pushes = Some(appended);
         }
         match append(&mut log, &mut cursor, &[1; 3000], b"one") {
@@ -50,7 +50,7 @@ fn a_full_disk_refuses_groups_and_goes_on_when_there_is_space() {
     disk.set_space(u64::MAX);
     append(&mut log, &mut cursor, &[2; 3000], b"two").unwrap();
     append(&mut log, &mut cursor, &[3; 3000], b"three").unwrap();
-    assert!(log.has_room().is_ok());
+    assert!(log.space().has_room().is_ok());
     drop(log);
     let image: Arc<dyn Disk> = Arc::new(disk.crash(disk.operations(), Crash::Lost, 0));
     let (.., seen, _) = open(&image, OPTIONS).unwrap();
@@ -68,7 +68,7 @@ fn freeing_makes_room_on_a_full_disk() {
         append(&mut log, &mut cursor, &[4; 3000], b"").unwrap();
         if round % 5 == 0 {
             free_all(&mut log, cursor);
-            assert!(log.has_room().is_ok(), "round {round}");
+            assert!(log.space().has_room().is_ok(), "round {round}");
         }
     }
 }
@@ -113,7 +113,7 @@ fn after_a_drain_the_open_segment_and_the_spares_are_left() {
         free_all(&mut log, cursor);
         cursor = log.mark(cursor).unwrap();
         // The thread ends when it has nothing to do; this waits for its last step.
-        while log.disk_bytes() != 3 * 16 * 1024 + 8192 {
+        while log.space().disk_bytes() != 3 * 16 * 1024 + 8192 {
             std::thread::yield_now();
         }
         let files = disk.image();
