@@ -17,6 +17,8 @@ pub struct Plan {
     pub contestants: Vec<Contestant>,
     /// What is measured.
     pub workloads: Vec<Workload>,
+    /// Only the loads of `enqueue` whose names begin with one of these; all if there is none.
+    pub loads: Vec<String>,
     /// How many rounds.
     pub rounds: u32,
     /// How long each push measurement takes, in seconds.
@@ -39,6 +41,7 @@ impl Plan {
         Self {
             contestants: contestants(),
             workloads: WORKLOADS.map(|(workload, _)| workload).to_vec(),
+            loads: Vec::new(),
             rounds: 5,
             seconds: 1.0,
             scale: 1.0,
@@ -76,7 +79,7 @@ impl Plan {
     pub fn parts(&self) -> Vec<Part> {
         let mut parts = Vec::new();
         for &workload in &self.workloads {
-            for piece in 0..workload.pieces() {
+            for piece in (0..workload.pieces()).filter(|piece| self.has(workload, *piece)) {
                 let rounds = if workload.fills_once() {
                     1
                 } else {
@@ -96,6 +99,11 @@ impl Plan {
             part.folder = self.folder.join(number.to_string());
         }
         parts
+    }
+
+    fn has(&self, workload: Workload, piece: usize) -> bool {
+        let named = |load: String| self.loads.iter().any(|name| load.starts_with(name));
+        self.loads.is_empty() || workload.load(piece).is_none_or(named)
     }
 
     fn part(&self, workload: Workload, piece: usize, of: &Contestant, round: u32) -> Part {

@@ -110,6 +110,11 @@ impl Workload {
         }
     }
 
+    /// What a piece is called, if it is one of the loads of `enqueue`.
+    pub fn load(self, piece: usize) -> Option<String> {
+        (self == Self::Enqueue).then(|| enqueue::LOADS[piece].name())
+    }
+
     /// Whether the rounds are taken of one store, since filling it takes so long.
     pub fn fills_once(self) -> bool {
         matches!(self, Self::Oldest | Self::Open | Self::Churn | Self::Memory)

@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use batchyard::bench::{
-    contestant::Contestant,
-    plan::Plan,
-    render::{self, Figures},
-    report::Report,
-    workload::{self, Part, WORKLOADS, Workload},
+use batchyard::{
+    Error,
+    bench::{
+        contestant::Contestant,
+        plan::Plan,
+        render::{self, Figures},
+        report::Report,
+        workload::{self, Part, WORKLOADS, Workload},
+    },
 };
 use clap::{Args, ValueHint};
 
@@ -46,6 +49,9 @@ pub(crate) struct BenchArgs {
     /// Only these, such as enqueue,drain [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = named_workload)]
     workloads: Vec<Workload>,
+    /// Only the loads of enqueue that begin so, such as '64 producers' or 'bulk'; may be repeated
+    #[arg(long = "load", value_name = "NAME", value_parser = named_load)]
+    loads: Vec<String>,
     /// How many rounds, interleaved over the backends
     #[arg(long, value_name = "N", default_value = "5", value_parser = count)]
     rounds: std::num::NonZeroU32,
@@ -107,6 +113,15 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
     show(&args, &report)
 }
 
+fn named_load(name: &str) -> Result<String, String> {
+    let loads = (0..Workload::Enqueue.pieces()).filter_map(|piece| Workload::Enqueue.load(piece));
+    let loads: Vec<String> = loads.collect();
+    match loads.iter().any(|load| load.starts_with(name)) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("there are: {}", loads.join("; "))),
+    }
+}
+
 fn own_folder(dir: &Path) -> Result<tempfile::TempDir, Failure> {
     tempfile::Builder::new()
         .prefix("batchyard-bench-")
@@ -134,6 +149,7 @@ fn plan(args: &BenchArgs, folder: &Path) -> Result<Plan, Failure> {
     if args.quick {
         (plan.seconds, plan.scale, plan.most) = QUICK;
     }
+    plan.loads.clone_from(&args.loads);
     plan.rounds = args.rounds.get();
     plan.seconds = args.seconds.unwrap_or(plan.seconds);
     plan.scale = args.scale.unwrap_or(plan.scale);
@@ -163,7 +179,10 @@ fn plan(args: &BenchArgs, folder: &Path) -> Result<Plan, Failure> {
 async fn measure(plan: Plan) -> Result<Report, Failure> {
     let steps = Steps::start();
     let processes = Processes::new()?;
-    let run = async |part: &Part| processes.run(part).await;
+    let run = async |part: &Part| {
+        let run = tokio::time::timeout(PATIENCE, processes.run(part)).await;
+        run.unwrap_or_else(|_| Err(Error::internal("it took more than an hour, and was ended")))
+    };
     let step = |done, of, part: &Part| {
         let what = format!("{}, {}", part.workload.name(), part.contestant);
         steps.set(done, of, what);
@@ -236,5 +255,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 /// Seconds, scale, and the most queued.
 const QUICK: (f64, f64, u64) = (0.2, 0.01, 100_000);
+/// A measurement that takes longer will never end.
+const PATIENCE: Duration = Duration::from_secs(3600);
 const REMOVALS: u32 = 100;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(20);

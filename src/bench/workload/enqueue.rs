@@ -45,7 +45,7 @@ pub(super) const LOADS: [Load; 13] = [
 ];
 
 impl Load {
-    fn name(self) -> String {
+    pub(super) fn name(self) -> String {
         let size = size(self.bytes);
         match self.each {
             1 => format!("{} producers, {size}", self.producers),
