@@ -52,8 +52,6 @@ pub(super) trait DiskFile: Send + Sync + fmt::Debug {
     /// Makes it `len` bytes long, with space for all of them: a full disk shows here and not at a later write.
     /// What was not written reads as zeros. It never gets shorter.
     fn allocate(&self, len: u64) -> io::Result<()>;
-    /// Writes zeros and leaves little of it waiting for a sync; the caller keeps the steps small and aligned.
-    fn zero(&self, from: u64, to: u64) -> io::Result<()>;
     /// Writes all the parts, one behind the other.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Reads exactly as much as fits into the buffer.

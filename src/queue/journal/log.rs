@@ -9,7 +9,7 @@
 //!                  └────────┴───────┴───────────────────────┘
 //! root             the oldest live segment, where recovery starts, and a note of the store
 //!
-//! life of a file   made, zeroed, synced ─► spare ─► open ─► full ─► freed ─► spare (recycled) or removed
+//! life of a file   made, synced ─► spare ─► open ─► full ─► freed ─► spare (recycled) or removed
 //! ```
 //!
 //! Rules
@@ -89,8 +89,8 @@ pub(super) struct LogOptions {
     pub(super) segment_bytes: u32,
     /// How many segments are kept ready.
     pub(super) spares: usize,
-    /// Whether they are zeroed ahead, which makes appends faster and doubles what is written to new files.
-    pub(super) zero: bool,
+    /// How much of a new file a small group zeroes behind itself, for those that follow: see [`Log`].
+    pub(super) zero_ahead: u32,
     /// Something random of the store: files of another one can't pass for its own.
     pub(super) salt: u64,
 }

@@ -40,7 +40,7 @@ pub(super) fn open(
     let log_options = LogOptions {
         segment_bytes: options.segment_bytes,
         spares: SPARES,
-        zero: true,
+        zero_ahead: ZERO_AHEAD,
         salt,
     };
     let found = Found::look(disk.clone(), log_options)?;
@@ -182,6 +182,10 @@ fn read_blob<T: Codec>(reader: &Reader, blob: Blob) -> Result<T> {
     };
     record::blob_value(blob, &reader.read(place, blob.bytes)?)
 }
+
+/// A sync of one request takes two thirds of the time if its bytes were zeroed before; so much at once costs one
+/// sync in hundreds half a millisecond.
+const ZERO_AHEAD: u32 = 512 << 10;
 
 /// The note of a root: where the baseline lies. All zeros: there is none yet.
 pub(super) fn note(blob: Blob) -> [u8; 64] {

@@ -478,11 +478,6 @@ impl DiskFile for SimFile {
         world.run(Operation::Length(self.index, usize::try_from(len).unwrap()))
     }
 
-    fn zero(&self, from: u64, to: u64) -> io::Result<()> {
-        let zeros = vec![0; usize::try_from(to - from).unwrap()];
-        self.write_at(&[IoSlice::new(&zeros)], from)
-    }
-
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
         let bytes = parts.concat();

@@ -77,6 +77,19 @@ struct OsFile {
     file: File,
 }
 
+impl OsFile {
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let mut at = from;
+        while at < to {
+            let left = usize::try_from(to - at).unwrap_or(ZEROS.len());
+            let step = left.min(ZEROS.len());
+            self.write_at(&[IoSlice::new(&ZEROS[..step])], at)?;
+            at += step as u64;
+        }
+        Ok(())
+    }
+}
+
 impl DiskFile for OsFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
@@ -90,25 +103,9 @@ impl DiskFile for OsFile {
         let flags = rustix::fs::FallocateFlags::empty();
         match rustix::fs::fallocate(&self.file, flags, 0, len) {
             // Not every file system can reserve; writing does.
-            Err(rustix::io::Errno::OPNOTSUPP) => self.zero(old, len),
+            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeros(old, len),
             done => Ok(done?),
         }
-    }
-
-    /// Through the page cache, because appends are faster to pages that are there, and fastest to those that were
-    /// made by large aligned writes (direct I/O leaves none, and cost a fifth of the speed of large groups). Synced
-    /// at once, so that no backlog gathers that a later sync of somebody else has to wait for.
-    fn zero(&self, from: u64, to: u64) -> io::Result<()> {
-        let mut at = from;
-        while at < to {
-            let step = usize::try_from(to - at)
-                .unwrap_or(ZEROS.len())
-                .min(ZEROS.len());
-            self.write_at(&[IoSlice::new(&ZEROS[..step])], at)?;
-            self.sync_data()?;
-            at += step as u64;
-        }
-        Ok(())
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

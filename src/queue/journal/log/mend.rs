@@ -191,6 +191,7 @@ impl Found {
             root_file,
             root,
             slot,
+            zeroed: 0,
             syncs: 0,
             poison: None,
         };

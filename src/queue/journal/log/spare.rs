@@ -3,11 +3,10 @@
 //! ```text
 //!  freed ──(nobody reads the oldest)──► ready ──take──► the writer
 //!    └─────(enough are ready)──► removed  ▲
-//!                        made, zeroed, synced
+//!                             made, synced
 //! ```
 //!
-//! A thread does it, so that the writer finds a file ready; it waits only if there is none. Then what is being
-//! made is handed over as it is, zeroed or not, because its space is allocated all the same.
+//! A thread does it, so that the writer finds a file ready; it waits only if there is none.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -68,8 +67,6 @@ struct State {
 enum Writer {
     #[default]
     Working,
-    /// For a file that is ready.
-    Waiting,
     /// It has nothing to append.
     Paused,
     /// It is gone, or the thread that works for it is.
@@ -142,12 +139,10 @@ impl Spares {
                 return Err(Error::internal("the thread that makes segments is gone"));
             }
             if asked && let Some(why) = &state.failure {
-                let full = full(why);
-                state.writer = Writer::Working;
-                return Err(full);
+                return Err(full(why));
             }
             state.failure = None;
-            state.writer = Writer::Waiting;
+            state.writer = Writer::Working;
             asked = true;
             if self.thread.is_some() {
                 self.shared.work.notify_one();
@@ -358,12 +353,11 @@ impl Shared {
         let made = self.make_file(slot);
         let mut state = self.lock();
         match made {
-            Ok(Some(spare)) => {
+            Ok(spare) => {
                 state.failure = None;
                 state.slots.insert(slot);
                 state.ready.push_back(spare);
             }
-            Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "no spare segment can be made");
                 state.failure = Some(error.to_string());
@@ -372,7 +366,7 @@ impl Shared {
         self.done.notify_all();
     }
 
-    fn make_file(&self, slot: u32) -> io::Result<Option<Segment>> {
+    fn make_file(&self, slot: u32) -> io::Result<Segment> {
         let name = slot_name(slot);
         let file = self.disk.create(&name)?;
         let spare = Segment {
@@ -382,36 +376,32 @@ impl Shared {
             length: self.options.segment_bytes,
             fresh: true,
         };
-        let bytes = u64::from(spare.length);
-        let made = self.prepare(&spare);
-        match made {
-            Ok(true) => {
-                self.disk_bytes.fetch_add(bytes, Ordering::Relaxed);
-                Ok(Some(spare))
+        match self.prepare(&spare) {
+            Ok(()) => {
+                self.disk_bytes
+                    .fetch_add(spare.length.into(), Ordering::Relaxed);
+                Ok(spare)
             }
-            done => {
+            Err(error) => {
                 let removed = self.disk.remove(&spare.name);
                 if let Err(error) = removed {
                     tracing::warn!(%error, spare.name, "an unfinished segment can't be removed");
                     self.lock().slots.insert(slot);
                 }
-                done.map(|_| None)
+                Err(error)
             }
         }
     }
 
-    /// Makes a new file a spare; not if it is no longer needed.
-    fn prepare(&self, spare: &Segment) -> io::Result<bool> {
+    /// Makes a new file a spare.
+    fn prepare(&self, spare: &Segment) -> io::Result<()> {
         spare.file.allocate(spare.length.into())?;
-        if self.options.zero && !self.zero(spare)? {
-            return Ok(false);
-        }
         self.write_header(spare)?;
         spare.file.sync_all()?;
         if !fault::is(Fault::SkipFolderSync) {
             self.disk.sync_folder()?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Makes what is freed ready again. From now on it says so itself, even to one who can't read the root.
@@ -446,29 +436,6 @@ impl Shared {
         spare.file.write_at(&page, 0)
     }
 
-    /// Zeroes a file step by step, slowly while another one is ready. Answers false if nobody waits for it any more.
-    fn zero(&self, spare: &Segment) -> io::Result<bool> {
-        let end = u64::from(spare.length);
-        let mut at = 0;
-        while at < end {
-            let to = (at + ZERO_STEP).min(end);
-            spare.file.zero(at, to)?;
-            at = to;
-            let mut state = self.lock();
-            if !state.ready.is_empty() && self.disk.in_background() {
-                let paused = self.work.wait_timeout(state, PAUSE);
-                (state, _) = paused.unwrap_or_else(PoisonError::into_inner);
-            }
-            match state.writer {
-                // Its space is there, and that is what the writer can't do without.
-                Writer::Waiting => break,
-                Writer::Gone => return Ok(false),
-                Writer::Working | Writer::Paused => {}
-            }
-        }
-        Ok(true)
-    }
-
     fn remove(&self, segment: &Segment) {
         match self.disk.remove(&segment.name) {
             Ok(()) => {
@@ -499,7 +466,3 @@ pub(super) fn full(why: &str) -> Error {
 
 /// How long until it is tried again to make one.
 const RETRY: Duration = Duration::from_millis(500);
-/// How much is zeroed at once: more holds up the writer's syncs for longer.
-const ZERO_STEP: u64 = 128 * 1024;
-/// The rest between two steps, while there is no hurry.
-const PAUSE: Duration = Duration::from_millis(1);

@@ -19,7 +19,7 @@ use crate::{
 const OPTIONS: LogOptions = LogOptions {
     segment_bytes: 64 * 1024,
     spares: 2,
-    zero: true,
+    zero_ahead: 4096,
     salt: 7,
 };
 

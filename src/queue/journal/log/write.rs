@@ -18,6 +18,10 @@ use crate::{
 };
 
 /// The end of the log, used by one thread at a time.
+///
+/// A first write to a place in a file costs more than any later one: the sync also has to note, in the file system's
+/// own journal, that there is something now. So a small group in a new file zeroes what lies behind it, for the
+/// hundreds that follow. For a large one this is no gain: writing twice as much would cost more than the note.
 #[derive(Debug)]
 pub(in crate::queue::journal) struct Log {
     pub(super) options: LogOptions,
@@ -34,6 +38,8 @@ pub(in crate::queue::journal) struct Log {
     pub(super) root: RootSlot,
     /// The slot that holds it.
     pub(super) slot: usize,
+    /// In a new file: up to here it has been written to.
+    pub(super) zeroed: u32,
     /// Frames written since the log was opened, each with a sync.
     pub(super) syncs: u64,
     pub(super) poison: Option<String>,
@@ -200,6 +206,7 @@ impl Log {
         let open = Arc::new(spare);
         self.segments.insert(open.clone());
         self.next = Cursor::inside(at.place, open.length, self.options.segment_bytes);
+        self.zeroed = 0;
         self.open = Some(open);
         Ok(())
     }
@@ -278,7 +285,8 @@ impl Log {
         let written = u64::from(place.offset + HEADER)
             + body_bytes as u64
             + (events.len() + closing.len()) as u64;
-        let padding = padding(written, frame.end().into(), &open);
+        let end = self.written_to(frame.end(), written, &open);
+        let padding = &ZEROS[..usize::try_from(end - written).unwrap_or(0)];
         let mut parts = Vec::with_capacity(body.len() + 4);
         parts.push(IoSlice::new(&header));
         parts.extend_from_slice(body);
@@ -299,20 +307,30 @@ impl Log {
             kind: Some(kind),
         };
         self.next.place.offset = frame.end();
+        self.zeroed = self.zeroed.max(u32::try_from(end).unwrap_or(u32::MAX));
         Ok(())
     }
-}
 
-/// Zeros up to a page boundary; in a recycled file also over the sector in which the next frame will begin.
-fn padding(written: u64, end: u64, segment: &Segment) -> &'static [u8] {
-    let page = u64::from(PAGE);
-    let covered = if segment.fresh || fault::is(Fault::LeaveTheEnd) {
-        written
-    } else {
-        end + 1
-    };
-    let to = covered.next_multiple_of(page).min(segment.length.into());
-    &ZEROS[..usize::try_from(to - written).unwrap_or(0)]
+    /// Up to where zeros follow a frame whose bytes end at `written`: to a page boundary. In a recycled file they
+    /// cover the sector in which the next frame will begin; in a new one, if none are there, what small groups need.
+    fn written_to(&self, frame_end: u32, written: u64, open: &Segment) -> u64 {
+        let ahead = u64::from(self.options.zero_ahead);
+        let is_small = written - u64::from(self.next.place.offset) <= ahead / 2;
+        let covered = if !open.fresh {
+            if fault::is(Fault::LeaveTheEnd) {
+                written
+            } else {
+                u64::from(frame_end) + 1
+            }
+        } else if is_small && frame_end > self.zeroed {
+            u64::from(frame_end) + ahead
+        } else {
+            written
+        };
+        let most = written + ZEROS.len() as u64 - u64::from(PAGE);
+        let end = covered.min(most).next_multiple_of(PAGE.into());
+        end.min(open.length.into())
+    }
 }
 
 /// Writes the header of a segment and syncs it; in a recycled file it also ends what lay behind.
@@ -352,7 +370,7 @@ fn poisoned(why: &str) -> Error {
     Error::poisoned(format!("the log has stopped: {why}"))
 }
 
-static ZEROS: [u8; 2 * PAGE as usize] = [0; 2 * PAGE as usize];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// No segment is longer.
 const MAX_SEGMENT: u64 = u32::MAX as u64 - 4 * PAGE as u64;

@@ -19,7 +19,7 @@ use crate::{
 pub(super) const OPTIONS: LogOptions = LogOptions {
     segment_bytes: 16 * 1024,
     spares: 2,
-    zero: true,
+    zero_ahead: 4096,
     salt: 0x5eed_5a17,
 };
 
