@@ -26,6 +26,7 @@
 //! - In a recycled file every write also zeroes the sector behind it, so that the end of the log is a zeroed
 //!   sector there, too, and a frame that was begun can be told from what an earlier use has left.
 
+mod buffers;
 pub(super) mod fault;
 mod format;
 mod found;

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Place, format::PAGE};
+use super::{Place, buffers::Buffers, format::PAGE};
 use crate::{
     error::{Error, Result},
     queue::journal::disk::DiskFile,
@@ -52,6 +52,7 @@ struct ByNumber {
 #[derive(Clone, Debug)]
 pub(in crate::queue::journal) struct Reader {
     segments: Segments,
+    buffers: Buffers,
 }
 
 /// While it lives, its segments are not reused.
@@ -120,7 +121,10 @@ impl ByNumber {
 
 impl Reader {
     pub(super) fn new(segments: Segments) -> Self {
-        Self { segments }
+        Self {
+            segments,
+            buffers: Buffers::default(),
+        }
     }
 
     /// Bytes of the log, as they are: what they should be is for their owner to check.
@@ -141,18 +145,16 @@ impl Reader {
                 at.segment, at.offset
             )));
         }
-        let mut buffer = vec![0; bytes as usize];
-        segment
-            .file
-            .read_at(&mut buffer, at.offset.into())
-            .map_err(|error| {
-                Error::unavailable(format!(
-                    "{bytes} bytes at {} of {} can't be read: {error}",
-                    at.offset, segment.name
-                ))
-                .with_source(error)
-            })?;
-        Ok(buffer.into())
+        let read = (self.buffers).filled(bytes as usize, |buffer| {
+            segment.file.read_at(buffer, at.offset.into())
+        });
+        read.map_err(|error| {
+            Error::unavailable(format!(
+                "{bytes} bytes at {} of {} can't be read: {error}",
+                at.offset, segment.name
+            ))
+            .with_source(error)
+        })
     }
 
     /// Keeps these segments from being reused, as far as they are there.
