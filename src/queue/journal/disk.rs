@@ -56,6 +56,10 @@ pub(super) trait DiskFile: Send + Sync + fmt::Debug {
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Reads exactly as much as fits into the buffer.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// The same if it can be had without waiting for the disk, else `WouldBlock`.
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// These bytes will be read soon: they may be fetched meanwhile.
+    fn will_read(&self, offset: u64, bytes: u64);
     /// Makes all bytes written so far durable, and what is needed to find them.
     fn sync_data(&self) -> io::Result<()>;
     /// The same, with all metadata.

@@ -109,6 +109,30 @@ impl JournalQueue {
         Ok(plan)
     }
 
+    /// Reads what was planned: at once if it is in memory, else on a thread that may wait.
+    async fn fill(
+        &self,
+        plan: view::PagePlan,
+        page: Page,
+        mut members: view::Members,
+    ) -> Result<(view::PagePlan, view::Members)> {
+        let reader = &self.keeper.core.reader;
+        if plan.is_short() {
+            let before = members.mark();
+            if view::fill(&plan, &reader.only_cached(), &page, &mut members).is_ok() {
+                return Ok((plan, members));
+            }
+            members.back_to(before);
+        }
+        let reader = reader.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let filled = view::fill(&plan, &reader, &page, &mut members);
+            filled.map(|()| (plan, members))
+        });
+        read.await
+            .map_err(|error| Error::internal("a reading was cut off").with_source(error))?
+    }
+
     /// Pushes now, or as soon as there is room.
     async fn push_all(
         &self,
@@ -193,14 +217,7 @@ impl Queue for JournalQueue {
         loop {
             let look = |step: &Step<'_>| step.plan_page(lease, &page, after);
             let plan = self.plan(look, view::PagePlan::has_outcomes).await?;
-            let reader = self.keeper.core.reader.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                let filled = view::fill(&plan, &reader, &page, &mut members);
-                filled.map(|()| (plan, members))
-            });
-            let read = read.await;
-            let (plan, filled) =
-                read.map_err(|error| Error::internal("a reading was cut off").with_source(error))??;
+            let (plan, filled) = self.fill(plan, page, members).await?;
             members = filled;
             if !members.damaged.is_empty() {
                 let damaged = std::mem::take(&mut members.damaged);

@@ -118,6 +118,36 @@ impl DiskFile for OsFile {
         self.file.read_exact_at(buffer, offset)
     }
 
+    #[cfg(target_os = "linux")]
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let length = buffer.len();
+        let mut parts = [io::IoSliceMut::new(buffer)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        let read = rustix::io::preadv2(&self.file, &mut parts, offset, flags)?;
+        if read < length {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    }
+
+    /// Nothing tells what is cached: a thread that may wait reads it.
+    #[cfg(not(target_os = "linux"))]
+    fn read_cached_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        #[cfg(target_os = "linux")]
+        {
+            let advice = rustix::fs::Advice::WillNeed;
+            let bytes = std::num::NonZeroU64::new(bytes);
+            // No more than a hint.
+            let _ = rustix::fs::fadvise(&self.file, offset, bytes, advice);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, bytes);
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
     }

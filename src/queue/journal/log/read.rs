@@ -53,6 +53,7 @@ struct ByNumber {
 pub(in crate::queue::journal) struct Reader {
     segments: Segments,
     buffers: Buffers,
+    only_cached: bool,
 }
 
 /// While it lives, its segments are not reused.
@@ -124,6 +125,23 @@ impl Reader {
         Self {
             segments,
             buffers: Buffers::default(),
+            only_cached: false,
+        }
+    }
+
+    /// Reads what can be had without waiting for the disk, and fails otherwise.
+    pub(in crate::queue::journal) fn only_cached(&self) -> Self {
+        Self {
+            only_cached: true,
+            ..self.clone()
+        }
+    }
+
+    /// Bytes from here on will be read soon.
+    pub(in crate::queue::journal) fn will_read(&self, at: Place, bytes: u64) {
+        let segment = self.segments.read().find(at.segment);
+        if let Some(segment) = segment.filter(|_| !self.only_cached) {
+            segment.file.will_read(at.offset.into(), bytes);
         }
     }
 
@@ -146,7 +164,11 @@ impl Reader {
             )));
         }
         let read = (self.buffers).filled(bytes as usize, |buffer| {
-            segment.file.read_at(buffer, at.offset.into())
+            if self.only_cached {
+                segment.file.read_cached_at(buffer, at.offset.into())
+            } else {
+                segment.file.read_at(buffer, at.offset.into())
+            }
         });
         read.map_err(|error| {
             Error::unavailable(format!(

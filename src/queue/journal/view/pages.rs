@@ -115,6 +115,28 @@ impl PagePlan {
     pub(in crate::queue::journal) fn has_outcomes(&self) -> bool {
         !self.pages.is_empty()
     }
+
+    /// Whether all of it takes so little time that no other thread is needed, if nothing has to be fetched.
+    pub(in crate::queue::journal) fn is_short(&self) -> bool {
+        let bytes: u64 = self
+            .stretches
+            .iter()
+            .map(|stretch| u64::from(stretch.bytes))
+            .sum();
+        bytes <= SHORT_BYTES && self.moved.is_empty()
+    }
+
+    /// Has the system fetch what the next page will be read from.
+    fn fetch_next(&self, reader: &Reader) {
+        let last = self.stretches.last().filter(|_| self.next.is_some());
+        if let Some(last) = last {
+            let end = Place {
+                segment: last.segment,
+                offset: last.offset + last.bytes,
+            };
+            reader.will_read(end, FETCHED_BYTES);
+        }
+    }
 }
 
 /// Reads what was planned into a page.
@@ -129,6 +151,7 @@ pub(in crate::queue::journal) fn fill(
         let all: Vec<Stored> = record::blob_value(page.blob, &read_blob(reader, page.blob)?)?;
         outcomes.extend(all.into_iter().map(|one| (one.position, one)));
     }
+    plan.fetch_next(reader);
     let mut moved = plan.moved.iter().peekable();
     let mut at = 0;
     while at < plan.stretches.len() {
@@ -162,6 +185,19 @@ pub(in crate::queue::journal) fn fill(
 }
 
 impl Members {
+    /// How far it is filled, to go [`back_to`](Self::back_to).
+    pub(in crate::queue::journal) fn mark(&self) -> (usize, u64) {
+        (self.all.len(), self.bytes)
+    }
+
+    /// Forgets what a filling added that did not come to its end.
+    pub(in crate::queue::journal) fn back_to(&mut self, (count, bytes): (usize, u64)) {
+        self.all.truncate(count);
+        self.bytes = bytes;
+        self.is_full = false;
+        self.damaged.clear();
+    }
+
     fn add_moved(
         &mut self,
         plan: &PagePlan,
@@ -287,3 +323,6 @@ fn read_together(reader: &Reader, stretches: &[Stretch]) -> Result<(Vec<Loaded>,
 /// Stretches that are so close are read in one go, up to so many bytes.
 const MAX_GAP_BYTES: u32 = 64 << 10;
 const READ_BYTES: u32 = 512 << 10;
+/// Copied from the page cache and checked in about 0.3 ms.
+const SHORT_BYTES: u64 = 2 << 20;
+const FETCHED_BYTES: u64 = 2 << 20;
