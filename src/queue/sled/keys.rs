@@ -18,7 +18,7 @@
 //! | `marks` | id | this member is to be cancelled if it would come back |
 //! | `settled` | sequence | ids in the order in which they were settled |
 //! | `kept` | end of their batch, sequence | ids whose results are to be forgotten |
-//! | `keys` | SHA-256 of an idempotency key | the request it stands for |
+//! | `keys` | digest of an idempotency key | the request it stands for |
 //! | `key_expiry` | time, id | the idempotency key to be forgotten |
 //! | `bookmarks` | name of a source | how far its producer has read |
 

@@ -4,7 +4,6 @@ use std::{fmt, num::NonZeroU32, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{
@@ -20,7 +19,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     queue::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, ResultCursor,
-        SettledPage, room::Room,
+        SettledPage, room::Room, transfer::digest,
     },
     request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -314,7 +313,7 @@ impl Administration for SledQueue {
 fn digests(request: &NewRequest) -> Option<Keyed> {
     let key = request.idempotency_key.as_ref()?;
     Some(Keyed {
-        key: Sha256::digest(key).into(),
-        payload: Sha256::digest(&request.payload).into(),
+        key: digest(key.as_bytes()),
+        payload: digest(&request.payload),
     })
 }

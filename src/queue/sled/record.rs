@@ -17,7 +17,10 @@ use bincode::Options;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::keys::Tree;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    queue::transfer::Digest,
+};
 
 /// A kind of record, in its current version.
 pub(super) trait Record: Serialize + DeserializeOwned {
@@ -296,15 +299,14 @@ pub(super) struct KeptV1 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeyV1 {
     pub(super) id: u64,
-    /// SHA-256.
-    pub(super) payload: [u8; 32],
+    pub(super) payload: Digest,
     pub(super) expires_at: u64,
 }
 
-/// The SHA-256 of an idempotency key, to be forgotten.
+/// The digest of an idempotency key, to be forgotten.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeyExpiryV1 {
-    pub(super) key: [u8; 32],
+    pub(super) key: Digest,
 }
 
 /// A note on a batch, which is the body.

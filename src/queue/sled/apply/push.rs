@@ -6,10 +6,12 @@ use super::Step;
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    queue::sled::keys,
-    queue::sled::{
-        keys::{PartOf, Tree},
-        record::{BookmarkV1, KeyExpiryV1, KeyV1, RequestV1},
+    queue::{
+        sled::{
+            keys::{self, PartOf, Tree},
+            record::{BookmarkV1, KeyExpiryV1, KeyV1, RequestV1},
+        },
+        transfer::Digest,
     },
     request::{Bookmark, NewRequest, Pushed, RequestId, key_conflict},
 };
@@ -23,11 +25,11 @@ pub(in crate::queue::sled) struct PushPlan {
     pub(in crate::queue::sled) bookmark: Option<Bookmark>,
 }
 
-/// SHA-256 of an idempotency key and of the payload that came with it.
+/// Digests of an idempotency key and of the payload that came with it.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::queue::sled) struct Keyed {
-    pub(in crate::queue::sled) key: [u8; 32],
-    pub(in crate::queue::sled) payload: [u8; 32],
+    pub(in crate::queue::sled) key: Digest,
+    pub(in crate::queue::sled) payload: Digest,
 }
 
 impl Step<'_> {
@@ -81,7 +83,7 @@ impl Step<'_> {
     /// The id that each request gets, or has if its key is known.
     fn name_ids(&self, now: Timestamp, first: u64, plan: &PushPlan) -> Result<Vec<Pushed>> {
         let mut next = first;
-        let mut earlier: HashMap<[u8; 32], (u64, [u8; 32])> = HashMap::new();
+        let mut earlier: HashMap<Digest, (u64, Digest)> = HashMap::new();
         let mut pushed = Vec::with_capacity(plan.requests.len());
         for (request, keyed) in plan.requests.iter().zip(&plan.keyed) {
             if let Some(Keyed { key, payload }) = keyed {
@@ -112,7 +114,7 @@ impl Step<'_> {
         Ok(pushed)
     }
 
-    fn known_key(&self, now: Timestamp, key: &[u8; 32]) -> Result<Option<(u64, [u8; 32])>> {
+    fn known_key(&self, now: Timestamp, key: &Digest) -> Result<Option<(u64, Digest)>> {
         let known = self.load::<KeyV1>(Tree::Keys, &keys::text(self.queue.id, key))?;
         Ok(known
             .filter(|(known, _)| known.expires_at > now.as_nanos())
