@@ -13,11 +13,11 @@
 //! | `places` | id | where a waiting or claimed request is, unless its position is its id |
 //! | `expiry` | time, id | nothing: the request is looked up when the time has come |
 //! | `pending` | batch | a batch: the key range it took, fence, attempt, state |
-//! | `notes` | batch, what | its context, its checkpoint |
+//! | `notes` | batch, what | its context, its checkpoint; once it has ended, until when its results are kept |
 //! | `outcomes` | id | the recorded outcome of a member; kept for the retention if it is `done` |
 //! | `marks` | id | this member is to be cancelled if it would come back |
 //! | `settled` | sequence | ids in the order in which they were settled |
-//! | `kept` | end of their batch, sequence | ids whose results are to be forgotten |
+//! | `kept` | time, sequence | ids whose results are to be forgotten |
 //! | `keys` | digest of an idempotency key | the request it stands for |
 //! | `key_expiry` | time, id | the idempotency key to be forgotten |
 //! | `bookmarks` | name of a source | how far its producer has read |
@@ -88,6 +88,8 @@ pub(super) enum PartOf {
 pub(super) enum Note {
     Context = 0,
     Checkpoint = 1,
+    /// Until when its done members are kept: 8 bytes, big-endian. Goes with them.
+    KeptUntil = 2,
 }
 
 /// A queue's record in `meta`.

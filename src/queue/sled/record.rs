@@ -216,6 +216,8 @@ pub(super) struct EndingV1 {
     pub(super) at: u64,
     pub(super) retry_at: u64,
     pub(super) max_attempts: u32,
+    /// Until when done members are kept; not at all if that is when it ended.
+    pub(super) kept_until: u64,
     pub(super) phase: PhaseV1,
     /// Members before this position are settled in this phase.
     pub(super) reached: u64,

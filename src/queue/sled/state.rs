@@ -206,21 +206,11 @@ impl QueueState {
         let next = Next {
             due: first(Tree::Delayed)?,
             expiry: first(Tree::Expiry)?,
-            kept: match first(Tree::Kept)? {
-                u64::MAX => u64::MAX,
-                ended => self.forget_at(ended),
-            },
+            kept: first(Tree::Kept)?,
             key: first(Tree::KeyExpiry)?,
         };
         self.next = next;
         Ok(())
-    }
-
-    /// When the results of a batch that ended then are forgotten.
-    pub(super) fn forget_at(&self, ended: u64) -> u64 {
-        Timestamp::from_nanos(ended)
-            .after(self.options.retention)
-            .as_nanos()
     }
 
     /// The batch, open or ending, that this position is in.

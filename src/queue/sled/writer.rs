@@ -325,8 +325,6 @@ impl Writer {
         if let Some(live) = known {
             if let (Some(options), Some(queue)) = (options, gate.queues.get_mut(&live.id)) {
                 queue.options = options;
-                let db = gate.db.as_ref().ok_or_else(|| self.core.closed())?;
-                queue.find_next(db)?;
             }
             return Ok(live);
         }

@@ -337,6 +337,7 @@ macro_rules! __clauses {
                 bounds_count_what_was_there_before: Restart Bounds,
                 dead_letters_and_marks_to_cancel_survive: Restart Administration,
                 results_and_their_order_survive: Restart Administration Results,
+                results_are_kept_as_long_as_was_set_when_their_batch_ended: Restart Administration Results,
                 a_large_batch_survives: Restart,
                 a_closed_queue_refuses_calls: Restart,
             }

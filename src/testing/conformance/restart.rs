@@ -307,6 +307,23 @@ pub(super) async fn results_and_their_order_survive(bench: Bench) {
     assert_eq!(queue.ids(at(163), State::Done).await, []);
 }
 
+pub(super) async fn results_are_kept_as_long_as_was_set_when_their_batch_ended(bench: Bench) {
+    let retention = |seconds| QueueOptions::default().retention(secs(seconds));
+    let mut queue = bench.queue_with(retention(60)).await;
+    let ids = queue.put(at(0), &["early", "late"]).await;
+    let lease = queue.take(at(0)).await;
+    queue
+        .record(at(0), &lease, &[(ids[0], Outcome::done())])
+        .await;
+    queue.finish_done(at(10), &lease).await;
+    queue.options = retention(1000);
+    let mut queue = bench.reopen(queue).await;
+    queue.options = retention(1);
+    let queue = bench.reopen(queue).await;
+    assert_eq!(queue.ids(at(69), State::Done).await, ids);
+    assert_eq!(queue.ids(at(70), State::Done).await, []);
+}
+
 pub(super) async fn a_large_batch_survives(bench: Bench) {
     let queue = bench.queue().await;
     let payloads: Vec<String> = (0..500).map(|i| i.to_string().repeat(50)).collect();

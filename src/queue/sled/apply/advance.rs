@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     queue::sled::{
         db,
-        keys::{self, Tree},
+        keys::{self, Note, Tree},
         record::{KeyExpiryV1, KeyV1, OutcomeV1, RequestV1},
         state,
     },
@@ -80,6 +80,8 @@ impl Step<'_> {
                 let outcome = self.load::<OutcomeV1>(Tree::Outcomes, &self.key(&[id]))?;
                 if let Some((outcome, _)) = outcome {
                     *gone.entry(outcome.sequence).or_default() += 1;
+                    let note = keys::note(self.queue.id, outcome.batch, Note::KeptUntil);
+                    self.write.delete(Tree::Notes, note);
                     self.delete_outcome(id, &outcome);
                 }
             }

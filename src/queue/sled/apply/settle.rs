@@ -63,13 +63,14 @@ impl Step<'_> {
             ids: Vec::new(),
         };
         let rest_result = self.rest_result(id, &ending)?;
+        let forgets = ending.kept_until <= ending.at;
         let mut slice = Slice {
             id,
             batch,
             ending,
             rest_result,
             settling,
-            forgets: self.queue.options.retention.is_zero(),
+            forgets,
             kept: Vec::new(),
         };
         let BatchV1 {
@@ -161,10 +162,7 @@ impl Step<'_> {
             ..
         } = slice;
         if !kept.is_empty() {
-            let key = self.key(&[ending.at, settling.sequence]);
-            self.write
-                .put(Tree::Kept, key, &KeptV1 { ids: kept }, &[])?;
-            self.queue.next.kept = self.queue.next.kept.min(self.queue.forget_at(ending.at));
+            self.keep(id, ending.kept_until, settling.sequence, kept)?;
         }
         self.put_settled(settling)?;
         ending.sequence += 1;
@@ -191,6 +189,23 @@ impl Step<'_> {
             }
         }
         self.commit()
+    }
+
+    /// Keeps done members of an ended batch for a while; `number` tells them from its other ones.
+    pub(super) fn keep(
+        &mut self,
+        batch: u128,
+        until: u64,
+        number: u64,
+        ids: Vec<u64>,
+    ) -> Result<()> {
+        let key = self.key(&[until, number]);
+        self.write.put(Tree::Kept, key, &KeptV1 { ids }, &[])?;
+        let note = keys::note(self.queue.id, batch, Note::KeptUntil);
+        self.write
+            .put(Tree::Notes, note, &NoteV1 {}, &until.to_be_bytes())?;
+        self.queue.next.kept = self.queue.next.kept.min(until);
+        Ok(())
     }
 
     fn open_children(&mut self, id: u128, batch: &BatchV1, ending: &EndingV1) -> Result<()> {

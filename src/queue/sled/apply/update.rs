@@ -225,6 +225,7 @@ impl Step<'_> {
             at: now.as_nanos(),
             retry_at: retries.at.as_nanos(),
             max_attempts: retries.max_attempts.get(),
+            kept_until: now.after(self.queue.options.retention).as_nanos(),
             phase: if done && batch.verdicts > 0 {
                 PhaseV1::Record
             } else {
