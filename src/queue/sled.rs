@@ -19,6 +19,7 @@
 //! | `state` | what is kept in memory of each queue, and published |
 //! | `write`, `range` | what a step collects; walking through a tree |
 //! | `db` | every call into sled, guarded; the sync |
+//! | `transfer` | to and from other backends |
 //! | `repair` | saving what can be read of a damaged store |
 //! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
 //! | `record`, `keys` | what lies on disk |
@@ -65,6 +66,7 @@ mod record;
 mod repair;
 mod rows;
 mod state;
+mod transfer;
 mod write;
 mod writer;
 

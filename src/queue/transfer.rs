@@ -256,6 +256,50 @@ impl StoredRequest {
     }
 }
 
+/// Checks that all batches of a dump are one queue's: the lower half of their ids is the same.
+#[cfg(any(feature = "sled", feature = "redis"))]
+#[derive(Debug, Default)]
+pub(crate) struct OneQueue(Option<u64>);
+
+#[cfg(any(feature = "sled", feature = "redis"))]
+impl OneQueue {
+    /// The upper half of a batch's id.
+    pub(crate) fn formed(&mut self, id: BatchId) -> Result<u64> {
+        let (formed, queue) = id.halves();
+        if *self.0.get_or_insert(queue) != queue {
+            return Err(Error::invalid(format!(
+                "batch {id} of the dump is another queue's: a queue keeps its own batches only"
+            )));
+        }
+        Ok(formed)
+    }
+}
+
+/// What more records are answered once a restore has ended or failed.
+pub(crate) fn is_over() -> Error {
+    Error::invalid("this restore has ended; begin another one, in a new queue")
+}
+
+/// Another restore of the same queue is under way.
+#[cfg(any(feature = "sled", feature = "redis"))]
+pub(crate) fn is_being_restored() -> Error {
+    Error::invalid("another dump is being taken in by this queue; let it end first")
+}
+
+/// A batch without members.
+#[cfg(any(feature = "sled", feature = "redis"))]
+pub(crate) fn no_members(batch: BatchId) -> Error {
+    Error::invalid(format!("batch {batch} of the dump has no members"))
+}
+
+/// There were so many settled requests more than in the order of settling.
+#[cfg(any(feature = "sled", feature = "redis"))]
+pub(crate) fn unordered(count: u64) -> Error {
+    Error::invalid(format!(
+        "the dump is not whole: {count} of its requests have no place in the order of settling"
+    ))
+}
+
 /// A record that can't be taken in.
 pub(crate) fn unfit(id: RequestId, why: &str) -> Error {
     Error::invalid(format!("request {id} of the dump {why}"))

@@ -6,7 +6,7 @@ use super::{MemoryQueue, state::Incoming};
 use crate::{
     clock::Timestamp,
     error::Result,
-    queue::transfer::{DumpFrom, DumpPage, Record, Restore, Transfer},
+    queue::transfer::{DumpFrom, DumpPage, Record, Restore, Transfer, is_over},
 };
 
 #[async_trait]
@@ -35,7 +35,7 @@ struct Restoring<'a> {
 impl Restore for Restoring<'_> {
     async fn add(&mut self, records: Vec<Record>) -> Result<()> {
         // What fails is forgotten.
-        let mut incoming = self.incoming.take().ok_or_else(Incoming::is_over)?;
+        let mut incoming = self.incoming.take().ok_or_else(is_over)?;
         for record in records {
             if let Some(state) = incoming.take_in(record)? {
                 self.queue.at(Timestamp::EPOCH)?.replace_with(state)?;

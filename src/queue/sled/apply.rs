@@ -9,6 +9,7 @@ mod admin;
 mod advance;
 mod claim;
 mod push;
+mod restore;
 mod settle;
 mod update;
 
@@ -31,6 +32,7 @@ use crate::{
 pub(super) use self::{
     claim::formed,
     push::{Keyed, PushPlan},
+    restore::{Incoming, clear},
 };
 
 /// Payloads and results up to this size lie in their record; larger ones in parts.

@@ -5,7 +5,7 @@
 //!
 //! | tree | key after the queue | value |
 //! |---|---|---|
-//! | `meta` | `s`, `c`, or `q` + queue | the store, what it must hold, a queue |
+//! | `meta` | `s`, `c`, `q` or `i` + queue | the store, what it must hold, a queue, that a queue is still coming in |
 //! | `requests` | position | a request that is ready (past the cursor) or member of a batch, with its payload; in the trees that `rows` tells of |
 //! | `delayed` | due time, position it had | a delayed request, with its payload |
 //! | `dead` | id | a dead letter, with its payload |
@@ -98,6 +98,25 @@ pub(super) fn queue_record(queue: u32) -> Vec<u8> {
     key.extend(queue.to_be_bytes());
     key
 }
+
+/// Tells that what is under this number is not a queue yet.
+pub(super) fn incoming(queue: u32) -> Vec<u8> {
+    let mut key = vec![b'i'];
+    key.extend(queue.to_be_bytes());
+    key
+}
+
+/// The number under which a queue takes in a dump: queues are counted with the other bits.
+pub(super) fn apart(queue: u32) -> u32 {
+    queue ^ APART
+}
+
+/// Which queue of the store this number is for, in the order in which they were made.
+pub(super) fn count(queue: u32) -> u32 {
+    queue & !APART
+}
+
+const APART: u32 = 1 << 31;
 
 /// A key of numbers.
 pub(super) fn key(queue: u32, numbers: &[u64]) -> Vec<u8> {

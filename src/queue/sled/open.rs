@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    apply::Step,
+    apply::{self, Step},
     db::{self, Db},
     keys::{self, PartOf, Tree},
     record::{QueueV1, StoreV1},
@@ -430,6 +430,7 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
     let mut queues = BTreeMap::new();
     let mut next_queue = 0;
     db.drop_noted()?;
+    clear_incoming(db)?;
     for entry in db.range(
         Tree::Meta,
         keys::queue_record(0),
@@ -441,7 +442,7 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
         let name = record.name.parse().map_err(|error| {
             Error::corrupt("a queue has no valid name; run `repair`").with_source(error)
         })?;
-        next_queue = next_queue.max(id.saturating_add(1));
+        next_queue = next_queue.max(keys::count(id) + 1);
         let record = db.newest_record(id, record);
         clear_staged(db, id, &record)?;
         let mut queue = QueueState::new(id, record, options, Live::new(id, name));
@@ -461,6 +462,19 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
         queues.insert(id, queue);
     }
     Ok((queues, next_queue))
+}
+
+/// Deletes what had come of queues whose restore a crash cut off.
+fn clear_incoming(db: &Db) -> Result<()> {
+    let (first, last) = (keys::incoming(0), keys::incoming(u32::MAX));
+    for entry in db.range(Tree::Meta, first, last) {
+        let (key, _) = entry?;
+        apply::clear(db, keys::queue(&key[1..]))?;
+        let mut write = Write::default();
+        write.delete(Tree::Meta, key.to_vec());
+        db.commit(&mut write)?;
+    }
+    Ok(())
 }
 
 /// Deletes what a large push had written when a crash cut it off: it lies past the last position.

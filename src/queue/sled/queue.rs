@@ -19,7 +19,9 @@ use crate::{
     error::{Error, ErrorKind, Result},
     queue::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, ResultCursor,
-        SettledPage, room::Room, transfer::digest,
+        SettledPage,
+        room::Room,
+        transfer::{Transfer, digest},
     },
     request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -40,8 +42,8 @@ use crate::{
 /// # Ok::<(), batchyard::Error>(()) }).unwrap();
 /// ```
 pub struct SledQueue {
-    handle: Handle,
-    live: Arc<Live>,
+    pub(super) handle: Handle,
+    pub(super) live: Arc<Live>,
     /// Set once this handle is closed.
     closed: watch::Sender<bool>,
     /// Whether the store was opened for this queue alone and is closed with it.
@@ -81,7 +83,7 @@ impl SledQueue {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if *self.closed.borrow() {
             return Err(Error::closed(format!(
                 "queue {:?} was closed",
@@ -92,7 +94,7 @@ impl SledQueue {
     }
 
     /// Brings the queue to `now`, and settles what has ended, then reads.
-    async fn view<T: Send + 'static>(
+    pub(super) async fn view<T: Send + 'static>(
         &self,
         now: Timestamp,
         read: impl FnOnce(View<'_>) -> Result<T> + Clone + Send + 'static,
@@ -245,6 +247,10 @@ impl Queue for SledQueue {
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
+        Some(self)
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
         Some(self)
     }
 

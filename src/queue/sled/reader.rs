@@ -1,5 +1,7 @@
 //! Reading: pages of members, status, lists, results. Runs beside the writer, between its groups.
 
+mod dump;
+
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
@@ -266,16 +268,19 @@ impl View<'_> {
                 .entry(request, &body, (State::Ready, ready_at), payload)
                 .map(Some);
         }
-        let Some((batch_id, batch)) = self.queue.batch_at(position) else {
-            return Err(Error::corrupt(format!(
-                "request {} is in no batch; run `repair`",
-                RequestId::from_u64(id)
-            )));
-        };
+        let (batch_id, batch) = self.batch_of(id, position)?;
         let mut entry = self.entry(request, &body, (State::InFlight, batch.formed_at), payload)?;
         entry.attempts += batch.prior + batch.attempt;
         entry.batch = Some(BatchId::from_u128(batch_id));
         Ok(Some(entry))
+    }
+
+    /// The batch of a request that is not ready any more.
+    fn batch_of(&self, id: u64, position: u64) -> Result<(u128, &BatchV1)> {
+        self.queue.batch_at(position).ok_or_else(|| {
+            let id = RequestId::from_u64(id);
+            Error::corrupt(format!("request {id} is in no batch; run `repair`"))
+        })
     }
 
     /// The next requests in one state, in order of their ids.

@@ -91,7 +91,8 @@ fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
 
 /// Takes over every entry that is right.
 fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
-    salvage_rows(old, new, repaired)?;
+    let incoming = incoming(old);
+    salvage_rows(old, new, &incoming, repaired)?;
     for (tree, name) in Tree::ALL {
         let opened = catch_unwind(AssertUnwindSafe(|| old.open_tree(name)));
         let Ok(Ok(entries)) = opened else {
@@ -100,7 +101,7 @@ fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
         };
         let mut write = Write::default();
         let mut take = |key: &[u8], value: &[u8]| -> Result<()> {
-            if is_own(tree, key) {
+            if is_own(tree, key) || (tree != Tree::Meta && incoming.contains(&keys::queue(key))) {
                 return Ok(());
             }
             if is_right(tree, key, value) {
@@ -122,12 +123,20 @@ fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
 }
 
 /// Takes over every row of `requests` that is right, in order.
-fn salvage_rows(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
+fn salvage_rows(
+    old: &sled::Db,
+    new: &Db,
+    incoming: &BTreeSet<u32>,
+    repaired: &mut Repaired,
+) -> Result<()> {
     let windows = Windows::new(old.clone());
     let found = catch_unwind(AssertUnwindSafe(|| windows.load(&BTreeSet::new())));
     repaired.torn += u64::from(!matches!(found, Ok(Ok(()))));
     let (mut write, mut last) = (Write::default(), None);
     for ((queue, window), tree) in windows.all() {
+        if incoming.contains(&queue) {
+            continue;
+        }
         let note = keys::key(queue, &[window]);
         let is_dropped = || old.open_tree(Tree::Requests.name())?.contains_key(&note);
         if matches!(catch_unwind(AssertUnwindSafe(is_dropped)), Ok(Ok(true))) {
@@ -160,6 +169,18 @@ fn salvage_rows(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()>
         }
     }
     new.commit(&mut write)
+}
+
+/// The numbers under which restores were cut off: what is there is no queue.
+fn incoming(old: &sled::Db) -> BTreeSet<u32> {
+    let found = catch_unwind(AssertUnwindSafe(|| {
+        let meta = old.open_tree(Tree::Meta.name())?;
+        let keys = meta.range(keys::incoming(0)..=keys::incoming(u32::MAX));
+        let numbers = keys.keys().map(|key| Ok(keys::queue(&key?[1..])));
+        numbers.collect::<sled::Result<_>>()
+    }));
+    // Without the notes, what came in is taken for a queue.
+    found.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// Entries that a new store writes itself: places are those of the entries it has.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ use crate::{
 /// A queue as the writer sees it.
 #[derive(Debug)]
 pub(super) struct QueueState {
+    /// The number that its keys begin with. Handles have the one that it was opened under, which a restore
+    /// does not change.
     pub(super) id: u32,
     pub(super) options: QueueOptions,
     pub(super) record: QueueV1,
@@ -33,6 +35,8 @@ pub(super) struct QueueState {
     /// The first ready request: its position, and since when it is ready.
     pub(super) oldest: Option<(u64, u64)>,
     pub(super) next: Next,
+    /// Of whoever takes in a dump for this queue.
+    pub(super) turn: Weak<()>,
     /// Whether this group has something to wake others for.
     pub(super) wake: bool,
     pub(super) live: Arc<Live>,
@@ -159,6 +163,7 @@ impl QueueState {
             ending: BTreeMap::new(),
             oldest: None,
             next: Next::NEVER,
+            turn: Weak::new(),
             wake: false,
             live,
         }

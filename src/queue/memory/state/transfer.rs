@@ -12,7 +12,7 @@ use super::{Ended, Key, Membership, OpenBatch, Place, Request, State};
 use crate::{
     batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
-    error::{Error, Result},
+    error::Result,
     queue::{
         ResultCursor,
         transfer::{
@@ -235,11 +235,6 @@ pub(in super::super) struct Incoming {
 }
 
 impl Incoming {
-    /// What more records are answered once it has ended or failed.
-    pub(in super::super) fn is_over() -> Error {
-        Error::invalid("this restore has ended; begin another one, in a new queue")
-    }
-
     /// Takes in a record; with the last one, the whole state.
     pub(in super::super) fn take_in(&mut self, record: Record) -> Result<Option<State>> {
         self.order.check(&record)?;

@@ -162,7 +162,8 @@ impl Step<'_> {
             ..
         } = slice;
         if !kept.is_empty() {
-            self.keep(id, ending.kept_until, settling.sequence, kept)?;
+            self.keep(ending.kept_until, settling.sequence, kept)?;
+            self.note_kept(id, ending.kept_until)?;
         }
         self.put_settled(settling)?;
         ending.sequence += 1;
@@ -191,21 +192,18 @@ impl Step<'_> {
         self.commit()
     }
 
-    /// Keeps done members of an ended batch for a while; `number` tells them from its other ones.
-    pub(super) fn keep(
-        &mut self,
-        batch: u128,
-        until: u64,
-        number: u64,
-        ids: Vec<u64>,
-    ) -> Result<()> {
+    /// Keeps done members of ended batches for a while; `number` tells them from others that are kept as long.
+    pub(super) fn keep(&mut self, until: u64, number: u64, ids: Vec<u64>) -> Result<()> {
         let key = self.key(&[until, number]);
-        self.write.put(Tree::Kept, key, &KeptV1 { ids }, &[])?;
+        self.queue.next.kept = self.queue.next.kept.min(until);
+        self.write.put(Tree::Kept, key, &KeptV1 { ids }, &[])
+    }
+
+    /// Notes until when the done members of an ended batch are kept.
+    pub(super) fn note_kept(&mut self, batch: u128, until: u64) -> Result<()> {
         let note = keys::note(self.queue.id, batch, Note::KeptUntil);
         self.write
-            .put(Tree::Notes, note, &NoteV1 {}, &until.to_be_bytes())?;
-        self.queue.next.kept = self.queue.next.kept.min(until);
-        Ok(())
+            .put(Tree::Notes, note, &NoteV1 {}, &until.to_be_bytes())
     }
 
     fn open_children(&mut self, id: u128, batch: &BatchV1, ending: &EndingV1) -> Result<()> {
