@@ -15,14 +15,16 @@
 use std::str;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 use crate::{
     batch::{BatchId, Outcome},
     clock::Timestamp,
     error::{Error, Result},
-    queue::Entry,
-    request::{Attributes, DeadReason, NewRequest, RequestId, State},
+    queue::{
+        Entry,
+        transfer::{Digest, StoredRequest, digest},
+    },
+    request::{Attributes, DeadReason, NewRequest, Position, RequestId, State},
 };
 
 /// A number as the scripts keep it.
@@ -43,6 +45,21 @@ pub(super) fn decimal(value: &impl ToString) -> Bytes {
 /// Whether something follows.
 pub(super) fn flag(yes: bool) -> Bytes {
     Bytes::from_static(if yes { b"1" } else { b"0" })
+}
+
+/// A digest as the scripts keep it: 32 hexadecimal digits.
+pub(super) fn digits(digest: &Digest) -> Bytes {
+    format!("{:032x}", u128::from_be_bytes(*digest)).into()
+}
+
+/// Reads a digest.
+pub(super) fn parse_digits(digits: &[u8]) -> Result<Digest> {
+    let digest = str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| u128::from_str_radix(digits, 16).ok());
+    digest
+        .map(u128::to_be_bytes)
+        .ok_or_else(|| damaged("a digest"))
 }
 
 /// Reads 8 or 16 hexadecimal digits.
@@ -83,13 +100,11 @@ pub(super) fn head(now: Timestamp, request: &NewRequest) -> Result<Bytes> {
     )
     .into_bytes();
     match &request.idempotency_key {
-        None => head.extend_from_slice(b"ffff"),
+        None => head.push(b'0'),
         Some(key) => {
-            head.extend_from_slice(format!("{:04x}", key.len()).as_bytes());
-            head.extend_from_slice(key.as_bytes());
-            for byte in Sha256::digest(&request.payload) {
-                head.extend_from_slice(format!("{byte:02x}").as_bytes());
-            }
+            head.push(b'1');
+            head.extend_from_slice(&digits(&digest(key.as_bytes())));
+            head.extend_from_slice(&digits(&digest(&request.payload)));
         }
     }
     if !request.attributes.is_empty() {
@@ -301,11 +316,9 @@ mod tests {
             .ttl(Duration::from_nanos(1))
             .idempotency_key("k");
         let head = head(now, &request).unwrap();
-        assert_eq!(
-            &head[..45],
-            b"0000000000000011000000000000001100000003\x30001k"
-        );
-        assert_eq!(head.len(), 45 + 64);
+        assert_eq!(&head[..41], b"00000000000000110000000000000011000000031");
+        assert_eq!(&head[41..73], &digits(&digest(b"k"))[..]);
+        assert_eq!(&head[73..], &digits(&digest(b"abc"))[..]);
     }
 
     #[test]

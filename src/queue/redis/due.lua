@@ -43,8 +43,8 @@ for _, member in ipairs(until_time('retained', NOW)) do
 end
 for _, member in ipairs(until_time('keyed', NOW)) do
   local expires, key = sub(member, 1, 16), sub(member, 17)
-  local known = call('HGET', PREFIX .. 'keys', key)
+  local known = known_key(key)
   remove('keyed', member)
-  if known and sub(known, 17, 32) == expires then later('HDEL', 'keys', key) end
+  if known and sub(known, 49, 64) == expires then remove('keys', known) end
 end
 flush()

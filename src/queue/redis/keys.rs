@@ -19,8 +19,8 @@
 //!                 :done :dead  ordered: id
 //!                 :settled     ordered: sequence, id              done and dead in the order of settling
 //!                 :retained    ordered: until, id                 done ones whose batch has ended
-//!                 :keys        hash: idempotency key → id, expiry, SHA-256 of the payload
-//!                 :keyed       ordered: expiry time, key
+//!                 :keys        ordered: digest of an idempotency key, id, expiry time, digest of the payload
+//!                 :keyed       ordered: expiry time, digest of the key
 //!                 :bookmarks   hash: source → value
 //!                 :stage:T:N   string, expires: a payload of a push that is being sent
 //!                 :reply:T     string, expires: what the call with this token was answered

@@ -16,7 +16,7 @@ local call, sub, format = redis.call, string.sub, string.format
 
 -- Redis takes nothing back when a script fails in its middle, so what could make it fail is looked at first.
 local TYPES = {
-  state = 'hash', requests = 'hash', keys = 'hash', bookmarks = 'hash',
+  state = 'hash', requests = 'hash', bookmarks = 'hash', keys = 'zset',
   ready = 'zset', moved = 'zset', due = 'zset', delayed = 'zset', expiry = 'zset', flight = 'zset',
   offers = 'zset', done = 'zset', dead = 'zset', settled = 'zset', retained = 'zset', keyed = 'zset',
 }
@@ -122,6 +122,11 @@ local function values_of(key, fields)
     for i, value in ipairs(page) do values[from + i - 1] = value end
   end
   return values
+-- What is known of an idempotency key: its digest 32, id 16, expiry time 16, digest of the payload 32; or nil.
+local function known_key(key)
+  return call('ZRANGE', PREFIX .. 'keys', '[' .. key, '[' .. key .. 'g', 'BYLEX', 'LIMIT', 0, 1)[1]
+end
+
 end
 
 -- A request's record; `codec.rs` has the table of its columns.

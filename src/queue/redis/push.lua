@@ -5,27 +5,29 @@
 -- ARGV[9]            when the keys of this push are forgotten
 -- ARGV[10]           the name under which the payloads were staged, or empty if they follow
 -- ARGV[11...]        for each request its head and, unless staged, its payload. A head is: due (or
---                    zeros) 16, expires 16, size 8, length of its key 4 (or 'ffff'), key, SHA-256 of
---                    the payload 64 (only with a key), attributes
+--                    zeros) 16, expires 16, size 8, whether it has a key 1 ('1' or '0'), digests of the key
+--                    and of the payload 32 each (only with a key), attributes
 -- Returns            'ok', then for each request its id and '1' for a duplicate or '0', 17 characters
---                    | 'full', requests held, bytes held | 'conflict', key, id | 'unstaged'
+--                    | 'full', requests held, bytes held | 'conflict', which request, id | 'unstaged'
 -- O(n log N) for n requests
 local stage, width = ARGV[10], ARGV[10] == '' and 2 or 1
 local count = (#ARGV - 10) / width
 local known, last, bytes, added = {}, state.last, 0, 0
-local ids, replies = {}, {}
+local ids, replies, past = {}, {}, {}
 
 local function unpack_head(head)
-  local length = sub(head, 41, 44)
-  if length == 'ffff' then return nil, nil, sub(head, 45) end
-  local stop = 44 + number(length)
-  return sub(head, 45, stop), sub(head, stop + 1, stop + 64), sub(head, stop + 65)
+  if sub(head, 41, 41) == '0' then return nil, nil, sub(head, 42) end
+  return sub(head, 42, 73), sub(head, 74, 105), sub(head, 106)
 end
 
 local function find_key(key)
   if known[key] then return known[key] end
-  local value = call('HGET', PREFIX .. 'keys', key)
-  return value and sub(value, 17, 32) > NOW and value
+  local value = known_key(key)
+  if value and sub(value, 49, 64) <= NOW then
+    past[#past + 1] = value
+    return nil
+  end
+  return value
 end
 
 if stage ~= '' then
@@ -40,16 +42,16 @@ for i = 1, count do
   local head = ARGV[10 + (i - 1) * width + 1]
   local key, digest = unpack_head(head)
   local found = key and find_key(key)
-  if found and sub(found, 33) ~= digest then
+  if found and sub(found, 65) ~= digest then
     state.last = last
-    return refuse('conflict', key, sub(found, 1, 16))
+    return refuse('conflict', decimal(i - 1), sub(found, 33, 48))
   elseif found then
-    replies[i] = sub(found, 1, 16) .. '1'
+    replies[i] = sub(found, 33, 48) .. '1'
   else
     local id = tail()
     ids[i], replies[i] = id, id .. '0'
     added, bytes = added + 1, bytes + number(sub(head, 33, 40))
-    if key then known[key] = id .. ARGV[9] .. digest end
+    if key then known[key] = key .. id .. ARGV[9] .. digest end
   end
 end
 local over, held = over_bounds(added, bytes, ARGV[7], ARGV[8])
@@ -58,8 +60,9 @@ if over then
   return refuse('full', decimal(held), decimal(state.held_bytes))
 end
 
+for _, value in ipairs(past) do remove('keys', value) end
 for key, value in pairs(known) do
-  later('HSET', 'keys', key, value)
+  add('keys', value)
   add('keyed', ARGV[9] .. key)
 end
 for i = 1, count do

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     RedisQueue,
-    codec::{damaged, decimal, flag, head, parse_hex, time},
+    codec::{damaged, decimal, flag, head, parse_decimal, parse_hex, time},
     connection::token,
     script::SCRIPTS,
 };
@@ -62,9 +62,11 @@ impl RedisQueue {
                 [status, pushed] if status == "ok" => {
                     return pushed.chunks_exact(17).map(parse_pushed).collect();
                 }
-                [status, key, id] if status == "conflict" => {
+                [status, index, id] if status == "conflict" => {
+                    let request = requests.get(parse_decimal::<usize>(index)?);
+                    let key = request.and_then(|request| request.idempotency_key.as_deref());
                     let id = RequestId::from_u64(parse_hex(id)?);
-                    return Err(key_conflict(&String::from_utf8_lossy(key), id));
+                    return Err(key_conflict(key.unwrap_or_default(), id));
                 }
                 [status] if status == "unstaged" => *stage = None,
                 _ => return Err(damaged("a reply")),
