@@ -31,7 +31,13 @@ mod script;
 mod server;
 mod store;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -72,8 +78,8 @@ pub struct RedisQueue {
     name: QueueName,
     options: QueueOptions,
     keys: Keys,
-    /// The lower half of every batch id.
-    salt: u64,
+    /// The lower half of every batch id; a restore changes it.
+    salt: AtomicU64,
     shared: Arc<Shared>,
     changes: Arc<watch::Sender<u64>>,
     /// Whether it is closed; read-locked by each call under way.
@@ -156,7 +162,7 @@ impl RedisQueue {
             options,
             changes: shared.changes.counter(keys.changed()),
             keys,
-            salt,
+            salt: AtomicU64::new(salt),
             shared,
             closed: RwLock::new(false),
         })
@@ -165,21 +171,46 @@ impl RedisQueue {
     /// Runs the script of a verb that changes something, once.
     async fn change(&self, script: &Script, now: Timestamp, args: &[Bytes]) -> Result<Vec<Bytes>> {
         let _open = self.check_open().await?;
-        let link = &self.shared.link;
-        let reply = link
-            .eval_once(script, &self.keys.state(), time(now), args)
-            .await?;
-        self.check_present(reply)
+        let (link, key) = (&self.shared.link, self.keys.state());
+        loop {
+            let reply = link.eval_once(script, &key, self.head(now), args).await?;
+            if !self.learn(&reply)? {
+                return self.check_present(reply);
+            }
+        }
     }
 
     /// Runs the script of a verb that only looks.
     async fn ask(&self, script: &Script, now: Timestamp, args: &[Bytes]) -> Result<Vec<Bytes>> {
         let _open = self.check_open().await?;
-        let link = &self.shared.link;
-        let reply = link
-            .eval(script, &self.keys.state(), time(now), args)
-            .await?;
-        self.check_present(reply)
+        let (link, key) = (&self.shared.link, self.keys.state());
+        loop {
+            let reply = link.eval(script, &key, self.head(now), args).await?;
+            if !self.learn(&reply)? {
+                return self.check_present(reply);
+            }
+        }
+    }
+
+    fn salt(&self) -> u64 {
+        self.salt.load(Ordering::Relaxed)
+    }
+
+    /// The time of a call, and the salt that it goes by.
+    fn head(&self, now: Timestamp) -> Bytes {
+        [time(now), hex(self.salt())].concat().into()
+    }
+
+    /// Whether the reply is that the queue has another salt: it was restored after it was opened here.
+    fn learn(&self, reply: &[Bytes]) -> Result<bool> {
+        let [status, salt] = reply else {
+            return Ok(false);
+        };
+        if status != "salt" {
+            return Ok(false);
+        }
+        self.salt.store(parse_hex(salt)?, Ordering::Relaxed);
+        Ok(true)
     }
 
     async fn check_open(&self) -> Result<tokio::sync::RwLockReadGuard<'_, bool>> {
@@ -244,8 +275,8 @@ impl RedisQueue {
             .then(|| parse_hex(parent))
             .transpose()?;
         Ok(Some(Lease {
-            batch: BatchId::new(parse_hex(batch)?, self.salt),
-            parent: parent.map(|parent| BatchId::new(parent, self.salt)),
+            batch: BatchId::new(parse_hex(batch)?, self.salt()),
+            parent: parent.map(|parent| BatchId::new(parent, self.salt())),
             fence: Fence(parse_decimal(fence)?),
             attempt: parse_decimal(attempt)?,
             requests: parse_decimal(requests)?,
@@ -259,16 +290,26 @@ impl RedisQueue {
     }
 
     /// A batch as the scripts name it; one of another queue is nobody's here.
-    fn batch(&self, lease: &Lease) -> Result<Bytes> {
-        let id = lease.batch.as_u128();
-        let formed = u64::try_from(id >> 64).unwrap_or(u64::MAX);
-        if BatchId::new(formed, self.salt) != lease.batch {
+    async fn batch(&self, lease: &Lease) -> Result<Bytes> {
+        let (formed, salt) = lease.batch.halves();
+        if salt != self.salt() {
+            // It may be of another handle, from after a restore that this one has not heard of.
+            let nothing = [hex(0)];
+            self.ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing)
+                .await?;
+        }
+        if salt != self.salt() {
             return Err(lease.lost());
         }
         Ok(hex(formed))
     }
 
-    fn update_args(&self, now: Timestamp, lease: &Lease, update: &Update) -> Result<Vec<Bytes>> {
+    async fn update_args(
+        &self,
+        now: Timestamp,
+        lease: &Lease,
+        update: &Update,
+    ) -> Result<Vec<Bytes>> {
         let (then, at, most, rest) = match &update.then {
             Then::Hold { until } => ("hold", *until, None, None),
             Then::Release => ("release", Timestamp::EPOCH, None, None),
@@ -279,7 +320,7 @@ impl RedisQueue {
             }
         };
         let mut args = vec![
-            self.batch(lease)?,
+            self.batch(lease).await?,
             decimal(&lease.fence.0),
             flag(update.checkpoint.is_some()),
             update.checkpoint.clone().unwrap_or_default(),
@@ -368,7 +409,7 @@ impl Queue for RedisQueue {
 
     async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
         let args = [
-            self.batch(lease)?,
+            self.batch(lease).await?,
             decimal(&lease.fence.0),
             page.after
                 .map_or(Bytes::new(), |position| hex(position.as_u64())),
@@ -397,7 +438,7 @@ impl Queue for RedisQueue {
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
         update.validate()?;
-        let args = self.update_args(now, lease, &update)?;
+        let args = self.update_args(now, lease, &update).await?;
         let reply = self.change(&SCRIPTS.update, now, &args).await?;
         match &reply[..] {
             [status] if status == "ok" => Ok(()),
@@ -466,7 +507,7 @@ impl Queue for RedisQueue {
 impl RedisQueue {
     /// Why a member has no payload: its batch ended between two reads, or somebody deleted it.
     async fn without_payload(&self, lease: &Lease, id: RequestId) -> Error {
-        let again = match self.batch(lease) {
+        let again = match self.batch(lease).await {
             Ok(batch) => {
                 let args = [
                     batch,

@@ -124,7 +124,7 @@ impl RedisQueue {
                     values[1].first().copied().unwrap_or_default(),
                     &values[3],
                     parse_decimal(&values[4])?,
-                    self.salt,
+                    self.salt(),
                 )
             })
             .collect()

@@ -1,7 +1,7 @@
 -- In front of every script: the helpers, and the queue's state.
 --
 -- KEYS[1]  the queue's `state` hash; its other keys are named after it and lie in the same slot
--- ARGV[1]  now, as 16 hexadecimal digits
+-- ARGV[1]  now, as 16 hexadecimal digits; then the salt that the client knows, or nothing
 -- ARGV[2]  this call's token (32 characters), or empty for a call that may run twice
 -- ARGV[3]  tokens whose replies have arrived, one after the other
 --
@@ -9,7 +9,8 @@
 -- hexadecimal digits, whose text order is their order. Every ordered set has only the score 0, so
 -- that its order is the text order of its members.
 local PREFIX = string.sub(KEYS[1], 1, -6)
-local NOW, TOKEN, SEEN = ARGV[1], ARGV[2], ARGV[3]
+local NOW, SALT = string.sub(ARGV[1], 1, 16), string.sub(ARGV[1], 17)
+local TOKEN, SEEN = ARGV[2], ARGV[3]
 local ZERO, NEVER, NONE = '0000000000000000', 'ffffffffffffffff', 'ffffffff'
 local CHUNK, SLICE, REPLY_SECONDS = 1000, 1000, 600
 local call, sub, format = redis.call, string.sub, string.format
@@ -55,6 +56,11 @@ end
 
 local function decimal(n) return format('%.0f', n) end
 local function hex8(n) return format('%08x', n) end
+-- A restore gives a queue the salt of the one that was dumped: clients from before learn it, and ask again.
+if SALT ~= '' and state.salt and state.salt ~= SALT then
+  return { 'salt', state.salt }
+end
+
 local function number(digits) return tonumber(digits, 16) end
 
 local function successor(digits)
