@@ -27,9 +27,11 @@ mod codec;
 mod connection;
 mod keys;
 mod push;
+mod restore;
 mod script;
 mod server;
 mod store;
+mod transfer;
 
 use std::{
     fmt,
@@ -60,7 +62,7 @@ use crate::{
     batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
-    queue::{Administration, Capabilities, Durability, Queue, QueueOptions},
+    queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Transfer},
     request::{Bookmark, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
 };
@@ -494,6 +496,10 @@ impl Queue for RedisQueue {
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
+        Some(self)
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
         Some(self)
     }
 

@@ -107,11 +107,7 @@ pub(super) fn head(now: Timestamp, request: &NewRequest) -> Result<Bytes> {
             head.extend_from_slice(&digits(&digest(&request.payload)));
         }
     }
-    if !request.attributes.is_empty() {
-        serde_json::to_writer(&mut head, &request.attributes).map_err(|error| {
-            Error::internal("attributes can't be written as JSON").with_source(error)
-        })?;
-    }
+    head.extend(json(&request.attributes)?);
     Ok(head.into())
 }
 
@@ -189,6 +185,24 @@ impl Record {
         parse_time(&self.bytes[115..131])
     }
 
+    pub(super) fn position(&self) -> Result<Position> {
+        parse_hex(&self.bytes[2..18]).map(Position::from_u64)
+    }
+
+    /// Whether it is to be cancelled if it would come back.
+    pub(super) fn is_marked(&self) -> bool {
+        self.bytes[1] == b'c'
+    }
+
+    pub(super) fn kept_until(&self) -> Result<Timestamp> {
+        parse_time(&self.bytes[74..90])
+    }
+
+    pub(super) fn expires_at(&self) -> Result<Option<Timestamp>> {
+        let at = parse_time(&self.bytes[99..115])?;
+        Ok((at < Timestamp::MAX).then_some(at))
+    }
+
     pub(super) fn size(&self) -> Result<u64> {
         parse_hex(&self.bytes[131..139])
     }
@@ -244,6 +258,71 @@ impl Record {
             error: note.filter(|_| !done).map(|note| text(&note)).transpose()?,
         })
     }
+}
+
+/// A request that is taken in from a dump, and what its record has beside.
+pub(super) struct Row<'a> {
+    pub(super) stored: &'a StoredRequest,
+    pub(super) position: u64,
+    /// The formed half of its batch's id, or 0.
+    pub(super) batch: u64,
+    pub(super) bytes: u64,
+}
+
+impl Row<'_> {
+    /// Its record; it has no place in the order of settling yet.
+    pub(super) fn encode(&self) -> Result<Bytes> {
+        let entry = &self.stored.entry;
+        let member = self.stored.member.as_ref();
+        let (done, dead) = (entry.state == State::Done, entry.state == State::Dead);
+        let kind = match entry.state {
+            State::Delayed => 'l',
+            State::Done => 'd',
+            State::Dead => 'x',
+            _ => 'r',
+        };
+        let is_marked = member.is_some_and(|member| member.is_cancelled);
+        let attempts = match member {
+            Some(member) if !done => member.attempts_before,
+            _ => entry.attempts,
+        };
+        let reason = (entry.reason.filter(|_| dead)).map_or(b'-', reason_letter);
+        let note = match done {
+            true => entry.result.as_deref(),
+            false => entry.error.as_deref().map(str::as_bytes),
+        };
+        let attributes = json(&entry.attributes)?;
+        let mut record = format!(
+            "{kind}{}{:016x}{:016x}{attempts:08x}{:016x}{:016x}{:016x}{}",
+            if is_marked { 'c' } else { '-' },
+            self.position,
+            entry.at.as_nanos(),
+            if done || dead { self.batch } else { 0 },
+            0,
+            self.stored.kept_until.unwrap_or(Timestamp::MAX).as_nanos(),
+            char::from(reason),
+        );
+        let length = note.map_or("ffffffff".to_owned(), |note| format!("{:08x}", note.len()));
+        let expires_at = self.stored.expires_at.unwrap_or(Timestamp::MAX);
+        record += &format!(
+            "{length}{:016x}{:016x}{:08x}{:08x}",
+            expires_at.as_nanos(),
+            entry.pushed_at.as_nanos(),
+            self.bytes,
+            attributes.len()
+        );
+        let note = note.unwrap_or_default();
+        Ok([record.as_bytes(), &attributes, note].concat().into())
+    }
+}
+
+/// Attributes as they are stored: nothing if there are none.
+fn json(attributes: &Attributes) -> Result<Vec<u8>> {
+    if attributes.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::to_vec(attributes)
+        .map_err(|error| Error::internal("attributes can't be written as JSON").with_source(error))
 }
 
 /// What is stored does not read as what was written.

@@ -28,3 +28,28 @@ local function describe(reply, id, rec)
   for _, value in ipairs({ id, kind, rec, formed_at, counted }) do reply[#reply + 1] = value end
   return true
 end
+
+local function range_of(name, from, to, count)
+  return call('ZRANGE', PREFIX .. name, from, to, 'BYLEX', 'LIMIT', 0, count)
+end
+
+-- At least the first `most` ready requests from `start` on, in order of their ids. They are stored in order of
+-- their positions. For most that is their id; those that got another position are in `moved` as well, in
+-- order of their ids: a merge of the two.
+local function ready_ids(start, most)
+  local ids = range_of('moved', start, '+', most)
+  local to, from, fresh = #ids == most and '[' .. ids[most] .. 'g' or '+', start, 0
+  repeat
+    local page = range_of('ready', from, to, CHUNK)
+    for _, member in ipairs(page) do
+      local id = sub(member, 17, 32)
+      if fresh < most and sub(member, 1, 16) == id then
+        ids[#ids + 1] = id
+        fresh = fresh + 1
+      end
+    end
+    from = #page > 0 and '(' .. page[#page]
+  until #page < CHUNK or fresh == most
+  table.sort(ids)
+  return ids
+end

@@ -22,6 +22,8 @@
 //!                 :keys        ordered: digest of an idempotency key, id, expiry time, digest of the payload
 //!                 :keyed       ordered: expiry time, digest of the key
 //!                 :bookmarks   hash: source → value
+//!                 :restore:…   all of these but payloads and channels again, of a dump that is coming in;
+//!                              its `state` has the name of the restore, its `batches` are ordered
 //!                 :stage:T:N   string, expires: a payload of a push that is being sent
 //!                 :reply:T     string, expires: what the call with this token was answered
 //!                 :changed     channel: something changed
@@ -55,6 +57,11 @@ impl Keys {
         format!("{}state", self.prefix)
     }
 
+    /// The state of what a restore takes in.
+    pub(super) fn restoring(&self) -> String {
+        format!("{}restore:state", self.prefix)
+    }
+
     pub(super) fn changed(&self) -> String {
         format!("{}changed", self.prefix)
     }
@@ -81,6 +88,7 @@ mod tests {
         let keys = Keys::new(&"tenant-7:mail".parse().unwrap());
         for key in [
             keys.state(),
+            keys.restoring(),
             keys.payload(RequestId::from_u64(1)),
             keys.staged("t", 0),
         ] {

@@ -9,30 +9,6 @@ local KIND, most = ARGV[4], tonumber(ARGV[6])
 local SETS = { l = 'delayed', f = 'flight', d = 'done', x = 'dead' }
 local start = ARGV[5] == '' and '-' or '(' .. ARGV[5] .. 'g'
 
-local function range(name, from, to, count)
-  return call('ZRANGE', PREFIX .. name, from, to, 'BYLEX', 'LIMIT', 0, count)
-end
-
--- Ready requests are in order of their positions. For most that is their id; those that got another
--- position are in `moved` as well, in order of their ids: a merge of the two.
-local function ready_ids()
-  local ids = range('moved', start, '+', most)
-  local to, from, fresh = #ids == most and '[' .. ids[most] .. 'g' or '+', start, 0
-  repeat
-    local page = range('ready', from, to, CHUNK)
-    for _, member in ipairs(page) do
-      local id = sub(member, 17, 32)
-      if fresh < most and sub(member, 1, 16) == id then
-        ids[#ids + 1] = id
-        fresh = fresh + 1
-      end
-    end
-    from = #page > 0 and '(' .. page[#page]
-  until #page < CHUNK or fresh == most
-  table.sort(ids)
-  return ids
-end
-
 local reply, count = { 'ok' }, 0
 local function describe_all(ids)
   for i, rec in ipairs(values_of('requests', ids)) do
@@ -42,11 +18,11 @@ local function describe_all(ids)
 end
 
 if KIND == 'r' then
-  describe_all(ready_ids())
+  describe_all(ready_ids(start, most))
 else
   local from = start
   repeat
-    local page, ids = range(SETS[KIND], from, '+', CHUNK), {}
+    local page, ids = range_of(SETS[KIND], from, '+', CHUNK), {}
     for i, member in ipairs(page) do ids[i] = sub(member, 1, 16) end
     describe_all(ids)
     from = #page > 0 and '(' .. page[#page]

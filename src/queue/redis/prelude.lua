@@ -21,6 +21,8 @@ local TYPES = {
   ready = 'zset', moved = 'zset', due = 'zset', delayed = 'zset', expiry = 'zset', flight = 'zset',
   offers = 'zset', done = 'zset', dead = 'zset', settled = 'zset', retained = 'zset', keyed = 'zset',
 }
+-- The keys of each open batch begin so.
+local OF_BATCHES = { 'batch:', 'members:', 'outcomes:' }
 for name, expected in pairs(TYPES) do
   local found = call('TYPE', PREFIX .. name).ok
   if found ~= 'none' and found ~= expected then
@@ -54,13 +56,13 @@ do
   end
 end
 
-local function decimal(n) return format('%.0f', n) end
-local function hex8(n) return format('%08x', n) end
 -- A restore gives a queue the salt of the one that was dumped: clients from before learn it, and ask again.
 if SALT ~= '' and state.salt and state.salt ~= SALT then
   return { 'salt', state.salt }
 end
 
+local function decimal(n) return format('%.0f', n) end
+local function hex8(n) return format('%08x', n) end
 local function number(digits) return tonumber(digits, 16) end
 
 local function successor(digits)
@@ -120,6 +122,11 @@ local function until_time(key, upto)
   return call('ZRANGE', PREFIX .. key, '-', '[' .. upto .. 'g', 'BYLEX', 'LIMIT', 0, SLICE)
 end
 
+-- What is known of an idempotency key: its digest 32, id 16, expiry time 16, digest of the payload 32; or nil.
+local function known_key(key)
+  return call('ZRANGE', PREFIX .. 'keys', '[' .. key, '[' .. key .. 'g', 'BYLEX', 'LIMIT', 0, 1)[1]
+end
+
 -- The values of many fields of a hash, in the order of the fields.
 local function values_of(key, fields)
   local values = {}
@@ -128,11 +135,6 @@ local function values_of(key, fields)
     for i, value in ipairs(page) do values[from + i - 1] = value end
   end
   return values
--- What is known of an idempotency key: its digest 32, id 16, expiry time 16, digest of the payload 32; or nil.
-local function known_key(key)
-  return call('ZRANGE', PREFIX .. 'keys', '[' .. key, '[' .. key .. 'g', 'BYLEX', 'LIMIT', 0, 1)[1]
-end
-
 end
 
 -- A request's record; `codec.rs` has the table of its columns.

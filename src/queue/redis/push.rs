@@ -169,9 +169,9 @@ fn parse_pushed(reply: &[u8]) -> Result<Pushed> {
 /// The most requests of one push: a command has at most 1,048,576 arguments.
 const MAX_PUSHED: usize = 500_000;
 /// Payloads up to this travel with the script; it is also the size of a step of staging.
-const MAX_INLINE_BYTES: u64 = 4 << 20;
+pub(super) const MAX_INLINE_BYTES: u64 = 4 << 20;
 /// What a staged payload costs beside its bytes.
-const OVERHEAD_BYTES: u64 = 100;
+pub(super) const OVERHEAD_BYTES: u64 = 100;
 /// For how long staged payloads wait for their push.
 const STAGED_SECONDS: u64 = 600;
 /// How often payloads are staged before a push gives up.

@@ -18,14 +18,20 @@ pub(super) struct Scripts {
     pub(super) cancel: Script,
     pub(super) redrive: Script,
     pub(super) purge: Script,
+    pub(super) dump: Script,
+    pub(super) restore_begin: Script,
+    pub(super) restore_take: Script,
+    pub(super) restore_settled: Script,
+    pub(super) restore_end: Script,
 }
 
 /// All scripts, assembled once.
 pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
+    let fill = |body| assemble(FILLS, &[PRELUDE, body]);
     let verb = |body| assemble(DRAINS, &[PRELUDE, DUE, body]);
     let entries = |body| assemble(DRAINS, &[PRELUDE, DUE, ENTRIES, body]);
     Scripts {
-        init: assemble(FILLS, &[PRELUDE, include_str!("init.lua")]),
+        init: fill(include_str!("init.lua")),
         push: assemble(FILLS, &[PRELUDE, DUE, include_str!("push.lua")]),
         stats: verb(include_str!("stats.lua")),
         claim: verb(include_str!("claim.lua")),
@@ -37,6 +43,11 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         cancel: entries(include_str!("cancel.lua")),
         redrive: verb(include_str!("redrive.lua")),
         purge: verb(include_str!("purge.lua")),
+        dump: entries(include_str!("dump.lua")),
+        restore_begin: fill(include_str!("restore_begin.lua")),
+        restore_take: fill(include_str!("restore_take.lua")),
+        restore_settled: fill(include_str!("restore_settled.lua")),
+        restore_end: fill(include_str!("restore_end.lua")),
     }
 });
 
