@@ -9,6 +9,7 @@
 mod differential;
 mod failures;
 mod proxy;
+mod restoring;
 mod server;
 mod sharing;
 #[cfg(feature = "cli")]

@@ -296,6 +296,20 @@ pub(super) async fn a_queue_in_use_takes_no_dump(bench: Bench) {
     assert_eq!(other.look(at(0)).await.ready, 1);
 }
 
+pub(super) async fn a_handle_from_before_a_restore_gives_batches_their_ids(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put(at(0), &["a", "b"]).await;
+    let batch = queue.take_up_to(at(0), 1).await.batch;
+    let records = dump(&*queue, at(1)).await;
+    let other = bench.queue().await;
+    let (one, two) = (bench.another(&other).await, bench.another(&other).await);
+    must("restore", restore(&*other, &records).await);
+    let lease = one.take(at(1)).await;
+    assert_eq!((lease.batch, lease.attempt), (batch, 2));
+    two.finish_done(at(1), &lease).await;
+    assert_eq!(two.look(at(1)).await.done, 1);
+}
+
 pub(super) async fn a_random_life_goes_on_in_other_queues(bench: Bench) {
     let options = random::narrow();
     for seed in random::seeds() {
