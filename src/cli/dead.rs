@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
-use batchyard::{DeadReason, Entry, List, Queue, QueueName, RequestId, State};
+use batchyard::{Administration, DeadReason, Entry, List, Queue, QueueName, RequestId, State};
 use clap::{
     Args, Subcommand,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -13,7 +13,6 @@ use super::{
     args::StoreArgs,
     entries,
     exit::{Exit, Failure},
-    export::administration,
     output::{print, print_json, say},
     store::OpenStore,
     table::Table,
@@ -333,6 +332,17 @@ fn fits(entry: &Entry, reason: Option<DeadReason>) -> bool {
 
 fn unknown(id: RequestId) -> String {
     format!("{id} is no dead letter; dead ls lists them")
+}
+
+/// The verbs that look into a queue.
+///
+/// # Errors
+/// If this backend has none.
+fn administration(queue: &dyn Queue) -> Result<&dyn Administration, Failure> {
+    queue.admin().ok_or_else(|| {
+        let text = "this store can't list its requests; use another backend";
+        Failure::new(Exit::Usage, text)
+    })
 }
 
 /// Parses reasons as they are printed.

@@ -1,16 +1,15 @@
 //! `export`: all that the store holds, as JSON Lines.
 
 use batchyard::{
-    Administration, List, Queue, QueueName, State,
+    Queue, QueueName,
     transfer::{DumpFrom, Transfer, lines},
 };
 use clap::Args;
 
 use super::{
     args::StoreArgs,
-    entries,
     exit::{Exit, Failure},
-    output::{print, say},
+    output::print,
     store::OpenStore,
 };
 
@@ -20,8 +19,9 @@ use super::{
     after_help = "A payload is `payload` if it is JSON, else `payload_text`, or `payload_base64` if it is no text \
 either, or so that its white space comes through; so are results. Done requests have no payload any more. Lines \
 that are no requests have a `record`: batches, the order of results, idempotency keys, bookmarks and, last of each \
-queue, its counters; `batchyard import` takes all of it to another store, without loss. Not so from sled and Redis \
-yet: from there come requests alone, and on a server, what others change meanwhile may come twice or not at all.\n\n\
+queue, its counters; `batchyard import` takes all of it to another store, on whatever backend, without loss. On a \
+server, let nothing else use the queue meanwhile: what others change may come twice or not at all, and import \
+refuses what does not add up.\n\n\
 Example: batchyard export --store ./store | jq -c 'select(.state == \"ready\") | .payload'"
 )]
 pub(crate) struct ExportArgs {
@@ -44,16 +44,7 @@ pub(super) async fn export(args: ExportArgs) -> Result<Exit, Failure> {
 
 async fn print_all(args: &ExportArgs, open: &OpenStore) -> Result<Exit, Failure> {
     for queue in open.existing(args.queue.as_ref()).await? {
-        if let Some(transfer) = queue.transfer() {
-            print_dump(&*queue, transfer).await?;
-        } else {
-            say(&format!(
-                "queue {:?}: requests alone are exported; open batches, idempotency keys, bookmarks and counters are \
-left out, and import takes no such file",
-                queue.name()
-            ));
-            print_lists(&*queue).await?;
-        }
+        print_dump(&*queue, transfer(&*queue)?).await?;
     }
     Ok(Exit::Ok)
 }
@@ -76,43 +67,16 @@ async fn print_dump(queue: &dyn Queue, transfer: &dyn Transfer) -> Result<(), Fa
     Ok(())
 }
 
-/// Prints the requests of a queue.
-async fn print_lists(queue: &dyn Queue) -> Result<(), Failure> {
-    let admin = administration(queue)?;
-    let now = queue.now();
-    for state in STATES {
-        let mut list = List::new(state).with_payloads();
-        loop {
-            let page = admin.list(now, &list).await?;
-            let Some(end) = page.last() else { break };
-            list = list.after(end.id);
-            let mut lines = Vec::new();
-            for entry in &page {
-                entries::write_line(&queue.name(), entry, &mut lines)?;
-            }
-            print(&lines)?;
-        }
-    }
-    Ok(())
-}
-
-/// The verbs that look into a queue.
+/// What takes a queue out of a backend, and into one.
 ///
 /// # Errors
-/// If this backend has none.
-pub(super) fn administration(queue: &dyn Queue) -> Result<&dyn Administration, Failure> {
-    queue.admin().ok_or_else(|| {
-        let text = "this store can't list its requests; use another backend";
+/// If this backend can't.
+pub(super) fn transfer(queue: &dyn Queue) -> Result<&dyn Transfer, Failure> {
+    queue.transfer().ok_or_else(|| {
+        let text = format!(
+            "the backend of queue {:?} can't be exported or imported without loss; use another one",
+            queue.name()
+        );
         Failure::new(Exit::Usage, text)
     })
 }
-
-/// In the order in which a request passes through them: one that moves on is rather told twice than
-/// left out.
-const STATES: [State; 5] = [
-    State::Delayed,
-    State::Ready,
-    State::InFlight,
-    State::Done,
-    State::Dead,
-];

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, io::BufRead, mem, path::PathBuf, sync::Arc};
 
 use batchyard::{
     Queue, QueueName,
-    transfer::{DumpFrom, Record, Restore, Transfer, lines},
+    transfer::{DumpFrom, Record, Restore, lines},
 };
 use clap::{Args, ValueHint};
 use serde::Serialize;
@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::{
     args::NewStoreArgs,
     exit::{Exit, Failure},
+    export::transfer,
     lines as input,
     output::{print_json, say},
     store::{self, OpenStore},
@@ -28,7 +29,7 @@ use super::{
 #[command(
     after_help = "Nothing is lost: requests keep their ids, order, age, attempts, errors and results; open batches their \
 ids, members, outcomes and checkpoints, and are offered at once; idempotency keys, bookmarks and counters are as they were. \
-Each queue must be new, and is there as a whole or not at all. Not into sled and Redis yet.\n\n\
+Each queue must be new, and is there as a whole or not at all: after an import that was cut off, import again.\n\n\
 Example: batchyard export --store ./old | batchyard import --store ./new --backend journal"
 )]
 pub(crate) struct ImportArgs {
@@ -163,18 +164,6 @@ async fn take_queues(
         taking.tell(args)?;
     }
     Ok(Exit::Ok)
-}
-
-/// What takes a queue out of a backend, and into one.
-fn transfer(queue: &dyn Queue) -> Result<&dyn Transfer, Failure> {
-    queue.transfer().ok_or_else(|| {
-        let text = format!(
-            "the backend of queue {:?} can't be exported or imported without loss yet: order, ages, open batches with their \
-outcomes and checkpoints, idempotency keys, bookmarks and counters would be lost; journal and memory can",
-            queue.name()
-        );
-        Failure::new(Exit::Usage, text)
-    })
 }
 
 /// A queue that takes in records.

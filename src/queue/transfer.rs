@@ -43,11 +43,13 @@ pub trait Transfer: Send + Sync {
     /// Begins to take in what another queue dumped. Nothing of it is visible before its end.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid): something was pushed to this queue before, or claimed from it.
+    /// [`Invalid`](crate::ErrorKind::Invalid): something was pushed to this queue before, or claimed from it; or
+    /// it takes in another dump just now. On a server, where nobody can tell whether that goes on, this one takes over.
     async fn restore(&self) -> Result<Box<dyn Restore + '_>>;
 }
 
-/// What is being taken in; dropped before its end, nothing of it remains.
+/// What is being taken in; dropped before its end, or cut off with its process, nothing of it is ever visible,
+/// and nothing of it is in the way of the next restore: what came is freed then, or when the store is opened.
 #[async_trait]
 pub trait Restore: Send {
     /// Takes in the next records of a dump, in its order. With [`Record::Queue`], the last one, all of them are

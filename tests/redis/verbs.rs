@@ -93,7 +93,8 @@ fn what_is_pushed_while_another_process_dispatches_is_handled() {
     assert_eq!(next_event(&mut events, "finished")["queue"], "tenant-2");
     assert_eq!(terminate(child, events), Some(143));
 
-    let export = yard.ok("export --queue tenant-1", "");
+    let mut export = yard.ok("export --queue tenant-1", "");
+    export.retain(|line| line.get("record").is_none());
     let states: Vec<_> = export.iter().map(|request| &request["state"]).collect();
     assert_eq!(states, ["done", "done"]);
     assert_eq!(export[1]["id"], pushed[0]["id"]);

@@ -2,6 +2,13 @@
 #![cfg(all(feature = "cli", feature = "journal"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod pairs;
+mod places;
+#[cfg(feature = "redis")]
+#[path = "../redis/server.rs"]
+#[expect(dead_code, reason = "the tests of the Redis backend use more of it")]
+mod server;
+
 use std::{
     fs,
     io::Write,
@@ -294,31 +301,4 @@ fn an_import_is_whole_or_not_at_all() {
     let ran = run(&mut yard.command("import --store a"), export.as_bytes());
     assert_eq!(ran.code, Some(2), "{}", ran.err);
     assert!(ran.err.contains("in use"), "{}", ran.err);
-}
-
-#[test]
-fn a_backend_that_would_lose_something_says_what() {
-    let yard = Yard::new();
-    yard.ok("push --store a --backend sled", b"1\n");
-    let ran = run(&mut yard.command("export --store a"), b"");
-    assert_eq!((ran.code, ran.out.lines().count()), (Some(0), 1));
-    assert!(ran.err.contains("idempotency keys"), "{}", ran.err);
-    let imported = run(
-        &mut yard.command("import --store b --backend journal"),
-        ran.out.as_bytes(),
-    );
-    assert_eq!(imported.code, Some(2));
-    assert!(imported.err.contains("cut off"), "{}", imported.err);
-    yard.fails(
-        "import --from a --store c --backend journal",
-        2,
-        &["open batches", "would be lost"],
-    );
-    assert!(!yard.0.path().join("c").exists());
-    yard.ok("push --store d --backend journal", b"1\n");
-    yard.fails(
-        "import --from d --store e --backend sled",
-        2,
-        &["would be lost"],
-    );
 }
