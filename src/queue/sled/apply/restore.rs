@@ -216,17 +216,19 @@ impl Step<'_> {
         request: RequestV1,
         body: &[u8],
     ) -> Result<()> {
-        if position != request.id {
+        let id = RequestId::from_u64(request.id);
+        if position < request.id {
+            return Err(unfit(id, "has a position before its id"));
+        }
+        if rest.moved.contains_key(&position) {
+            return Err(unfit(id, "has the position of another one"));
+        }
+        if position > request.id {
             let place = self.key(&[request.id]);
             self.write
                 .put(Tree::Places, place, &PlaceV1::At(position), &[])?;
-            let waiting = rest.moved.insert(position, (request, body.to_vec()));
-            return waiting.map_or(Ok(()), |(other, _)| {
-                Err(unfit(
-                    RequestId::from_u64(other.id),
-                    "has the position of another one",
-                ))
-            });
+            rest.moved.insert(position, (request, body.to_vec()));
+            return Ok(());
         }
         self.put_moved(rest, position)?;
         let key = self.key(&[position]);

@@ -1,0 +1,162 @@
+//! What is beside a restored queue in its store: what did not end, and other queues.
+
+use batchyard::{
+    Claim, ErrorKind, MemoryQueue, NewRequest, Position, Queue, QueueName, QueueOptions, SledStore,
+    Store,
+    transfer::{DumpFrom, Record, Transfer},
+};
+
+use crate::support::NOW;
+
+async fn dump(queue: &dyn Transfer) -> Vec<Record> {
+    let (mut records, mut from) = (Vec::new(), Some(DumpFrom::Start));
+    while let Some(at) = from {
+        let page = queue.dump(NOW, at).await.expect("dumped");
+        records.extend(page.records);
+        from = page.next;
+    }
+    records
+}
+
+/// Some in a batch, some ready, one of them with parts.
+async fn filled() -> Vec<Record> {
+    let queue = MemoryQueue::new(QueueOptions::default());
+    let requests = |count: u8| (0..count).map(|number| NewRequest::new(vec![number; 2_000]));
+    let pushed = queue.push(NOW, requests(3).collect()).await;
+    pushed.expect("pushed");
+    let lease = queue.claim(NOW, &Claim::new()).await.expect("claimed");
+    assert_eq!(lease.map(|lease| lease.requests), Some(3));
+    let keyed = |request: NewRequest| request.idempotency_key("one of many");
+    let pushed = queue.push(NOW, requests(1).map(keyed).collect()).await;
+    pushed.expect("pushed");
+    dump(&queue).await
+}
+
+#[tokio::test]
+async fn a_repair_leaves_out_what_a_restore_had_not_ended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, mended) = (folder.path().join("store"), folder.path().join("mended"));
+    let store = SledStore::open(&path).await.expect("opens");
+    let queue = store.queue(&QueueName::default()).await.expect("opens");
+    queue.push(NOW, Vec::new()).await.expect("pushed");
+    let records = filled().await;
+    let (_, part) = records.split_last().expect("an end");
+    let mut restore = queue
+        .transfer()
+        .expect("transfers")
+        .restore()
+        .await
+        .expect("begun");
+    restore.add(part.to_vec()).await.expect("taken in");
+    drop(restore);
+    drop(queue);
+    store.close().await.expect("closed");
+
+    let repaired = SledStore::repair(&path, &mended).await.expect("repaired");
+    assert_eq!(
+        (repaired.queues, repaired.held, repaired.damaged),
+        (1, 0, 0)
+    );
+    for path in [path, mended] {
+        let store = SledStore::open(&path).await.expect("opens");
+        let queue = store.queue(&QueueName::default()).await.expect("opens");
+        let mut restore = queue
+            .transfer()
+            .expect("transfers")
+            .restore()
+            .await
+            .expect("begun");
+        restore.add(records.clone()).await.expect("taken in");
+        drop(restore);
+        assert_eq!(dump(queue.transfer().expect("transfers")).await, records);
+        store.close().await.expect("closed");
+    }
+}
+
+#[tokio::test]
+async fn queues_that_were_restored_and_queues_made_later_keep_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let name = |name: &str| name.parse::<QueueName>().expect("a name");
+    let records = filled().await;
+    for round in 0..3 {
+        let store = SledStore::open(folder.path()).await.expect("opens");
+        let restored = store
+            .queue(&name(&format!("restored-{round}")))
+            .await
+            .expect("opens");
+        let mut restore = restored
+            .transfer()
+            .expect("transfers")
+            .restore()
+            .await
+            .expect("begun");
+        let second = restored.transfer().expect("transfers").restore().await;
+        assert_eq!(
+            second.err().map(|error| error.kind()),
+            Some(ErrorKind::Invalid)
+        );
+        restore.add(records.clone()).await.expect("taken in");
+        drop(restore);
+        let pushed = store
+            .queue(&name(&format!("pushed-{round}")))
+            .await
+            .expect("opens");
+        pushed
+            .push(NOW, vec![NewRequest::new("mine")])
+            .await
+            .expect("pushed");
+        store.close().await.expect("closed");
+        let store = SledStore::open(folder.path()).await.expect("opens");
+        for earlier in 0..=round {
+            let restored = store
+                .queue(&name(&format!("restored-{earlier}")))
+                .await
+                .expect("opens");
+            assert_eq!(dump(restored.transfer().expect("transfers")).await, records);
+            let pushed = store
+                .queue(&name(&format!("pushed-{earlier}")))
+                .await
+                .expect("opens");
+            let stats = pushed.stats(NOW).await.expect("stats");
+            assert_eq!((stats.pushed, stats.ready), (1, 1));
+        }
+        store.close().await.expect("closed");
+    }
+}
+
+#[tokio::test]
+async fn a_dump_whose_positions_can_not_be_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = SledStore::open(folder.path()).await.expect("opens");
+    let queue = store.queue(&QueueName::default()).await.expect("opens");
+    let records = filled().await;
+    let ready = records[3].clone();
+    let Record::Request(ready) = ready else {
+        panic!("four requests come first");
+    };
+    let behind = Position::from_u64(ready.entry.id.as_u64() + 1);
+    let cases = [
+        (Position::from_u64(1), "before its id"),
+        (ready.position.expect("a position"), "position of another"),
+        (behind, "not apart"),
+    ];
+    for (position, why) in cases {
+        let mut records = records.clone();
+        for record in &mut records[2..] {
+            match record {
+                Record::Request(member) if member.member.is_some() => {
+                    member.position = Some(position);
+                }
+                Record::Queue(end) => end.last_position = behind,
+                _ => {}
+            }
+        }
+        let restore = queue.transfer().expect("transfers").restore().await;
+        let taken = restore.expect("begun").add(records).await;
+        let error = taken.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    assert_eq!(queue.stats(NOW).await.expect("stats").pushed, 0);
+    store.close().await.expect("closed");
+}
