@@ -287,13 +287,16 @@ impl Row<'_> {
             _ => entry.attempts,
         };
         let reason = (entry.reason.filter(|_| dead)).map_or(b'-', reason_letter);
-        let note = match done {
-            true => entry.result.as_deref(),
-            false => entry.error.as_deref().map(str::as_bytes),
+        let note = if done {
+            entry.result.as_deref()
+        } else {
+            entry.error.as_deref().map(str::as_bytes)
         };
         let attributes = json(&entry.attributes)?;
-        let mut record = format!(
-            "{kind}{}{:016x}{:016x}{attempts:08x}{:016x}{:016x}{:016x}{}",
+        let length = note.map_or("ffffffff".to_owned(), |note| format!("{:08x}", note.len()));
+        let record = format!(
+            "{kind}{}{:016x}{:016x}{attempts:08x}{:016x}{:016x}{:016x}{}\
+{length}{:016x}{:016x}{:08x}{:08x}",
             if is_marked { 'c' } else { '-' },
             self.position,
             entry.at.as_nanos(),
@@ -301,12 +304,7 @@ impl Row<'_> {
             0,
             self.stored.kept_until.unwrap_or(Timestamp::MAX).as_nanos(),
             char::from(reason),
-        );
-        let length = note.map_or("ffffffff".to_owned(), |note| format!("{:08x}", note.len()));
-        let expires_at = self.stored.expires_at.unwrap_or(Timestamp::MAX);
-        record += &format!(
-            "{length}{:016x}{:016x}{:08x}{:08x}",
-            expires_at.as_nanos(),
+            self.stored.expires_at.unwrap_or(Timestamp::MAX).as_nanos(),
             entry.pushed_at.as_nanos(),
             self.bytes,
             attributes.len()

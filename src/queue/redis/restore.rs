@@ -22,7 +22,7 @@ use crate::{
         StoredRequest, check_sums, check_unused, is_being_restored, is_over, no_batch, no_members,
         unfit, unordered,
     },
-    request::{RequestId, State},
+    request::{Position, RequestId, State},
     stats::Stats,
 };
 
@@ -179,7 +179,7 @@ impl Incoming {
     }
 
     /// A member of an ordered set.
-    fn add(&mut self, key: impl Into<Bytes>, member: &[Bytes]) {
+    fn add(&mut self, key: impl Into<Bytes>, member: &[&[u8]]) {
         self.writes
             .extend(["z".into(), key.into(), member.concat().into()]);
     }
@@ -189,7 +189,7 @@ impl Incoming {
         let entry = &stored.entry;
         let (id, state) = (entry.id, entry.state);
         let batch = entry.batch.map(|batch| self.of.formed(batch)).transpose()?;
-        let position = stored.position.map_or(id.as_u64(), |at| at.as_u64());
+        let position = stored.position.map_or(id.as_u64(), Position::as_u64);
         let bytes = payload.as_ref().map_or(0, Bytes::len) as u64;
         let row = Row {
             stored: &stored,
@@ -201,43 +201,40 @@ impl Incoming {
         let (member, place) = (hex(id.as_u64()), hex(position));
         let size: Bytes = format!("{bytes:08x}").into();
         if let (State::Delayed | State::Ready, Some(at)) = (state, stored.expires_at) {
-            self.add("expiry", &[time(at), member.clone()]);
+            self.add("expiry", &[&time(at), &member]);
         }
         match state {
             State::Delayed => {
                 self.counts.delayed += 1;
-                self.add("delayed", &[member.clone()]);
-                self.add("due", &[time(entry.at), place, member]);
+                self.add("delayed", &[&member]);
+                self.add("due", &[&time(entry.at), &place, &member]);
             }
             State::Ready => {
                 self.counts.ready += 1;
                 self.counts.ready_bytes += bytes;
                 if position != id.as_u64() {
-                    self.add("moved", &[member.clone()]);
+                    self.add("moved", &[&member]);
                 }
-                self.add("ready", &[place, member, size]);
+                self.add("ready", &[&place, &member, &size]);
             }
             State::Dead => {
                 self.counts.dead += 1;
                 self.unordered += 1;
-                self.add("dead", &[member]);
+                self.add("dead", &[&member]);
             }
             State::InFlight | State::Done => {
                 let is_done = state == State::Done;
                 if is_done {
                     self.unordered += 1;
-                    self.add("done", &[member.clone()]);
+                    self.add("done", &[&member]);
                 }
-                match (&stored.member, batch) {
-                    (Some(of), Some(batch)) => {
-                        let key = format!("members:{batch:016x}");
-                        self.add(key, &[place, member, size]);
-                        self.take_in_member(&stored, of, batch, bytes);
-                    }
-                    _ => {
-                        let until = stored.kept_until.unwrap_or(Timestamp::MAX);
-                        self.add("retained", &[time(until), member]);
-                    }
+                if let (Some(of), Some(batch)) = (&stored.member, batch) {
+                    let key = format!("members:{batch:016x}");
+                    self.add(key, &[&place, &member, &size]);
+                    self.take_in_member(&stored, of, batch, bytes);
+                } else {
+                    let until = stored.kept_until.unwrap_or(Timestamp::MAX);
+                    self.add("retained", &[&time(until), &member]);
                 }
             }
             State::Expired | State::Cancelled => return Err(unfit(id, "has no place")),
@@ -262,7 +259,7 @@ impl Incoming {
         let id = stored.entry.id;
         let is_done = stored.entry.state == State::Done;
         if !self.members.contains_key(&batch) {
-            self.add("batches", &[hex(batch)]);
+            self.add("batches", &[&hex(batch)]);
         }
         let members = self.members.entry(batch).or_insert(Members {
             first: id,
@@ -275,7 +272,7 @@ impl Incoming {
         members.bytes += bytes;
         if !is_done {
             self.counts.in_flight += 1;
-            self.add("flight", &[hex(id.as_u64()), hex(batch)]);
+            self.add("flight", &[&hex(id.as_u64()), &hex(batch)]);
         }
         let recorded = match &member.outcome {
             _ if is_done => Some(format!("d{:08x}", member.attempts_before).into()),
@@ -294,7 +291,7 @@ impl Incoming {
         let members = self.members.remove(&id);
         let members = members.ok_or_else(|| no_members(batch.id))?;
         let until = time(batch.offered_from.unwrap_or(Timestamp::EPOCH));
-        self.add("offers", &[until.clone(), hex(id)]);
+        self.add("offers", &[&until, &hex(id)]);
         let fields = [
             ("parent", parent.map_or(Bytes::new(), hex)),
             ("fence", Bytes::new()),
@@ -318,8 +315,8 @@ impl Incoming {
     fn take_in_key(&mut self, key: &KnownKey) {
         let (known_as, expires) = (digits(&key.key), time(key.expires_at));
         let id = hex(key.id.as_u64());
-        self.add("keyed", &[expires.clone(), known_as.clone()]);
-        self.add("keys", &[known_as, id, expires, digits(&key.payload)]);
+        self.add("keyed", &[&expires, &known_as]);
+        self.add("keys", &[&known_as, &id, &expires, &digits(&key.payload)]);
     }
 
     /// Checks that all is there.

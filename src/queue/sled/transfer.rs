@@ -17,6 +17,10 @@ impl Transfer for SledQueue {
 
     async fn restore(&self) -> Result<Box<dyn Restore + '_>> {
         self.check()?;
+        #[expect(
+            clippy::redundant_closure_for_method_calls,
+            reason = "the method is one lifetime's, the closure any's"
+        )]
         let begun = self.handle.call(self.live.id, |step| step.begin_restore());
         Ok(Box::new(Restoring {
             incoming: Some(begun.await?),

@@ -155,9 +155,9 @@ impl Writer {
                     reply,
                 } => {
                     let live = self.open_queue(&mut gate, &name, options);
-                    touched.extend(live.as_ref().map(|live| live.id));
+                    touched.insert(live.id);
                     answers.push(Box::new(move |durable: Result<()>| {
-                        let _ = reply.send(live.and_then(|live| durable.map(|()| live)));
+                        let _ = reply.send(durable.map(|()| live));
                     }));
                 }
                 Command::Close { reply } => close = Some(reply),
@@ -314,7 +314,7 @@ impl Writer {
         gate: &mut Gate,
         name: &QueueName,
         options: Option<QueueOptions>,
-    ) -> Result<Arc<Live>> {
+    ) -> Arc<Live> {
         let known = self
             .core
             .lives
@@ -326,7 +326,7 @@ impl Writer {
             if let (Some(options), Some(queue)) = (options, gate.queues.get_mut(&live.id)) {
                 queue.options = options;
             }
-            return Ok(live);
+            return live;
         }
         let id = self.next_queue;
         let record = QueueV1::new(name.as_str());
@@ -342,7 +342,7 @@ impl Writer {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name.clone(), live.clone());
         self.core.created.send_modify(|count| *count += 1);
-        Ok(live)
+        live
     }
 
     /// Marks the store as closed cleanly, and lets go of it.

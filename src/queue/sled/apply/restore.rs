@@ -35,7 +35,7 @@ use crate::{
             check_sums, check_unused, is_being_restored, no_batch, no_members, unfit, unordered,
         },
     },
-    request::{DeadReason, RequestId, State},
+    request::{DeadReason, Position, RequestId, State},
     stats::Stats,
 };
 
@@ -150,7 +150,7 @@ impl Step<'_> {
     fn take_in_one(&mut self, rest: &mut Rest, record: Record) -> Result<()> {
         match record {
             Record::Request(request) => self.take_in_request(rest, *request),
-            Record::Batch(batch) => self.take_in_batch(rest, batch),
+            Record::Batch(batch) => self.take_in_batch(rest, &batch),
             Record::Settled(ids) => self.take_in_settled(rest, &ids),
             Record::Key(key) => self.take_in_key(&key),
             Record::Bookmark(bookmark) => {
@@ -165,7 +165,7 @@ impl Step<'_> {
     fn take_in_request(&mut self, rest: &mut Rest, mut stored: StoredRequest) -> Result<()> {
         let entry = &stored.entry;
         let (id, state) = (entry.id.as_u64(), entry.state);
-        let position = stored.position.map_or(id, |position| position.as_u64());
+        let position = stored.position.map_or(id, Position::as_u64);
         rest.last_position = rest.last_position.max(position);
         entry.batch.map(|id| rest.of.formed(id)).transpose()?;
         let is_done = state == State::Done;
@@ -270,13 +270,12 @@ impl Step<'_> {
         batch.bytes += bytes;
         batch.marks += u32::from(member.is_cancelled);
         let is_done = stored.entry.state == State::Done;
-        match &member.outcome {
-            Some(_) => {
-                (batch.verdicts, batch.verdict_bytes) =
-                    (batch.verdicts + 1, batch.verdict_bytes + bytes)
-            }
-            None if is_done => {}
-            None => (batch.open, batch.open_bytes) = (batch.open + 1, batch.open_bytes + bytes),
+        if member.outcome.is_some() {
+            batch.verdicts += 1;
+            batch.verdict_bytes += bytes;
+        } else if !is_done {
+            batch.open += 1;
+            batch.open_bytes += bytes;
         }
         self.queue.record.in_flight += u64::from(!is_done);
         if let Some(outcome) = &member.outcome {
@@ -340,7 +339,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn take_in_batch(&mut self, rest: &mut Rest, told: OpenBatch) -> Result<()> {
+    fn take_in_batch(&mut self, rest: &mut Rest, told: &OpenBatch) -> Result<()> {
         let id = told.id.as_u128();
         rest.of.formed(told.id)?;
         told.parent.map(|id| rest.of.formed(id)).transpose()?;
