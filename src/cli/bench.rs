@@ -116,10 +116,10 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
 fn named_load(name: &str) -> Result<String, String> {
     let loads = (0..Workload::Enqueue.pieces()).filter_map(|piece| Workload::Enqueue.load(piece));
     let loads: Vec<String> = loads.collect();
-    match loads.iter().any(|load| load.starts_with(name)) {
-        true => Ok(name.to_owned()),
-        false => Err(format!("there are: {}", loads.join("; "))),
+    if loads.iter().any(|load| load.starts_with(name)) {
+        return Ok(name.to_owned());
     }
+    Err(format!("there are: {}", loads.join("; ")))
 }
 
 fn own_folder(dir: &Path) -> Result<tempfile::TempDir, Failure> {
