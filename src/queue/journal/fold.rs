@@ -1,6 +1,12 @@
 //! What each event does to the state: one pure, total function, for live operation and recovery alike.
+//!
+//! Where damage has taken events out of the log, those behind them may speak of what was never heard of.
+//! What fits of such an event is done, what does not is left out, and the queue notes that something is
+//! [amiss](QueueState::amiss): whoever folded then has it [counted again](recount). Requests only pass from
+//! one place to another here, and a counter is never lowered by more than there is.
 
 mod batches;
+mod recount;
 
 pub(super) use self::batches::{DONE, REJECT, RETRY};
 use super::{
@@ -8,9 +14,8 @@ use super::{
         Advanced, Buried, CancelledAll, Carried, Change, Event, Pushed, Redriven, Removal, What,
     },
     log::Place,
-    state::{Dead, DeadPage, Moved, NEVER, QueueState, Settled, Stand, State, Stretch},
+    state::{Counts, Dead, DeadPage, Moved, NEVER, QueueState, Settled, Stand, State, Stretch},
 };
-use crate::request::QueueName;
 
 /// A stretch takes no more pieces once it is so long, or has so many requests.
 pub(super) const STRETCH_BYTES: u32 = 64 << 10;
@@ -20,21 +25,20 @@ pub(super) const STRETCH_REQUESTS: u32 = 1024;
 pub(super) fn fold(state: &mut State, event: Event, body: Place) {
     // A baseline says what is so already.
     let Event::Of(event) = event else { return };
+    let lost = || QueueState::lost(event.queue);
     if let What::Made(made) = &event.what {
-        let name: QueueName = made.name.parse().unwrap_or_default();
-        let queue = QueueState::new(&name, made.salt);
+        let name = made.name.parse();
+        let queue = name.map_or_else(|_| lost(), |name| QueueState::new(&name, made.salt));
         state.queues.entry(event.queue).or_insert(queue);
         return;
     }
-    let Some(queue) = state.queues.get_mut(&event.queue) else {
-        return;
-    };
+    let queue = state.queues.entry(event.queue).or_insert_with(lost);
     match event.what {
         What::Made(_) => {}
         What::Pushed(pushed) => {
             let piece = Place {
                 segment: body.segment,
-                offset: body.offset + pushed.offset,
+                offset: body.offset.saturating_add(pushed.offset),
             };
             queue.add_pushed(&pushed, piece, true);
             queue.add_notes(pushed);
@@ -47,8 +51,10 @@ pub(super) fn fold(state: &mut State, event: Event, body: Place) {
         What::Redriven(redriven) => queue.redrive(redriven),
         What::Purged(purged) => {
             for id in purged.ids {
-                queue.stored.counts.purged += u64::from(queue.take_dead(id).is_some());
-                queue.place(id, None);
+                if queue.take_dead(id).is_some() {
+                    add(&mut queue.stored.counts.purged, 1);
+                    queue.place(id, None);
+                }
             }
         }
         What::Offered(()) => {
@@ -72,22 +78,19 @@ pub(super) fn fold(state: &mut State, event: Event, body: Place) {
 impl QueueState {
     /// Adds a piece, or (while the piece is still growing) what a push adds to it.
     pub(super) fn add_pushed(&mut self, pushed: &Pushed, at: Place, is_new_piece: bool) {
-        let stored = &mut self.stored;
-        let mut last = 0;
-        let mut first = None;
-        let mut requests = 0;
-        for (distance, count) in &pushed.runs {
-            let begins = last + distance;
-            first = first.or(Some(begins));
-            last = begins + count - 1;
-            requests += u32::try_from(*count).unwrap_or(u32::MAX);
+        if pushed.runs.is_empty() {
+            return;
         }
-        let Some(first) = first else { return };
+        let Some(ids) = Ids::of(pushed).filter(|ids| ids.first > self.stored.last_position) else {
+            self.amiss += 1;
+            return;
+        };
+        let stored = &mut self.stored;
         let open = stored.stretches.last_entry().filter(|entry| {
             let stretch = entry.get();
             !is_new_piece || (takes_a_piece(stretch, at) && stretch.last > stored.cursor)
         });
-        let key = open.map_or(first, |entry| *entry.key());
+        let key = open.map_or(ids.first, |entry| *entry.key());
         let stretch = stored.stretches.entry(key).or_insert_with(|| Stretch {
             segment: at.segment,
             offset: at.offset,
@@ -96,27 +99,29 @@ impl QueueState {
             ..Stretch::default()
         });
         if is_new_piece {
-            stretch.tail = at.offset - stretch.offset;
+            stretch.tail = at.offset.saturating_sub(stretch.offset);
         }
-        stretch.bytes = at.offset + pushed.bytes - stretch.offset;
-        stretch.last = last;
-        stretch.requests += requests;
+        let end = at.offset.saturating_add(pushed.bytes);
+        stretch.bytes = end.saturating_sub(stretch.offset);
+        stretch.last = ids.last;
+        stretch.requests = stretch.requests.saturating_add(ids.requests);
         stretch.largest = stretch.largest.max(pushed.largest);
         if stretch.ready == 0 && pushed.ready > 0 {
             (stretch.head, stretch.ready_at) = (pushed.head, pushed.ready_at);
         }
-        stretch.ready += pushed.ready;
-        stretch.ready_bytes += pushed.ready_bytes;
+        stretch.ready = stretch.ready.saturating_add(pushed.ready);
+        add(&mut stretch.ready_bytes, pushed.ready_bytes);
         if let Some(at) = pushed.expires_at.filter(|at| *at < stretch.expires_at) {
             self.expiring.remove(&(stretch.expires_at, key));
             self.expiring.insert((at, key));
             stretch.expires_at = at;
         }
-        stored.last_position = last;
-        stored.counts.pushed += u64::from(requests);
-        stored.counts.ready += u64::from(pushed.ready);
-        stored.counts.ready_bytes += pushed.ready_bytes;
-        stored.counts.held_bytes += pushed.held_bytes;
+        stored.last_position = ids.last;
+        let counts = &mut stored.counts;
+        add(&mut counts.pushed, ids.requests.into());
+        add(&mut counts.ready, pushed.ready.into());
+        add(&mut counts.ready_bytes, pushed.ready_bytes);
+        add(&mut counts.held_bytes, pushed.held_bytes);
         for later in &pushed.later {
             self.stored.absent.insert(later.id);
             let moved = Moved {
@@ -145,10 +150,11 @@ impl QueueState {
 
     fn advance(&mut self, advanced: Advanced) {
         let expired = self.remove(advanced.expired);
-        self.stored.counts.expired += expired;
+        add(&mut self.stored.counts.expired, expired);
         for (due, position) in advanced.promoted {
-            if let Some(moved) = self.stored.delayed.remove(&(due, position)) {
-                self.make_ready(advanced.now, due, moved);
+            match self.stored.delayed.remove(&(due, position)) {
+                Some(moved) => self.make_ready(advanced.now, due, moved),
+                None => self.amiss += 1,
             }
         }
         self.forget(advanced.now);
@@ -178,7 +184,8 @@ impl QueueState {
     }
 
     fn bury(&mut self, buried: Buried) {
-        self.remove(buried.removal);
+        let removed = self.remove(buried.removal);
+        self.expect(removed, buried.dead.len());
         self.add_dead(buried.dead);
         self.normalize();
     }
@@ -192,7 +199,8 @@ impl QueueState {
         let ids: Vec<u64> = dead.iter().map(|(id, _)| *id).collect();
         for (id, dead) in dead {
             self.place(id, Some(Stand::Dead(())));
-            self.stored.dead.insert(id, Dead { sequence, ..dead });
+            let other = self.stored.dead.insert(id, Dead { sequence, ..dead });
+            self.amiss += u64::from(other.is_some());
         }
         let kept = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let page = Settled::Dead(DeadPage { ids, kept });
@@ -200,13 +208,13 @@ impl QueueState {
     }
 
     fn next_sequence(&mut self) -> u64 {
-        self.stored.last_settled += 1;
+        add(&mut self.stored.last_settled, 1);
         self.stored.last_settled
     }
 
     fn cancel(&mut self, cancelled: CancelledAll) {
         let removed = self.remove(cancelled.removal);
-        self.stored.counts.cancelled += removed;
+        add(&mut self.stored.counts.cancelled, removed);
         for (batch, id) in cancelled.marked {
             if let Some(open) = self.stored.open.get_mut(&batch) {
                 open.cancelled.insert(id);
@@ -228,16 +236,19 @@ impl QueueState {
                 attempts: 0,
                 error: None,
             };
-            self.stored.counts.held_bytes += dead.bytes;
+            add(&mut self.stored.counts.held_bytes, dead.bytes);
             self.make_ready(redriven.now, redriven.now, moved);
         }
     }
 
     /// Takes a dead letter out of the dead; its place is for the caller to say.
     fn take_dead(&mut self, id: u64) -> Option<Dead> {
-        let dead = self.stored.dead.remove(&id)?;
+        let Some(dead) = self.stored.dead.remove(&id) else {
+            self.amiss += 1;
+            return None;
+        };
         if let Some(Settled::Dead(page)) = self.stored.settled.get_mut(&dead.sequence) {
-            page.kept -= 1;
+            page.kept = page.kept.saturating_sub(1);
             if page.kept == 0 {
                 self.stored.settled.remove(&dead.sequence);
             }
@@ -250,7 +261,7 @@ impl QueueState {
             return;
         };
         stretch.segment = body.segment;
-        stretch.offset = body.offset + carried.offset;
+        stretch.offset = body.offset.saturating_add(carried.offset);
         (stretch.bytes, stretch.tail) = (carried.bytes, 0);
         stretch.requests = carried.requests;
         stretch.carried = true;
@@ -258,50 +269,60 @@ impl QueueState {
 
     /// Takes waiting requests out; how many.
     fn remove(&mut self, removal: Removal) -> u64 {
-        let removed = removal.natural.len() + removal.moved.len();
+        let named = removal.natural.len() + removal.moved.len();
+        let mut removed = 0;
         self.stored.absent.extend(removal.natural);
         for change in removal.changes {
-            let bytes = self.apply(&change);
-            self.stored.counts.held_bytes -= bytes;
+            let (requests, bytes) = self.apply(&change);
+            self.take(|counts| &mut counts.held_bytes, bytes);
+            removed += requests;
         }
         for id in removal.moved {
             let moved = match self.stored.places.get(&id) {
                 Some(Stand::Ready(position)) => {
                     let moved = self.stored.moved.remove(position);
-                    let counts = &mut self.stored.counts;
-                    counts.ready -= u64::from(moved.is_some());
-                    counts.ready_bytes -= moved.map_or(0, |moved| moved.bytes);
+                    let (count, bytes) = moved.map_or((0, 0), |moved| (1, moved.bytes));
+                    self.take(|counts| &mut counts.ready, count);
+                    self.take(|counts| &mut counts.ready_bytes, bytes);
                     moved
                 }
+                // Those that are delayed are counted where they are.
                 Some(Stand::Delayed(at)) => self.stored.delayed.remove(at),
                 _ => None,
             };
-            if let Some(moved) = moved {
-                self.moved_expiring.remove(&(moved.expires_at, id));
-                self.stored.counts.held_bytes -= moved.bytes;
-            }
+            let Some(moved) = moved else { continue };
+            self.take(|counts| &mut counts.held_bytes, moved.bytes);
+            self.moved_expiring.remove(&(moved.expires_at, id));
             self.place(id, None);
+            removed += 1;
         }
-        removed as u64
+        self.expect(removed, named);
+        removed
     }
 
-    /// Brings a stretch to how it stands now, and the counts with it; the payload bytes that left it.
-    fn apply(&mut self, change: &Change) -> u64 {
+    /// Brings a stretch to how it stands now, and the counts with it; how many left it, and their payload bytes.
+    fn apply(&mut self, change: &Change) -> (u64, u64) {
         let Some(stretch) = self.stored.stretches.get_mut(&change.first) else {
-            return 0;
+            self.amiss += 1;
+            return (0, 0);
         };
-        let counts = &mut self.stored.counts;
-        counts.ready -= u64::from(stretch.ready - change.ready);
-        let bytes = stretch.ready_bytes - change.ready_bytes;
-        counts.ready_bytes -= bytes;
+        let ready = stretch.ready.min(change.ready);
+        let ready_bytes = stretch.ready_bytes.min(change.ready_bytes);
+        if (ready, ready_bytes) != (change.ready, change.ready_bytes) {
+            self.amiss += 1;
+        }
+        let requests = u64::from(stretch.ready - ready);
+        let bytes = stretch.ready_bytes - ready_bytes;
         self.expiring.remove(&(stretch.expires_at, change.first));
-        (stretch.ready, stretch.ready_bytes) = (change.ready, change.ready_bytes);
+        (stretch.ready, stretch.ready_bytes) = (ready, ready_bytes);
         (stretch.head, stretch.ready_at) = (change.head, change.ready_at);
         stretch.expires_at = change.expires_at;
         if change.expires_at != NEVER {
             self.expiring.insert((change.expires_at, change.first));
         }
-        bytes
+        self.take(|counts| &mut counts.ready, requests);
+        self.take(|counts| &mut counts.ready_bytes, bytes);
+        (requests, bytes)
     }
 
     /// Moves the cursor past stretches of which nothing is ready.
@@ -317,20 +338,21 @@ impl QueueState {
     }
 
     fn move_cursor(&mut self, cursor: u64) {
-        let before = std::mem::replace(&mut self.stored.cursor, cursor);
-        if before == cursor {
+        let before = self.stored.cursor;
+        if before >= cursor {
             return;
         }
-        self.stored.absent = self.stored.absent.split_off(&(cursor + 1));
+        self.stored.cursor = cursor;
+        self.stored.absent = self.stored.absent.split_off(&cursor.saturating_add(1));
         let passed = self.stretches_between(before, cursor);
         let passed = passed.filter(|(_, stretch)| stretch.last <= cursor);
         let passed: Vec<u64> = passed.map(|(first, _)| first).collect();
         for first in passed {
-            if let Some(stretch) = self.stored.stretches.get_mut(&first) {
-                self.expiring.remove(&(stretch.expires_at, first));
-                (stretch.ready, stretch.ready_bytes) = (0, 0);
-                stretch.expires_at = NEVER;
-            }
+            self.apply(&Change {
+                first,
+                expires_at: NEVER,
+                ..Change::default()
+            });
             self.unref(first);
         }
     }
@@ -343,7 +365,7 @@ impl QueueState {
             .collect();
         for first in touched {
             if let Some(stretch) = self.stored.stretches.get_mut(&first) {
-                stretch.refs += 1;
+                stretch.refs = stretch.refs.saturating_add(1);
             }
         }
     }
@@ -362,7 +384,7 @@ impl QueueState {
         let Some(stretch) = self.stored.stretches.get_mut(&first) else {
             return;
         };
-        stretch.refs -= 1;
+        stretch.refs = stretch.refs.saturating_sub(1);
         if stretch.refs == 0 {
             self.expiring.remove(&(stretch.expires_at, first));
             self.stored.stretches.remove(&first);
@@ -382,7 +404,7 @@ impl QueueState {
         match (was.is_some(), is_new) {
             (false, true) => {
                 if let Some(stretch) = self.stored.stretches.get_mut(&first) {
-                    stretch.refs += 1;
+                    stretch.refs = stretch.refs.saturating_add(1);
                 }
             }
             (true, false) => self.unref(first),
@@ -395,7 +417,8 @@ impl QueueState {
             self.moved_expiring.insert((moved.expires_at, moved.id));
         }
         self.place(moved.id, Some(Stand::Delayed((due, position))));
-        self.stored.delayed.insert((due, position), moved);
+        let other = self.stored.delayed.insert((due, position), moved);
+        self.amiss += u64::from(other.is_some());
     }
 
     /// Ready at the tail.
@@ -404,13 +427,68 @@ impl QueueState {
             self.moved_expiring.insert((moved.expires_at, moved.id));
         }
         moved.ready_at = ready_at;
-        let position = now.max(self.stored.last_position + 1);
+        let position = now.max(self.stored.last_position.saturating_add(1));
         self.stored.last_position = position;
-        self.stored.counts.ready += 1;
-        self.stored.counts.ready_bytes += moved.bytes;
+        add(&mut self.stored.counts.ready, 1);
+        add(&mut self.stored.counts.ready_bytes, moved.bytes);
         self.place(moved.id, Some(Stand::Ready(position)));
-        self.stored.moved.insert(position, moved);
+        let other = self.stored.moved.insert(position, moved);
+        self.amiss += u64::from(other.is_some());
     }
+
+    /// Lowers a counter, by what there is at most.
+    fn take(&mut self, counter: impl FnOnce(&mut Counts) -> &mut u64, by: u64) {
+        let counter = counter(&mut self.stored.counts);
+        let taken = by.min(*counter);
+        *counter -= taken;
+        self.amiss += u64::from(taken < by);
+    }
+
+    /// Notes that something is amiss unless as many were met as were named.
+    fn expect(&mut self, met: u64, named: usize) {
+        self.amiss += u64::from(met != named as u64);
+    }
+}
+
+/// The ids of a push.
+struct Ids {
+    first: u64,
+    last: u64,
+    requests: u32,
+}
+
+impl Ids {
+    /// `None` if its numbers contradict each other.
+    fn of(pushed: &Pushed) -> Option<Self> {
+        let mut ids: Option<Self> = None;
+        for (distance, count) in &pushed.runs {
+            let (before, requests) = ids.as_ref().map_or((0, 0), |ids| (ids.last, ids.requests));
+            if *distance == 0 || *count == 0 {
+                return None;
+            }
+            let begins = before.checked_add(*distance)?;
+            ids = Some(Self {
+                first: ids.map_or(begins, |ids| ids.first),
+                last: begins.checked_add(*count - 1)?,
+                requests: requests.checked_add(u32::try_from(*count).ok()?)?,
+            });
+        }
+        let ids = ids?;
+        let later = pushed.later.iter();
+        let is_one = |id: u64| ids.first <= id && id <= ids.last;
+        let fits = u64::from(ids.requests) == u64::from(pushed.ready) + pushed.later.len() as u64
+            && pushed.later.iter().all(|later| is_one(later.id))
+            && (pushed.ready == 0 || is_one(pushed.head))
+            && later.fold(pushed.ready_bytes, |sum, later| {
+                sum.saturating_add(later.bytes)
+            }) == pushed.held_bytes;
+        fits.then_some(ids)
+    }
+}
+
+/// Raises a counter.
+fn add(counter: &mut u64, by: u64) {
+    *counter = counter.saturating_add(by);
 }
 
 /// Whether a piece that begins here belongs to this stretch, the last one.

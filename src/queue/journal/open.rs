@@ -18,7 +18,7 @@ use super::{
         fault::{self, Fault},
     },
     record,
-    state::{Blob, QueueState, State},
+    state::{Blob, State},
     tend::Tend,
 };
 use crate::error::Result;
@@ -89,7 +89,6 @@ fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
             from = found.oldest();
         }
     }
-    let is_salvage = state.is_none();
     let mut state = state.unwrap_or_default();
     let tail = found.scan(from, false, &mut |scanned| {
         match scanned {
@@ -98,7 +97,7 @@ fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
                 from.segment, from.offset
             )),
             Scanned::Group { body, events, .. } => {
-                if let Err(error) = fold_group(&mut state, body, events, is_salvage) {
+                if let Err(error) = fold_group(&mut state, body, events) {
                     report.push(format!(
                         "damaged: segment {} at {}: {error}",
                         body.segment, body.offset
@@ -108,24 +107,21 @@ fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
         }
         Ok(())
     })?;
+    let amiss = state.queues.values_mut().filter(|queue| queue.amiss > 0);
+    for queue in amiss {
+        report.push(format!(
+            "damaged: {} events of queue {} don't fit what is left of it; what it holds was counted again",
+            queue.amiss, queue.stored.name
+        ));
+        queue.recount();
+    }
     Ok((state, tail))
 }
 
-fn fold_group(state: &mut State, body: Place, events: &[u8], is_salvage: bool) -> Result<()> {
+fn fold_group(state: &mut State, body: Place, events: &[u8]) -> Result<()> {
     let mut input = Input::new(events);
     while !input.is_empty() {
         let event = Event::take(&mut input)?;
-        if is_salvage && let Event::Of(of) = &event {
-            let lost = || {
-                let name = format!("recovered-{}", of.queue)
-                    .parse()
-                    .unwrap_or_default();
-                QueueState::new(&name, fastrand::u64(..))
-            };
-            if !matches!(of.what, super::event::What::Made(_)) {
-                state.queues.entry(of.queue).or_insert_with(lost);
-            }
-        }
         fold(state, event, body);
     }
     Ok(())

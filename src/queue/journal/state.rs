@@ -17,7 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::codec::{self, Codec, Input, choice, record};
+use super::{
+    codec::{self, Codec, Input, choice, record},
+    fold::DONE,
+};
 use crate::{
     batch::{BatchId, Lease},
     error::Result,
@@ -243,6 +246,8 @@ pub(super) struct QueueState {
     pub(super) restoring: Vec<u8>,
     /// Where what is being taken in begins to lie in the log.
     pub(super) incoming_from: Option<u32>,
+    /// How often an event did not fit what is known, since it was last counted again.
+    pub(super) amiss: u64,
 }
 
 impl Codec for QueueState {
@@ -267,8 +272,18 @@ impl QueueState {
         }
     }
 
+    /// A queue that is known by its number only: the event that made it was lost.
+    pub(super) fn lost(id: u32) -> Self {
+        let name = format!("recovered-{id}").parse().unwrap_or_default();
+        // Any that differs from the salts of its neighbours will do.
+        Self::new(
+            &name,
+            (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        )
+    }
+
     /// A queue from what is stored of it.
-    fn derive(stored: Stored) -> Self {
+    pub(super) fn derive(stored: Stored) -> Self {
         let expiring = stored.stretches.iter();
         let expiring = expiring.filter(|(_, stretch)| stretch.expires_at != NEVER);
         let waiting = stored.moved.values().chain(stored.delayed.values());
@@ -290,6 +305,7 @@ impl QueueState {
             options: QueueOptions::default(),
             restoring: Vec::new(),
             incoming_from: None,
+            amiss: 0,
             stored,
         }
     }
@@ -297,11 +313,15 @@ impl QueueState {
     /// Becomes what the parts say, if they are whole.
     pub(super) fn restore(&mut self) {
         let parts = std::mem::take(&mut self.restoring);
-        if let Ok(stored) = codec::whole(&parts) {
-            let options = self.options;
-            *self = Self::derive(stored);
-            self.options = options;
-        }
+        let Ok(stored) = codec::whole(&parts) else {
+            self.amiss += 1;
+            return;
+        };
+        *self = Self {
+            options: self.options,
+            ..Self::derive(stored)
+        };
+        self.recount();
     }
 
     /// When time alone next changes something.
@@ -407,6 +427,14 @@ impl QueueState {
 fn errors(members: &mut Members) -> impl Iterator<Item = &mut Blob> {
     let moved = members.moved.values_mut();
     moved.filter_map(|moved| moved.error.as_mut())
+}
+
+impl Open {
+    /// Its members that are not done, in number.
+    pub(super) fn left(&self) -> u64 {
+        let failed = self.recorded.values().filter(|kind| **kind != DONE);
+        u64::from(self.unsettled) + failed.count() as u64
+    }
 }
 
 impl Members {

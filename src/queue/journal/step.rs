@@ -91,6 +91,16 @@ impl<'a> Step<'a> {
         }));
         self.inner.filling.put(&event);
         fold(&mut self.inner.state, event, self.inner.filling.at.body());
+        // Only where damage has left traces: it is counted when the store is opened.
+        if let Some(queue) = self.inner.state.queues.get_mut(&self.id)
+            && queue.amiss > 0
+        {
+            tracing::error!(
+                queue = queue.stored.name,
+                "counts did not fit: counted again"
+            );
+            queue.recount();
+        }
     }
 
     /// Has the group publish this queue, and wake others if there is something for them to do.

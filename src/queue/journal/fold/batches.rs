@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::add;
 use crate::queue::journal::{
     event::{Claimed, Ending, Finished, Formed, Half, Recorded, Split, Then, Updated},
-    state::{Ended, Members, Moved, NEVER, Open, QueueState, Settled, Stand},
+    state::{Ended, Members, Moved, NEVER, Open, QueueState, Rest, Settled, Stand},
 };
 
 /// The kinds of outcomes, as they are stored.
@@ -15,20 +16,29 @@ pub(in crate::queue::journal) const REJECT: u8 = 2;
 impl QueueState {
     pub(super) fn claim(&mut self, claimed: Claimed) {
         if let Some(formed) = claimed.formed {
+            // Numbers of batches only rise.
+            if claimed.batch <= self.stored.last_batch || formed.cursor < self.stored.cursor {
+                self.amiss += 1;
+                return;
+            }
             self.form(claimed.batch, formed);
         }
-        self.stored.last_fence = claimed.fence;
-        if let Some(open) = self.stored.open.get_mut(&claimed.batch) {
-            open.fence = claimed.fence;
-            open.held = true;
-            open.until = claimed.until;
-            open.attempt += 1;
-        }
+        let is_new = claimed.fence > self.stored.last_fence;
+        self.amiss += u64::from(!is_new);
+        self.stored.last_fence = self.stored.last_fence.max(claimed.fence);
+        let Some(open) = self.stored.open.get_mut(&claimed.batch) else {
+            self.amiss += 1;
+            return;
+        };
+        open.fence = claimed.fence;
+        open.held = true;
+        open.until = claimed.until;
+        open.attempt = open.attempt.saturating_add(1);
     }
 
     fn form(&mut self, batch: u64, formed: Formed) {
         let after = self.stored.cursor;
-        let holes = self.stored.absent.range(after + 1..);
+        let holes = self.stored.absent.range(after.saturating_add(1)..);
         let holes: BTreeSet<u64> = holes
             .copied()
             .take_while(|id| *id <= formed.cursor)
@@ -38,37 +48,43 @@ impl QueueState {
             .moved
             .split_off(&formed.moved_to.saturating_add(1));
         let moved = std::mem::replace(&mut self.stored.moved, left);
+        let before = self.stored.counts;
+        let bytes = moved.values().map(|moved| moved.bytes);
+        let bytes = bytes.fold(0, u64::saturating_add);
+        self.take(|counts| &mut counts.ready, moved.len() as u64);
+        self.take(|counts| &mut counts.ready_bytes, bytes);
         for (position, moved) in &moved {
             self.moved_expiring.remove(&(moved.expires_at, moved.id));
             self.place(moved.id, Some(Stand::Member((batch, *position))));
         }
-        // All members leave the counts as a whole, those of a stretch that is cut among them.
-        let before = self.stored.counts;
         for change in &formed.changes {
             self.apply(change);
         }
-        let counts = &mut self.stored.counts;
-        counts.ready = before.ready - u64::from(formed.requests);
-        counts.ready_bytes = before.ready_bytes - formed.bytes;
-        counts.in_flight += u64::from(formed.requests);
         self.pin(after, formed.cursor);
         self.move_cursor(formed.cursor);
         self.normalize();
         self.stored.last_batch = batch;
+        // As many as were ready there are its members.
+        let counts = &mut self.stored.counts;
+        let taken = before.ready - counts.ready;
+        let bytes = before.ready_bytes - counts.ready_bytes;
+        add(&mut counts.in_flight, taken);
+        self.amiss += u64::from((taken, bytes) != (formed.requests.into(), formed.bytes));
+        let requests = u32::try_from(taken).unwrap_or(u32::MAX);
         let members = Members {
             after,
             last: formed.cursor,
             root: after,
             holes,
             moved,
-            requests: formed.requests,
-            bytes: formed.bytes,
+            requests,
+            bytes,
         };
         let open = Open {
             formed_at: formed.at,
             context: formed.context,
-            unsettled: formed.requests,
-            unsettled_bytes: formed.bytes,
+            unsettled: requests,
+            unsettled_bytes: bytes,
             members,
             ..Open::default()
         };
@@ -81,6 +97,7 @@ impl QueueState {
             self.record(batch, recorded);
         }
         let Some(open) = self.stored.open.get_mut(&batch) else {
+            self.amiss += 1;
             return;
         };
         if updated.checkpoint.is_some() {
@@ -105,19 +122,29 @@ impl QueueState {
         let counts = &mut self.stored.counts;
         let mut done = false;
         for (position, (kind, bytes)) in recorded.outcomes {
+            let members = &open.members;
+            let is_member = members.has_natural(position) || members.moved.contains_key(&position);
+            let is_first = !open.recorded.contains_key(&position);
+            let is_counted = kind != DONE || counts.in_flight > 0;
+            if !is_member || !is_first || !is_counted || open.unsettled == 0 {
+                self.amiss += 1;
+                continue;
+            }
             open.recorded.insert(position, kind);
             open.unsettled -= 1;
-            open.unsettled_bytes -= bytes;
+            let fits = bytes <= open.unsettled_bytes && bytes <= counts.held_bytes;
+            self.amiss += u64::from(!fits);
+            open.unsettled_bytes = open.unsettled_bytes.saturating_sub(bytes);
             if kind == DONE {
                 done = true;
                 counts.in_flight -= 1;
-                counts.held_bytes -= bytes;
-                counts.done += 1;
+                counts.held_bytes = counts.held_bytes.saturating_sub(bytes);
+                add(&mut counts.done, 1);
             }
         }
         open.pages.push(recorded.page);
         if done {
-            self.stored.last_settled += 1;
+            add(&mut self.stored.last_settled, 1);
             let sequence = self.stored.last_settled;
             open.sequences.push(sequence);
             let page = Settled::Page((batch, recorded.page));
@@ -125,10 +152,22 @@ impl QueueState {
         }
     }
 
-    fn split(&mut self, batch: u64, split: Split) {
+    fn split(&mut self, batch: u64, mut split: Split) {
+        let (first, second) = (&mut split.first, &mut split.second);
+        if first.batch <= self.stored.last_batch || second.batch <= first.batch {
+            self.amiss += 1;
+            return;
+        }
         let Some(mut open) = self.stored.open.remove(&batch) else {
             return;
         };
+        // Both together have those without an outcome.
+        let all = (open.unsettled, open.unsettled_bytes);
+        first.requests = first.requests.min(all.0);
+        first.bytes = first.bytes.min(all.1);
+        let rest = (all.0 - first.requests, all.1 - first.bytes);
+        self.amiss += u64::from(rest != (second.requests, second.bytes));
+        (second.requests, second.bytes) = rest;
         let (first, second) = {
             let members = &open.members;
             let middle = split.boundary.clamp(members.after, members.last);
@@ -141,6 +180,7 @@ impl QueueState {
         for (half, range, positions) in halves {
             self.open_half((batch, split.now), &mut open, &half, range, positions.end);
         }
+        (open.unsettled, open.unsettled_bytes) = (0, 0);
         self.end(batch, open, split.ending, None, split.until, split.now);
     }
 
@@ -178,7 +218,7 @@ impl QueueState {
         };
         let half_open = Open {
             parent: Some(parent),
-            prior: open.prior + open.attempt,
+            prior: open.prior.saturating_add(open.attempt),
             formed_at: now,
             context: open.context.clone(),
             unsettled: half.requests,
@@ -195,15 +235,16 @@ impl QueueState {
             return;
         };
         if finished.rest.is_some() {
-            let counts = &mut self.stored.counts;
-            counts.in_flight -= u64::from(open.unsettled);
-            counts.held_bytes -= open.unsettled_bytes;
-            counts.done += u64::from(open.unsettled);
+            let (done, bytes) = (open.unsettled.into(), open.unsettled_bytes);
+            self.take(|counts| &mut counts.in_flight, done);
+            self.take(|counts| &mut counts.held_bytes, bytes);
+            add(&mut self.stored.counts.done, done);
             if open.unsettled > 0 {
                 let sequence = self.next_sequence();
                 open.sequences.push(sequence);
                 self.stored.settled.insert(sequence, Settled::Rest(batch));
             }
+            (open.unsettled, open.unsettled_bytes) = (0, 0);
         }
         self.end(
             batch,
@@ -221,16 +262,22 @@ impl QueueState {
         batch: u64,
         open: Open,
         ending: Ending,
-        rest: Option<super::super::state::Rest>,
+        rest: Option<Rest>,
         until: u64,
         now: u64,
     ) {
+        let left = open.left();
         let mut members = open.members;
-        let counts = &mut self.stored.counts;
-        counts.in_flight -= (ending.returned.len() + ending.dead.len() + ending.gone.len()) as u64;
-        counts.held_bytes -= ending.gone_bytes;
-        counts.cancelled += ending.cancelled;
-        counts.expired += ending.expired;
+        let named = ending.returned.len() + ending.dead.len() + ending.gone.len();
+        self.expect(left, named);
+        self.expect(
+            ending.cancelled.saturating_add(ending.expired),
+            ending.gone.len(),
+        );
+        self.take(|counts| &mut counts.in_flight, left);
+        self.take(|counts| &mut counts.held_bytes, ending.gone_bytes);
+        add(&mut self.stored.counts.cancelled, ending.cancelled);
+        add(&mut self.stored.counts.expired, ending.expired);
         for back in ending.returned {
             leave(&mut members, back.position);
             let moved = Moved {
@@ -249,7 +296,7 @@ impl QueueState {
         let mut dead = Vec::with_capacity(ending.dead.len());
         for ((position, id), letter) in ending.dead {
             leave(&mut members, position);
-            self.stored.counts.held_bytes -= letter.bytes;
+            self.take(|counts| &mut counts.held_bytes, letter.bytes);
             dead.push((id, letter));
         }
         self.add_dead(dead);
