@@ -395,7 +395,7 @@ impl Inner {
     /// Ends the filling group even if it is empty: a witness for the one before.
     pub(super) fn seal_as_it_is(&mut self) {
         let buffer = self.buffers.pop().unwrap_or_default();
-        let next = Filling::new(self.filling.at, buffer);
+        let next = Filling::new(self.filling.at, buffer, self.state.salt);
         let filling = std::mem::replace(&mut self.filling, next);
         let reading = |queue| {
             let live = self.lives.get(&queue)?.clone();

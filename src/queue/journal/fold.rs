@@ -92,6 +92,7 @@ impl QueueState {
         });
         let key = open.map_or(ids.first, |entry| *entry.key());
         let stretch = stored.stretches.entry(key).or_insert_with(|| Stretch {
+            first: ids.first,
             segment: at.segment,
             offset: at.offset,
             expires_at: NEVER,

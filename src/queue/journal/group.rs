@@ -16,8 +16,8 @@ use super::{
     event::{Event, Of, Pushed, What},
     log::{Cursor, Log, Place, Reader},
     published::{Live, Reading},
-    record,
-    state::Blob,
+    record::{self, Anchor, Draft, Roster},
+    state::{Blob, Stretch},
 };
 use crate::error::{Error, Result};
 
@@ -28,6 +28,8 @@ pub(super) struct Filling {
     pub(super) body: Vec<u8>,
     events: Vec<u8>,
     piece: Option<Piece>,
+    /// What the checks of requests start from.
+    salt: u64,
     /// The queues that it touches, and whether there is something to wake others for.
     touched: Vec<(u32, bool)>,
     pub(super) callers: usize,
@@ -40,8 +42,8 @@ struct Piece {
     queue: u32,
     back: u32,
     pushed: Pushed,
+    roster: Roster,
     last: u64,
-    requests: u32,
 }
 
 /// A group that is complete.
@@ -55,12 +57,13 @@ pub(super) struct Group {
 }
 
 impl Filling {
-    pub(super) fn new(at: Cursor, body: Vec<u8>) -> Self {
+    pub(super) fn new(at: Cursor, body: Vec<u8>, salt: u64) -> Self {
         Self {
             at,
             body,
             events: Vec::new(),
             piece: None,
+            salt,
             touched: Vec::new(),
             callers: 0,
             done: Arc::default(),
@@ -74,8 +77,9 @@ impl Filling {
     /// Whether so many bytes more, of body and events together, go into its segment.
     pub(super) fn takes(&self, bytes: usize) -> bool {
         let open = self.piece.as_ref().map_or(0, Piece::event_bytes);
+        let roster = self.piece.as_ref().map_or(0, |piece| piece.roster.bytes());
         self.at
-            .fits(self.body.len() + bytes, self.events.len() + open)
+            .fits(self.body.len() + roster + bytes, self.events.len() + open)
     }
 
     /// Where the next byte of the body will lie.
@@ -101,15 +105,25 @@ impl Filling {
             .is_some_and(|piece| piece.queue == queue)
     }
 
-    /// Where the piece at the end begins, and how many bytes it has so far.
+    /// Where the next byte of the body will lie, for those who check what they write there.
+    pub(super) fn anchor(&self) -> Anchor {
+        Anchor {
+            salt: self.salt,
+            place: self.place(),
+        }
+    }
+
+    /// Where the piece at the end begins, and how many bytes it has if it ends here.
     pub(super) fn piece(&self) -> Option<(Place, u32)> {
-        let offset = self.piece.as_ref()?.pushed.offset;
+        let piece = self.piece.as_ref()?;
+        let offset = piece.pushed.offset;
+        let end = self.body.len() + piece.roster.bytes();
         let body = self.at.body();
         let place = Place {
             segment: body.segment,
             offset: body.offset + offset,
         };
-        Some((place, length(&self.body) - offset))
+        Some((place, u32::try_from(end).unwrap_or(u32::MAX) - offset))
     }
 
     /// Begins a piece, `back` bytes behind the one before it in its stretch.
@@ -119,14 +133,24 @@ impl Filling {
             offset: length(&self.body),
             ..Pushed::default()
         };
-        record::begin_piece(&mut self.body);
+        let anchor = self.anchor();
+        record::begin_piece(&mut self.body, anchor, back);
         self.piece = Some(Piece {
             queue,
             back,
             pushed,
+            roster: Roster::default(),
             last: 0,
-            requests: 0,
         });
+    }
+
+    /// Adds a request to the piece at the end.
+    pub(super) fn put_request(&mut self, draft: &Draft, id: u64, pushed_at: u64) {
+        let anchor = self.anchor();
+        draft.put(id, pushed_at, anchor, &mut self.body);
+        if let Some(piece) = &mut self.piece {
+            piece.roster.add(id, draft.payload.len() as u64);
+        }
     }
 
     /// What was added to the body and to the piece at the end.
@@ -139,7 +163,6 @@ impl Filling {
             _ => all.runs.push((distance, u64::from(requests))),
         }
         piece.last = first + u64::from(requests) - 1;
-        piece.requests += requests;
         if all.ready == 0 {
             (all.head, all.ready_at) = (part.head, part.ready_at);
         }
@@ -159,7 +182,12 @@ impl Filling {
             return;
         };
         let from = piece.pushed.offset as usize;
-        record::end_piece(&mut self.body[from..], piece.back, piece.requests);
+        let anchor = Anchor {
+            salt: self.salt,
+            place: self.at.body(),
+        };
+        let anchor = anchor.behind(from);
+        record::end_piece(&mut self.body, (from, anchor), piece.back, &piece.roster);
         piece.pushed.bytes = length(&self.body) - piece.pushed.offset;
         let what = What::Pushed(piece.pushed);
         let queue = piece.queue;
@@ -267,6 +295,16 @@ pub(super) fn read(
     }
     filling.copy(at, &mut all);
     Ok(all.into())
+}
+
+/// Whether a stretch lies in what is on stable storage already, all of it.
+pub(super) fn is_durable(
+    (sealed, filling): (&VecDeque<Arc<Group>>, &Filling),
+    stretch: &Stretch,
+) -> bool {
+    let waiting = sealed.front().map_or(filling.at, |group| group.at).body();
+    let end = stretch.offset.saturating_add(stretch.bytes);
+    (stretch.segment, end) <= (waiting.segment, waiting.offset)
 }
 
 /// Copies what both have of one segment.

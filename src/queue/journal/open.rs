@@ -47,6 +47,7 @@ pub(super) fn open(
     let oldest = found.oldest().segment;
     let mut report = Vec::new();
     let (mut state, tail) = replay(&found, &mut report)?;
+    state.salt = salt;
     if fault::is(Fault::ReuseFence) {
         let queues = state.queues.values_mut();
         queues.for_each(|queue| queue.stored.last_fence = 0);
@@ -59,7 +60,7 @@ pub(super) fn open(
     }
     let (log, cursor, reader) = found.recover(tail)?;
     let tend = Tend::new(disk, log.space(), path.clone(), options, oldest);
-    let filling = Filling::new(cursor, Vec::new());
+    let filling = Filling::new(cursor, Vec::new(), salt);
     let core = Core::new(path, options.queues, (state, filling), (log, reader));
     Ok(Opened { core, tend, report })
 }

@@ -94,16 +94,16 @@ impl JournalQueue {
     }
 
     /// Looks at members of a batch that is held, which have been durable since it was claimed. Outcomes that were recorded
-    /// for them may not be so yet: then it waits.
+    /// for them, and what was pushed into or carried with the same stretches, may not be so yet: then it waits.
     async fn plan<T>(
         &self,
         look: impl Fn(&Step<'_>) -> Result<T>,
-        has_outcomes: impl Fn(&T) -> bool,
+        is_waiting: impl Fn(&T) -> bool,
     ) -> Result<T> {
         self.check()?;
         let core = &self.keeper.core;
         let plan = core.look(self.live.id, &look)?;
-        if has_outcomes(&plan) {
+        if is_waiting(&plan) {
             return self.call(|step| look(step)).await;
         }
         Ok(plan)
@@ -166,17 +166,17 @@ impl JournalQueue {
         }
     }
 
-    /// Dead-letters, once their batch has ended, members whose payloads are damaged.
+    /// Dead-letters, once their batch has ended, members of which something is damaged.
     async fn reject_damaged(
         &self,
         lease: &Lease,
         until: Timestamp,
-        damaged: Vec<RequestId>,
+        damaged: Vec<(RequestId, &'static str)>,
     ) -> Result<()> {
-        let rejected = damaged.into_iter().map(|id| {
+        let rejected = damaged.into_iter().map(|(id, damage)| {
             let reject = Outcome::Reject {
                 reason: DeadReason::Damaged,
-                error: "the stored payload is damaged".into(),
+                error: damage.into(),
             };
             (id, reject)
         });
@@ -216,7 +216,7 @@ impl Queue for JournalQueue {
         let mut members = view::Members::default();
         loop {
             let look = |step: &Step<'_>| step.plan_page(lease, &page, after);
-            let plan = self.plan(look, view::PagePlan::has_outcomes).await?;
+            let plan = self.plan(look, view::PagePlan::is_waiting).await?;
             let (plan, filled) = self.fill(plan, page, members).await?;
             members = filled;
             if !members.damaged.is_empty() {
@@ -238,9 +238,9 @@ impl Queue for JournalQueue {
         update.validate()?;
         loop {
             let look = |step: &Step<'_>| step.plan_update(lease, &update);
-            let has_outcomes =
-                |plan: &Option<UpdatePlan>| plan.as_ref().is_some_and(UpdatePlan::has_outcomes);
-            let plan = self.plan(look, has_outcomes).await?;
+            let is_waiting =
+                |plan: &Option<UpdatePlan>| plan.as_ref().is_some_and(UpdatePlan::is_waiting);
+            let plan = self.plan(look, is_waiting).await?;
             let prepared = match plan {
                 None => None,
                 Some(plan) => {

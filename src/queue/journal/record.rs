@@ -1,29 +1,52 @@
 //! What lies in the bodies of groups: pieces of pushed requests, and blobs.
 //!
 //! ```text
-//! piece    ┌ back 4 ┐┌ bytes 4 ┐┌ requests 4 ┐┌ check 4 ┐┌ request ┐┌ request ┐ ...
-//!          distance to the piece before it in the same stretch, 0 for the first
-//! request  ┌ check 4 ┐┌ payload check 4 ┐┌ id 8 ┐┌ pushed at 8 ┐┌ payload 4 ┐┌ extras 2 ┐┌ mark 2 ┐┌ extras ┐┌ payload ┐
+//! piece    ┌ header 16 ┐┌ request ┐┌ request ┐ ... ┌ roster ┐┌ trailer 20 ┐
+//! header   ┌ back 4 ┐┌ bytes 4 ┐┌ requests 4 ┐┌ check 4 ┐
+//!          distance to the piece before it in the same stretch, 0 for the first; the bytes of all of the piece
+//! request  ┌ check 4 ┐┌ payload check 4 ┐┌ extras check 4 ┐┌ payload 4 ┐┌ id 8 ┐┌ pushed at 8 ┐┌ extras 2 ┐┌ mark 2 ┐
+//!          ┌ extras ┐┌ payload ┐
+//! roster   of each request, as variable-length numbers: how far its id is behind the one before, its payload bytes
+//! trailer  ┌ back 4 ┐┌ bytes 4 ┐┌ requests 4 ┐┌ roster bytes 4 ┐┌ check of roster and trailer 4 ┐
 //! ```
-//! Numbers are little-endian; checks are CRC-32. The check of a request covers its header and extras, so
-//! a damaged payload still tells whose it is. A piece is written while it grows, so its own header is
-//! filled in last.
+//! Numbers are little-endian; checks are CRC-32. Those of headers and trailers start from the salt of the store
+//! and from where they lie, so that no payload passes for a request, not even a copy of one.
+//!
+//! Whatever is damaged, a stretch has as many requests as were pushed into it:
+//! - A request whose payload or extras are damaged is known by its header.
+//! - One whose header is damaged is known by the roster. Where pieces begin and how long they are is in their
+//!   headers and in their trailers.
+//! - Where the roster is damaged, too, requests that are left are found by their headers. Those that are missing
+//!   are named by what is kept in memory of ids, if they are; for each of the others an id stands in, which lies
+//!   where it lay and is nobody else's.
+//!
+//! A piece is written while it grows: until it ends its header says 0 bytes, and it has no roster.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use crc32fast::Hasher;
 
 use super::{
-    codec::{self, Codec, record},
-    state::Blob,
+    codec::{self, Codec, Input, record},
+    log::Place,
+    state::{Blob, Stretch},
 };
 use crate::{
     error::{Error, Result},
     request::{Attributes, NewRequest},
 };
 
-pub(super) const PIECE_HEADER: usize = 16;
-const REQUEST_HEADER: usize = 32;
-const MARK: u16 = 0xb47c;
+mod salvage;
+
+const PIECE_HEADER: usize = 16;
+const TRAILER: usize = 20;
+const REQUEST_HEADER: usize = 36;
+/// What is whole, at least as far as its header tells.
+const WHOLE: u16 = 0xb47c;
+/// What had to be copied and was known by the roster only, or by nothing.
+const LOST: u16 = 0xb47d;
+const STAND_IN: u16 = 0xb47e;
 
 record! {
     /// What a few requests have besides their payload.
@@ -44,6 +67,59 @@ record! {
         reason: u8,
         error: String,
         not_before: Option<u64>,
+    }
+}
+
+/// What checks start from: the store, and where in the log something lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Anchor {
+    pub(super) salt: u64,
+    pub(super) place: Place,
+}
+
+impl Anchor {
+    /// Of what lies so many bytes behind it.
+    pub(super) fn behind(self, bytes: usize) -> Self {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let offset = self.place.offset.saturating_add(bytes);
+        Self {
+            place: Place {
+                offset,
+                ..self.place
+            },
+            ..self
+        }
+    }
+
+    fn check(self, parts: &[&[u8]]) -> u32 {
+        let mut start = [0; 16];
+        start[..8].copy_from_slice(&self.salt.to_le_bytes());
+        start[8..12].copy_from_slice(&self.place.segment.to_le_bytes());
+        start[12..].copy_from_slice(&self.place.offset.to_le_bytes());
+        let mut hasher = Hasher::new();
+        hasher.update(&start);
+        for part in parts {
+            hasher.update(part);
+        }
+        hasher.finalize()
+    }
+}
+
+/// What is known of the requests of some stretches without reading them.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) salt: u64,
+    /// Ids that were pushed and do not stand where they say.
+    pub(super) real: BTreeSet<u64>,
+    /// Ids of which nothing is kept any more.
+    pub(super) gone: BTreeSet<u64>,
+    /// Up to here nothing is ready where its id says.
+    pub(super) cursor: u64,
+}
+
+impl Known {
+    fn is_elsewhere(&self, id: u64) -> bool {
+        self.real.contains(&id) || self.gone.contains(&id)
     }
 }
 
@@ -78,95 +154,185 @@ impl Draft {
         }
     }
 
-    /// The bytes that it takes in a piece.
+    /// The bytes that it takes in a piece, at most.
     pub(super) fn bytes(&self) -> usize {
-        REQUEST_HEADER + self.extras.len() + self.payload.len()
+        REQUEST_HEADER + self.extras.len() + self.payload.len() + ENTRY
     }
 
-    pub(super) fn put(&self, id: u64, pushed_at: u64, out: &mut Vec<u8>) {
-        let mut header = [0; REQUEST_HEADER];
-        header[4..8].copy_from_slice(&self.payload_check.to_le_bytes());
-        header[8..16].copy_from_slice(&id.to_le_bytes());
-        header[16..24].copy_from_slice(&pushed_at.to_le_bytes());
-        // Payloads have at most 64 MiB and attributes a few KiB: requests are validated.
-        let payload = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
-        let extras = u16::try_from(self.extras.len()).unwrap_or(u16::MAX);
-        header[24..28].copy_from_slice(&payload.to_le_bytes());
-        header[28..30].copy_from_slice(&extras.to_le_bytes());
-        header[30..32].copy_from_slice(&MARK.to_le_bytes());
-        let check = check_of(&header, &self.extras);
-        header[..4].copy_from_slice(&check.to_le_bytes());
+    /// Writes it; `anchor` is where it will lie.
+    pub(super) fn put(&self, id: u64, pushed_at: u64, anchor: Anchor, out: &mut Vec<u8>) {
+        let header = Header {
+            payload_check: self.payload_check,
+            extras_check: crc32fast::hash(&self.extras),
+            // Payloads have at most 64 MiB and attributes a few KiB: requests are validated.
+            payload: u32::try_from(self.payload.len()).unwrap_or(u32::MAX),
+            id,
+            pushed_at,
+            extras: u16::try_from(self.extras.len()).unwrap_or(u16::MAX),
+            mark: WHOLE,
+        };
         out.reserve(self.bytes());
-        out.extend_from_slice(&header);
+        out.extend_from_slice(&header.encode(anchor));
         out.extend_from_slice(&self.extras);
         out.extend_from_slice(&self.payload);
     }
 }
 
-fn check_of(header: &[u8], extras: &[u8]) -> u32 {
-    let mut hasher = Hasher::new();
-    hasher.update(&header[4..]);
-    hasher.update(extras);
-    hasher.finalize()
+/// The header of a request.
+struct Header {
+    payload_check: u32,
+    extras_check: u32,
+    payload: u32,
+    id: u64,
+    pushed_at: u64,
+    extras: u16,
+    mark: u16,
+}
+
+impl Header {
+    fn encode(&self, anchor: Anchor) -> [u8; REQUEST_HEADER] {
+        let mut bytes = [0; REQUEST_HEADER];
+        bytes[4..8].copy_from_slice(&self.payload_check.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.extras_check.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.payload.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.id.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.pushed_at.to_le_bytes());
+        bytes[32..34].copy_from_slice(&self.extras.to_le_bytes());
+        bytes[34..36].copy_from_slice(&self.mark.to_le_bytes());
+        let check = anchor.check(&[&bytes[4..]]);
+        bytes[..4].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8], anchor: Anchor) -> Option<Self> {
+        let small = |from: usize| Some(u32::from_le_bytes(*bytes[from..].first_chunk()?));
+        let large = |from: usize| Some(u64::from_le_bytes(*bytes[from..].first_chunk()?));
+        let tiny = |from: usize| Some(u16::from_le_bytes(*bytes[from..].first_chunk()?));
+        let mark = tiny(34)?;
+        let is_one = matches!(mark, WHOLE | LOST | STAND_IN);
+        if !is_one || anchor.check(&[&bytes[4..REQUEST_HEADER]]) != small(0)? {
+            return None;
+        }
+        Some(Self {
+            payload_check: small(4)?,
+            extras_check: small(8)?,
+            payload: small(12)?,
+            id: large(16)?,
+            pushed_at: large(24)?,
+            extras: tiny(32)?,
+            mark,
+        })
+    }
+}
+
+/// What can't be read of a request, its payload aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    Extras,
+    Header,
+    Id,
 }
 
 /// A stored request, by where it lies in the bytes of its stretch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
     pub(super) id: u64,
+    /// Of one whose header is damaged: its id, which is about the time.
     pub(super) pushed_at: u64,
     pub(super) bytes: u64,
     payload_check: u32,
     extras: (usize, usize),
     payload: usize,
+    loss: Option<Loss>,
 }
 
 impl Found {
-    /// The request whose header lies at `at`, if one does.
-    fn at(stretch: &[u8], at: usize) -> Option<(Self, usize)> {
+    /// The request whose header lies at `at`, if one does, and where it ends; `anchor` is where the stretch lies.
+    fn at(stretch: &[u8], at: usize, anchor: Anchor) -> Option<(Self, usize)> {
         let header = stretch.get(at..at + REQUEST_HEADER)?;
-        let small = |from: usize| Some(u32::from_le_bytes(*header[from..].first_chunk()?));
-        let large = |from: usize| Some(u64::from_le_bytes(*header[from..].first_chunk()?));
-        let payload_bytes = small(24)?;
-        let last = small(28)?;
-        let (extras_bytes, mark) = ((last & 0xffff) as usize, last >> 16);
-        let extras = (at + REQUEST_HEADER, at + REQUEST_HEADER + extras_bytes);
-        let end = extras.1 + payload_bytes as usize;
-        let is_one = mark == u32::from(MARK) && end <= stretch.len();
-        if !is_one || check_of(header, &stretch[extras.0..extras.1]) != small(0)? {
+        let header = Header::decode(header, anchor.behind(at))?;
+        let extras = (
+            at + REQUEST_HEADER,
+            at + REQUEST_HEADER + usize::from(header.extras),
+        );
+        let end = extras.1 + header.payload as usize;
+        if end > stretch.len() {
             return None;
         }
+        let is_legible = crc32fast::hash(&stretch[extras.0..extras.1]) == header.extras_check;
+        let (loss, bytes) = match header.mark {
+            // Its payload is not here, and the check of it is how long it was.
+            LOST => (Some(Loss::Header), header.payload_check),
+            STAND_IN => (Some(Loss::Id), header.payload_check),
+            _ if !is_legible => (Some(Loss::Extras), header.payload),
+            _ => (None, header.payload),
+        };
         let found = Self {
-            id: large(8)?,
-            pushed_at: large(16)?,
-            bytes: payload_bytes.into(),
-            payload_check: small(4)?,
+            id: header.id,
+            pushed_at: header.pushed_at,
+            bytes: bytes.into(),
+            payload_check: header.payload_check,
             extras,
             payload: extras.1,
+            loss,
         };
         Some((found, end))
     }
 
-    /// Copies it into a piece, with its payload or without.
-    pub(super) fn copy(&self, stretch: &[u8], payload: bool, out: &mut Vec<u8>) {
-        let at = self.extras.0 - REQUEST_HEADER;
-        #[expect(clippy::cast_possible_truncation, reason = "it lies in memory")]
-        let end = self.payload + if payload { self.bytes as usize } else { 0 };
-        let from = out.len();
-        out.extend_from_slice(&stretch[at..end]);
-        if !payload {
-            let header = &mut out[from..];
-            header[4..8].copy_from_slice(&crc32fast::hash(&[]).to_le_bytes());
-            header[24..28].copy_from_slice(&[0; 4]);
-            let (header, extras) = header.split_at_mut(REQUEST_HEADER);
-            let check = check_of(header, extras);
-            header[..4].copy_from_slice(&check.to_le_bytes());
+    /// One of which nothing is left.
+    fn lost(id: u64, bytes: u64, loss: Loss) -> Self {
+        Self {
+            id,
+            pushed_at: id,
+            bytes,
+            payload_check: 0,
+            extras: (0, 0),
+            payload: 0,
+            loss: Some(loss),
         }
     }
 
+    /// Copies it to the end of a piece, with its payload or without; `anchor` is where it will lie.
+    pub(super) fn copy(&self, stretch: &[u8], payload: bool, anchor: Anchor, out: &mut Vec<u8>) {
+        let is_whole = self.loss.is_none();
+        #[expect(clippy::cast_possible_truncation, reason = "it lies in memory")]
+        let bytes = if payload { self.bytes as u32 } else { 0 };
+        let end = self.payload + if is_whole { bytes as usize } else { 0 };
+        let extras = if is_whole { self.extras } else { (0, 0) };
+        let extras = &stretch[extras.0..extras.1];
+        let header = Header {
+            payload_check: match (is_whole, payload) {
+                (true, true) => self.payload_check,
+                (true, false) => crc32fast::hash(&[]),
+                (false, _) => bytes,
+            },
+            extras_check: crc32fast::hash(extras),
+            payload: if is_whole { bytes } else { 0 },
+            id: self.id,
+            pushed_at: self.pushed_at,
+            extras: u16::try_from(extras.len()).unwrap_or(u16::MAX),
+            mark: match self.loss {
+                None => WHOLE,
+                Some(Loss::Extras | Loss::Header) => LOST,
+                Some(Loss::Id) => STAND_IN,
+            },
+        };
+        out.extend_from_slice(&header.encode(anchor));
+        out.extend_from_slice(extras);
+        if is_whole {
+            out.extend_from_slice(&stretch[self.payload..end]);
+        }
+    }
+
+    /// Whether more than its payload is damaged.
+    pub(super) fn is_lost(&self) -> bool {
+        self.loss.is_some()
+    }
+
+    /// What else was pushed, as far as it is legible.
     pub(super) fn extras(&self, stretch: &[u8]) -> Result<Extras> {
         match self.extras {
-            (from, to) if from == to => Ok(Extras::default()),
+            (from, to) if from == to || self.loss.is_some() => Ok(Extras::default()),
             (from, to) => codec::whole(&stretch[from..to]),
         }
     }
@@ -176,91 +342,155 @@ impl Found {
         Ok(self.extras(stretch)?.expires_at)
     }
 
-    /// Its payload; `None` if that is damaged.
-    pub(super) fn payload(&self, stretch: &Bytes) -> Option<Bytes> {
+    /// Its payload, if all of it is as it was pushed; or what is damaged.
+    pub(super) fn payload(&self, stretch: &Bytes) -> Result<Bytes, &'static str> {
+        match self.loss {
+            Some(Loss::Extras) => return Err("its stored attributes are damaged"),
+            Some(Loss::Header) => return Err("what was stored of it is damaged"),
+            Some(Loss::Id) => {
+                return Err(
+                    "what was stored of it is damaged, even its id, for which this one stands in",
+                );
+            }
+            None => {}
+        }
         #[expect(clippy::cast_possible_truncation, reason = "it lies in memory")]
         let payload = stretch.slice(self.payload..self.payload + self.bytes as usize);
-        (crc32fast::hash(&payload) == self.payload_check).then_some(payload)
-    }
-}
-
-/// Begins a piece: room for its header.
-pub(super) fn begin_piece(out: &mut Vec<u8>) {
-    out.extend_from_slice(&[0; PIECE_HEADER]);
-}
-
-/// Fills in the header of the piece that `bytes` are.
-pub(super) fn end_piece(piece: &mut [u8], back: u32, requests: u32) {
-    let bytes = u32::try_from(piece.len() - PIECE_HEADER).unwrap_or(u32::MAX);
-    piece[..4].copy_from_slice(&back.to_le_bytes());
-    piece[4..8].copy_from_slice(&bytes.to_le_bytes());
-    piece[8..12].copy_from_slice(&requests.to_le_bytes());
-    let check = crc32fast::hash(&piece[..12]);
-    piece[12..16].copy_from_slice(&check.to_le_bytes());
-}
-
-/// All requests of a stretch in order, as far as they are legible.
-///
-/// `tail` is where its last piece begins. Where a piece or a request is damaged, what lies around it is
-/// found by looking for the next header that is whole.
-pub(super) fn requests(stretch: &[u8], tail: usize, expected: u32) -> Vec<Found> {
-    let mut all = Vec::with_capacity(expected as usize);
-    if !walk(stretch, tail, &mut all) {
-        search(stretch, &mut all);
-    }
-    all
-}
-
-/// Walks the pieces; false if they are not whole.
-fn walk(stretch: &[u8], tail: usize, all: &mut Vec<Found>) -> bool {
-    let mut pieces = Vec::new();
-    let mut at = tail;
-    loop {
-        let Some(header) = stretch.get(at..at + PIECE_HEADER) else {
-            return false;
-        };
-        let number = |from: usize| {
-            let digits = header[from..].first_chunk();
-            digits.map_or(0, |digits| u32::from_le_bytes(*digits))
-        };
-        let (back, bytes, requests) = (number(0) as usize, number(4) as usize, number(8));
-        let end = at + PIECE_HEADER + bytes;
-        if crc32fast::hash(&header[..12]) != number(12) || end > stretch.len() {
-            return false;
+        if crc32fast::hash(&payload) != self.payload_check {
+            return Err("its stored payload is damaged");
         }
-        pieces.push((at + PIECE_HEADER, end, requests));
-        match back {
-            0 => break,
-            back if back > at => return false,
-            back => at -= back,
-        }
+        Ok(payload)
     }
-    for (mut at, end, requests) in pieces.into_iter().rev() {
-        for _ in 0..requests {
-            match Found::at(stretch, at) {
-                Some((found, next)) if next <= end => {
-                    all.push(found);
-                    at = next;
-                }
-                _ => return false,
+}
+
+/// The ids and sizes of the requests of a piece, as they are written behind them.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    bytes: Vec<u8>,
+    last: u64,
+    requests: u32,
+}
+
+impl Roster {
+    pub(super) fn add(&mut self, id: u64, bytes: u64) {
+        id.saturating_sub(self.last).put(&mut self.bytes);
+        bytes.put(&mut self.bytes);
+        self.last = id;
+        self.requests += 1;
+    }
+
+    /// What it takes at the end of its piece, with the trailer.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len() + TRAILER
+    }
+
+    /// The id and size of each.
+    fn read(bytes: &[u8], requests: u32) -> Option<Vec<(u64, u64)>> {
+        let mut input = Input::new(bytes);
+        let mut all = Vec::new();
+        let mut last = 0_u64;
+        while !input.is_empty() {
+            let distance = u64::take(&mut input).ok()?;
+            last = last.checked_add(distance)?;
+            all.push((last, u64::take(&mut input).ok()?));
+        }
+        (all.len() == requests as usize).then_some(all)
+    }
+}
+
+/// Begins a piece, which lies at `anchor`, `back` bytes behind the one before it in its stretch.
+pub(super) fn begin_piece(out: &mut Vec<u8>, anchor: Anchor, back: u32) {
+    out.extend_from_slice(&piece_header(anchor, [back, 0, 0]));
+}
+
+/// Ends the piece that begins at `from`.
+pub(super) fn end_piece(
+    out: &mut Vec<u8>,
+    (from, anchor): (usize, Anchor),
+    back: u32,
+    roster: &Roster,
+) {
+    let bytes = u32::try_from(out.len() - from + roster.bytes()).unwrap_or(u32::MAX);
+    let header = piece_header(anchor, [back, bytes, roster.requests]);
+    out[from..from + PIECE_HEADER].copy_from_slice(&header);
+    out.extend_from_slice(&roster.bytes);
+    let anchor = anchor.behind(out.len() - from);
+    let listed = u32::try_from(roster.bytes.len()).unwrap_or(u32::MAX);
+    let numbers = [back, bytes, roster.requests, listed].map(u32::to_le_bytes);
+    let check = anchor.check(&[&roster.bytes, numbers.as_flattened()]);
+    out.extend_from_slice(numbers.as_flattened());
+    out.extend_from_slice(&check.to_le_bytes());
+}
+
+fn piece_header(anchor: Anchor, numbers: [u32; 3]) -> [u8; PIECE_HEADER] {
+    let mut header = [0; PIECE_HEADER];
+    header[..12].copy_from_slice(numbers.map(u32::to_le_bytes).as_flattened());
+    let check = anchor.check(&[&header[..12]]);
+    header[12..].copy_from_slice(&check.to_le_bytes());
+    header
+}
+
+/// All requests of a stretch in order, the damaged ones included.
+pub(super) fn requests(bytes: &[u8], stretch: &Stretch, known: &Known) -> Vec<Found> {
+    let anchor = Anchor {
+        salt: known.salt,
+        place: Place {
+            segment: stretch.segment,
+            offset: stretch.offset,
+        },
+    };
+    let pieces = Pieces { bytes, anchor };
+    let whole = pieces.walk(stretch.tail as usize, stretch.requests);
+    whole.unwrap_or_else(|| pieces.salvage(stretch, known))
+}
+
+/// The pieces of a stretch, and where that lies.
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    anchor: Anchor,
+}
+
+impl Pieces<'_> {
+    /// What the header of the piece at `at` says: how far back the one before is, how long this one is, and how
+    /// many requests it has.
+    fn header(&self, at: usize) -> Option<(usize, usize, u32)> {
+        let header = self.bytes.get(at..at + PIECE_HEADER)?;
+        let number = |from: usize| Some(u32::from_le_bytes(*header[from..].first_chunk()?));
+        let check = self.anchor.behind(at).check(&[&header[..12]]);
+        let is_one = check == number(12)?;
+        is_one.then_some((number(0)? as usize, number(4)? as usize, number(8)?))
+    }
+
+    /// Walks along the pieces, if all is whole but payloads and extras.
+    fn walk(&self, tail: usize, requests: u32) -> Option<Vec<Found>> {
+        let mut pieces = Vec::new();
+        let mut at = tail;
+        let mut left = requests;
+        loop {
+            let (back, _, requests) = self.header(at)?;
+            let begins = at + PIECE_HEADER;
+            if back == 0 {
+                pieces.push((begins, requests));
+                break;
             }
+            at = at.checked_sub(back)?;
+            pieces.push((begins, requests));
         }
-    }
-    true
-}
-
-/// Looks for whole headers, byte by byte.
-fn search(stretch: &[u8], all: &mut Vec<Found>) {
-    all.clear();
-    let mut at = 0;
-    while at + REQUEST_HEADER <= stretch.len() {
-        match Found::at(stretch, at) {
-            Some((found, end)) if all.last().is_none_or(|last| last.id < found.id) => {
+        for (_, requests) in &pieces[1..] {
+            left = left.checked_sub(*requests)?;
+        }
+        // The last one may be growing, or have grown since.
+        pieces[0].1 = left;
+        let most = self.bytes.len() / REQUEST_HEADER;
+        let mut all = Vec::with_capacity(most.min(requests as usize));
+        for (mut at, requests) in pieces.into_iter().rev() {
+            for _ in 0..requests {
+                let (found, next) = Found::at(self.bytes, at, self.anchor)?;
                 all.push(found);
-                at = end;
+                at = next;
             }
-            _ => at += 1,
         }
+        Some(all)
     }
 }
 
@@ -275,33 +505,67 @@ pub(super) fn blob_value<T: Codec>(blob: Blob, bytes: &[u8]) -> Result<T> {
     codec::whole(bytes)
 }
 
+/// An entry of a roster takes at most so many bytes.
+const ENTRY: usize = 20;
+/// What a request, or a piece, takes at most besides its extras and its payload.
+pub(super) const MOST_BESIDES: usize = REQUEST_HEADER + ENTRY;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SALT: u64 = 7;
+
     /// Two pieces of two requests, with other bytes between them.
-    fn stretch() -> (Vec<u8>, usize) {
+    fn stretch() -> (Vec<u8>, Stretch) {
         let mut out = Vec::new();
-        let mut tail = 0;
-        for piece in 0..2_u64 {
-            let at = out.len();
-            begin_piece(&mut out);
+        let mut stretch = Stretch {
+            first: 10,
+            last: 21,
+            segment: 3,
+            offset: 4096,
+            requests: 4,
+            ready: 4,
+            ..Stretch::default()
+        };
+        let place = Place {
+            segment: stretch.segment,
+            offset: stretch.offset,
+        };
+        let anchor = Anchor { salt: SALT, place };
+        for piece in 1..3_u64 {
+            let from = out.len();
+            let back = u32::try_from(from).unwrap() - stretch.tail;
+            begin_piece(&mut out, anchor.behind(from), back);
+            let mut roster = Roster::default();
             for request in 0..2 {
                 let new = NewRequest::new(format!("payload {piece} {request}"));
                 let new = match request {
                     0 => new,
                     _ => new.attribute("a", "b"),
                 };
-                Draft::new(new, None, None).put(10 * piece + request, 7, &mut out);
+                let id = 10 * piece + request;
+                let draft = Draft::new(new, None, None);
+                let at = anchor.behind(out.len());
+                draft.put(id, 7, at, &mut out);
+                roster.add(id, draft.payload.len() as u64);
             }
-            let back = u32::try_from(at - tail).unwrap();
-            end_piece(&mut out[at..], back, 2);
-            tail = at;
-            if piece == 0 {
+            end_piece(&mut out, (from, anchor.behind(from)), back, &roster);
+            stretch.tail = u32::try_from(from).unwrap();
+            if piece == 1 {
                 out.extend_from_slice(&[0xee; 100]);
             }
         }
-        (out, tail)
+        stretch.bytes = u32::try_from(out.len()).unwrap();
+        (out, stretch)
+    }
+
+    /// All of them are ready.
+    fn known() -> Known {
+        Known {
+            salt: SALT,
+            ..Known::default()
+        }
     }
 
     fn ids(found: &[Found]) -> Vec<u64> {
@@ -310,35 +574,108 @@ mod tests {
 
     #[test]
     fn the_requests_of_a_stretch_are_found_in_order() {
-        let (bytes, tail) = stretch();
-        let found = requests(&bytes, tail, 4);
-        assert_eq!(ids(&found), [0, 1, 10, 11]);
+        let (bytes, stretch) = stretch();
+        let found = requests(&bytes, &stretch, &known());
+        assert_eq!(ids(&found), [10, 11, 20, 21]);
         let bytes = Bytes::from(bytes);
-        assert_eq!(found[3].payload(&bytes).unwrap(), "payload 1 1");
+        assert_eq!(found[3].payload(&bytes).unwrap(), "payload 2 1");
         assert_eq!(found[3].extras(&bytes).unwrap().attributes["a"], "b");
         assert_eq!(found[0].extras(&bytes).unwrap(), Extras::default());
     }
 
     #[test]
-    fn a_flipped_byte_costs_one_request_and_is_never_served() {
-        let (whole, tail) = stretch();
-        let all = requests(&whole, tail, 4);
+    fn a_flipped_byte_costs_one_request_which_is_still_known() {
+        let (whole, stretch) = stretch();
         let shared = Bytes::from(whole.clone());
+        let all = requests(&whole, &stretch, &known());
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
-            let found = requests(&bytes, tail, 4);
+            let found = requests(&bytes, &stretch, &known());
             let bytes = Bytes::from(bytes);
-            let mut lost = all.len();
-            for found in found {
-                let original = all.iter().find(|original| original.id == found.id);
-                let original = original.unwrap_or_else(|| panic!("byte {at}: an id is made up"));
-                if let Some(payload) = found.payload(&bytes) {
-                    assert_eq!(Some(payload), original.payload(&shared), "byte {at}");
-                    lost -= 1;
+            let mut lost = 0;
+            assert_eq!(ids(&found), [10, 11, 20, 21], "byte {at}");
+            for (found, original) in found.iter().zip(&all) {
+                assert_eq!(found.bytes, original.bytes, "byte {at}");
+                match found.payload(&bytes) {
+                    Ok(payload) => assert_eq!(Ok(payload), original.payload(&shared), "byte {at}"),
+                    Err(_) => lost += 1,
                 }
             }
             assert!(lost <= 1, "byte {at}: {lost} requests are lost");
         }
+    }
+
+    #[test]
+    fn whatever_is_overwritten_there_are_as_many_requests_as_were_pushed() {
+        let (whole, stretch) = stretch();
+        let shared = Bytes::from(whole.clone());
+        let all = requests(&whole, &stretch, &known());
+        for from in 0..whole.len() {
+            for to in from + 1..=whole.len() {
+                let mut bytes = whole.clone();
+                bytes[from..to].fill(0);
+                let found = requests(&bytes, &stretch, &known());
+                let bytes = Bytes::from(bytes);
+                let mut known = ids(&found);
+                known.dedup();
+                assert!(
+                    known.is_sorted() && known.len() == 4,
+                    "{from}..{to}: {known:?}"
+                );
+                for found in found {
+                    assert!((10..=21).contains(&found.id), "{from}..{to}: {known:?}");
+                    if let Ok(payload) = found.payload(&bytes) {
+                        let original = all.iter().find(|original| original.id == found.id);
+                        let original = original.unwrap().payload(&shared);
+                        assert_eq!(Ok(payload), original, "{from}..{to}");
+                    }
+                }
+            }
+        }
+        let found = requests(&[], &stretch, &known());
+        assert_eq!(found.len(), 4);
+    }
+
+    #[test]
+    fn a_payload_that_is_a_copy_of_requests_is_not_taken_for_them() {
+        let (copy, other) = stretch();
+        let anchor = Anchor {
+            salt: SALT,
+            place: Place {
+                segment: other.segment,
+                offset: other.offset + other.bytes,
+            },
+        };
+        let new = NewRequest::new(copy.clone());
+        let mut bytes = Vec::new();
+        begin_piece(&mut bytes, anchor, 0);
+        Draft::new(new, None, None).put(15, 7, anchor.behind(bytes.len()), &mut bytes);
+        // Neither a header nor a trailer that tells where requests lie.
+        bytes[PIECE_HEADER] ^= 1;
+        bytes[0] ^= 1;
+        let stretch = Stretch {
+            first: 10,
+            last: 21,
+            segment: anchor.place.segment,
+            offset: anchor.place.offset,
+            requests: 1,
+            bytes: u32::try_from(bytes.len()).unwrap(),
+            ..Stretch::default()
+        };
+        let found = requests(&bytes, &stretch, &known());
+        assert_eq!(found.len(), 1);
+        assert!(found[0].payload(&Bytes::from(bytes)).is_err());
+        // Nor where the copied ones lay, in another store.
+        let found = requests(
+            &copy,
+            &other,
+            &Known {
+                salt: SALT + 1,
+                ..known()
+            },
+        );
+        let copy = Bytes::from(copy);
+        assert!(found.iter().all(|found| found.payload(&copy).is_err()));
     }
 }

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use super::{
     codec::{self, Codec, Input, choice, record},
     fold::DONE,
+    record::Known,
 };
 use crate::{
     batch::{BatchId, Lease},
@@ -44,7 +45,8 @@ record! {
     /// Where a run of pushed requests lies, and what is still ready of it.
     #[derive(Copy)]
     struct Stretch {
-        /// The last id.
+        /// The first and the last id.
+        first: u64,
         last: u64,
         segment: u32,
         offset: u32,
@@ -399,6 +401,42 @@ impl QueueState {
             .filter(move |(_, ended)| ended.members.has_natural(id))
     }
 
+    /// What is known of the requests of these stretches without reading them.
+    pub(super) fn known<'s>(
+        &self,
+        stretches: impl IntoIterator<Item = &'s Stretch>,
+        salt: u64,
+    ) -> Known {
+        let stored = &self.stored;
+        let mut known = Known {
+            salt,
+            cursor: stored.cursor,
+            ..Known::default()
+        };
+        for stretch in stretches {
+            let range = stretch.first..=stretch.last.max(stretch.first);
+            let places = stored.places.range(range.clone());
+            known.real.extend(places.map(|(id, _)| *id));
+            let open = stored.open.values().map(|open| &open.members);
+            let ended = self.ended_at.range((stretch.first, 0)..);
+            let ended = ended.filter_map(|(_, batch)| stored.ended.get(batch));
+            let ended = ended.map(|ended| &ended.members);
+            let ended = ended.take_while(|members| members.root < stretch.last);
+            let holes = open
+                .chain(ended)
+                .flat_map(|members| members.holes.range(range.clone()));
+            let left = holes.chain(stored.absent.range(range.clone()));
+            // Of those that were carried only what is needed is there.
+            if stretch.carried {
+                let left = left.filter(|id| !stored.places.contains_key(id));
+                known.gone.extend(left);
+            } else {
+                known.real.extend(left);
+            }
+        }
+        known
+    }
+
     pub(super) fn batch_id(&self, batch: u64) -> BatchId {
         BatchId::new(batch, self.stored.salt)
     }
@@ -447,6 +485,8 @@ impl Members {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) queues: BTreeMap<u32, QueueState>,
+    /// What the checks of requests start from; the store's, not a part of what is stored.
+    pub(super) salt: u64,
 }
 
 impl State {
@@ -552,6 +592,7 @@ impl Codec for State {
     fn take(from: &mut Input<'_>) -> Result<Self> {
         Ok(Self {
             queues: Codec::take(from)?,
+            salt: 0,
         })
     }
 }

@@ -21,12 +21,12 @@ use super::{
     fold::fold,
     group,
     log::Place,
-    record::{self, Found, Outcome},
+    record::{self, Found, Known, Outcome},
     state::{Blob, NEVER, Page, QueueState, Stretch},
 };
 use crate::{
     clock::Timestamp,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     request::DeadReason,
 };
 
@@ -50,9 +50,18 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    pub(super) fn new(bytes: Bytes, stretch: &Stretch) -> Self {
-        let requests = record::requests(&bytes, stretch.tail as usize, stretch.requests);
+    pub(super) fn new(bytes: Bytes, stretch: &Stretch, known: &Known) -> Self {
+        let requests = record::requests(&bytes, stretch, known);
         Self { bytes, requests }
+    }
+
+    /// What was read of a stretch; if it is not there, that is damage like any other.
+    pub(super) fn read(read: Result<Bytes>, stretch: &Stretch, known: &Known) -> Result<Self> {
+        let bytes = match read {
+            Err(error) if is_damage(&error) => Bytes::new(),
+            read => read?,
+        };
+        Ok(Self::new(bytes, stretch, known))
     }
 
     pub(super) fn find(&self, id: u64) -> Option<&Found> {
@@ -127,8 +136,15 @@ impl<'a> Step<'a> {
         record::blob_value(blob, &self.read(place, blob.bytes)?)
     }
 
-    pub(super) fn outcomes(&self, page: &Page) -> Result<Vec<Outcome>> {
-        self.read_blob(page.blob)
+    /// The outcomes of a page; `None` if they are damaged.
+    pub(super) fn outcomes(&self, page: &Page) -> Result<Option<Vec<Outcome>>> {
+        legible(self.read_blob(page.blob))
+    }
+
+    /// A text that was recorded, or that it is damaged.
+    pub(super) fn text(&self, blob: Blob) -> Result<String> {
+        let text = legible(self.read_blob(blob))?;
+        Ok(text.unwrap_or_else(|| "the recorded error is damaged".into()))
     }
 
     pub(super) fn load(&self, stretch: &Stretch) -> Result<Loaded> {
@@ -136,7 +152,23 @@ impl<'a> Step<'a> {
             segment: stretch.segment,
             offset: stretch.offset,
         };
-        Ok(Loaded::new(self.read(place, stretch.bytes)?, stretch))
+        let read = self.read(place, stretch.bytes);
+        Loaded::read(read, stretch, &self.known([stretch])?)
+    }
+
+    /// What is known of these stretches without reading them.
+    pub(super) fn known<'s>(
+        &self,
+        stretches: impl IntoIterator<Item = &'s Stretch>,
+    ) -> Result<Known> {
+        Ok(self.queue()?.known(stretches, self.inner.state.salt))
+    }
+
+    /// Whether these can be read by those who don't have the lock.
+    pub(super) fn are_durable<'s>(&self, stretches: impl IntoIterator<Item = &'s Stretch>) -> bool {
+        let waiting = (&self.inner.sealed, &self.inner.filling);
+        let mut stretches = stretches.into_iter();
+        stretches.all(|stretch| group::is_durable(waiting, stretch))
     }
 
     /// The stretch of an id, read.
@@ -243,6 +275,32 @@ impl<'a> Step<'a> {
     }
 }
 
+/// Whether something can't be read and never will be.
+pub(super) fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound)
+}
+
+/// What was read, unless it is damaged.
+pub(super) fn legible<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if is_damage(&error) => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// An outcome of which only the kind is known, which is kept in memory: what was done stays done, and what failed
+/// is retried, or dead-lettered.
+pub(super) fn damaged_outcome(position: u64, id: u64, kind: u8) -> Outcome {
+    Outcome {
+        position,
+        id,
+        kind,
+        reason: reason_number(DeadReason::Damaged),
+        error: DAMAGED_OUTCOME.into(),
+        ..Outcome::default()
+    }
+}
+
 /// How a stretch stands once these (sorted) and all up to `cursor` are not ready any more.
 fn change(
     queue: &QueueState,
@@ -303,6 +361,9 @@ pub(super) fn reason(number: u8) -> DeadReason {
         _ => DeadReason::Rejected,
     }
 }
+
+/// What is told of an outcome that can't be read.
+pub(super) const DAMAGED_OUTCOME: &str = "what was recorded of its outcome is damaged";
 
 /// What the fields of an event take beyond what was asked for, at most.
 const SLACK_BYTES: usize = 1024;

@@ -8,23 +8,27 @@ use bytes::Bytes;
 
 pub(super) use self::pages::{Members, PagePlan, fill};
 use super::{
+    fold::DONE,
     record::{Extras, Outcome},
-    state::{Dead, Ended, Moved, Page, Rest, Stand},
-    step::{Loaded, Step, reason},
+    state::{Dead, Ended, Moved, Open, Page, Rest, Stand},
+    step::{DAMAGED_OUTCOME, Loaded, Step, damaged_outcome, legible, reason},
 };
 use crate::{
     clock::Timestamp,
     error::Result,
     queue::Entry,
-    request::{Attributes, RequestId, State},
+    request::{Attributes, DeadReason, RequestId, State},
 };
 
 /// What was pushed, as it lies in its stretch.
 pub(super) struct Original {
     pub(super) pushed_at: u64,
     pub(super) bytes: u64,
+    /// Whether more than the payload is damaged.
+    pub(super) is_lost: bool,
     pub(super) extras: Extras,
-    pub(super) payload: Option<Bytes>,
+    /// Or what is damaged.
+    pub(super) payload: Result<Bytes, &'static str>,
 }
 
 impl Loaded {
@@ -35,6 +39,7 @@ impl Loaded {
         Ok(Some(Original {
             pushed_at: found.pushed_at,
             bytes: found.bytes,
+            is_lost: found.is_lost(),
             extras: found.extras(&self.bytes)?,
             payload: found.payload(&self.bytes),
         }))
@@ -55,7 +60,7 @@ impl Step<'_> {
     /// What is known of a request whose stretch was read.
     fn entry(&self, id: u64, loaded: &Loaded, payload: bool) -> Result<Option<Entry>> {
         let Some(original) = loaded.original(id)? else {
-            return self.illegible(id);
+            return Ok(None);
         };
         let queue = self.queue()?;
         let stored = &queue.stored;
@@ -85,19 +90,6 @@ impl Step<'_> {
         };
         let entry = entry.transpose()?;
         Ok(entry.map(|entry| finish(entry, id, original, payload)))
-    }
-
-    /// A request of which nothing can be read where it lies: as a dead letter it is still known.
-    fn illegible(&self, id: u64) -> Result<Option<Entry>> {
-        let dead = self.queue()?.stored.dead.get(&id);
-        let entry = dead.map(|dead| {
-            Ok(Entry {
-                id: RequestId::from_u64(id),
-                bytes: dead.bytes,
-                ..self.dead_letter(dead)?
-            })
-        });
-        entry.transpose()
     }
 
     /// A request that stands where its id says.
@@ -134,8 +126,8 @@ impl Step<'_> {
         let Some(open) = queue.stored.open.get(&batch) else {
             return Ok(None);
         };
-        if open.recorded.get(&position) == Some(&super::fold::DONE) {
-            let outcome = self.recorded(&open.pages, position)?;
+        if open.recorded.get(&position) == Some(&DONE) {
+            let outcome = self.outcome_in(open, position, id)?;
             let entry = outcome.map(|outcome| self.done(batch, outcome));
             return Ok(entry
                 .transpose()?
@@ -147,7 +139,7 @@ impl Step<'_> {
             attempts: moved.map_or(0, |moved| moved.attempts) + open.prior + open.attempt,
             at: Timestamp::from_nanos(open.formed_at),
             batch: Some(queue.batch_id(batch)),
-            error: error.map(|error| self.read_blob(error)).transpose()?,
+            error: error.map(|error| self.text(error)).transpose()?,
             ..blank(State::InFlight)
         };
         Ok(Some(finish(entry, id, original, payload)))
@@ -157,7 +149,7 @@ impl Step<'_> {
         Ok(Entry {
             attempts: moved.attempts,
             at: Timestamp::from_nanos(at),
-            error: moved.error.map(|error| self.read_blob(error)).transpose()?,
+            error: moved.error.map(|error| self.text(error)).transpose()?,
             ..blank(state)
         })
     }
@@ -169,21 +161,36 @@ impl Step<'_> {
             at: Timestamp::from_nanos(dead.at),
             batch: dead.batch.map(|batch| queue.batch_id(batch)),
             reason: Some(reason(dead.reason)),
-            error: Some(self.read_blob(dead.error)?),
+            error: Some(self.text(dead.error)?),
             ..blank(State::Dead)
         })
     }
 
     /// How a member of an ended batch was done, if it was.
     fn done_in(&self, batch: u64, ended: &Ended, position: u64) -> Result<Option<Entry>> {
-        if let Some(outcome) = self.recorded(&ended.pages, position)? {
-            let is_done = outcome.kind == super::fold::DONE;
-            return is_done.then(|| self.done(batch, outcome)).transpose();
-        }
+        let is_damaged = match self.recorded(&ended.pages, position)? {
+            Recorded::Outcome(outcome) => {
+                let is_done = outcome.kind == DONE;
+                return is_done.then(|| self.done(batch, outcome)).transpose();
+            }
+            Recorded::Damaged => true,
+            Recorded::Nothing => false,
+        };
         let moved = ended.members.moved.get(&position);
         let attempts = moved.map_or(0, |moved| moved.attempts);
-        let rest = ended.rest.map(|rest| self.rest(batch, &rest, attempts));
-        rest.transpose()
+        match ended.rest {
+            Some(rest) if !is_damaged => self.rest(batch, &rest, attempts).map(Some),
+            rest if is_damaged => {
+                let outcome = Outcome {
+                    // A batch is named by when it was formed.
+                    at: rest.map_or(batch, |rest| rest.at),
+                    attempts: rest.map_or(0, |rest| attempts + rest.attempts),
+                    ..damaged_outcome(position, position, DONE)
+                };
+                self.done(batch, outcome).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn done(&self, batch: u64, outcome: Outcome) -> Result<Entry> {
@@ -192,36 +199,64 @@ impl Step<'_> {
             at: Timestamp::from_nanos(outcome.at),
             batch: Some(self.queue()?.batch_id(batch)),
             result: outcome.result,
+            error: (!outcome.error.is_empty()).then_some(outcome.error),
             ..blank(State::Done)
         })
     }
 
     fn rest(&self, batch: u64, rest: &Rest, attempts: u32) -> Result<Entry> {
+        let result = rest.result.map(|result| legible(self.read_blob(result)));
+        let result: Option<Option<Bytes>> = result.transpose()?;
+        let is_damaged = matches!(result, Some(None));
         Ok(Entry {
             attempts: attempts + rest.attempts,
             at: Timestamp::from_nanos(rest.at),
             batch: Some(self.queue()?.batch_id(batch)),
-            result: rest
-                .result
-                .map(|result| self.read_blob(result))
-                .transpose()?,
+            result: result.flatten(),
+            error: is_damaged.then(|| DAMAGED_OUTCOME.into()),
             ..blank(State::Done)
         })
     }
 
+    /// The outcome that a member of an open batch has, if it has one; of a damaged one only the kind is known.
+    fn outcome_in(&self, open: &Open, position: u64, id: u64) -> Result<Option<Outcome>> {
+        let Some(kind) = open.recorded.get(&position) else {
+            return Ok(None);
+        };
+        Ok(Some(match self.recorded(&open.pages, position)? {
+            Recorded::Outcome(outcome) => outcome,
+            Recorded::Damaged | Recorded::Nothing => Outcome {
+                at: open.formed_at,
+                ..damaged_outcome(position, id, *kind)
+            },
+        }))
+    }
+
     /// The outcome recorded for a position in one of these pages.
-    fn recorded(&self, pages: &[Page], position: u64) -> Result<Option<Outcome>> {
+    fn recorded(&self, pages: &[Page], position: u64) -> Result<Recorded> {
+        let mut recorded = Recorded::Nothing;
         for page in pages {
             if page.first <= position && position <= page.last {
-                let outcomes = self.outcomes(page)?;
+                let Some(outcomes) = self.outcomes(page)? else {
+                    recorded = Recorded::Damaged;
+                    continue;
+                };
                 let found = outcomes.into_iter().find(|one| one.position == position);
-                if found.is_some() {
-                    return Ok(found);
+                if let Some(found) = found {
+                    return Ok(Recorded::Outcome(found));
                 }
             }
         }
-        Ok(None)
+        Ok(recorded)
     }
+}
+
+/// What is found of an outcome.
+enum Recorded {
+    Outcome(Outcome),
+    /// It is not in the pages that can be read, and may be in one that can't.
+    Damaged,
+    Nothing,
 }
 
 /// An entry of which only the state is known.
@@ -245,12 +280,25 @@ fn blank(state: State) -> Entry {
 /// Adds what was pushed.
 fn finish(entry: Entry, id: u64, original: Original, payload: bool) -> Entry {
     let is_done = entry.state == State::Done;
+    let (mut reason, mut error) = (entry.reason, entry.error);
+    if let Err(damage) = original.payload
+        && (!is_done || original.is_lost)
+    {
+        let is_waiting = !is_done && entry.state != State::Dead;
+        reason = reason.or(is_waiting.then_some(DeadReason::Damaged));
+        error = Some(match error {
+            Some(error) if error != damage => format!("{error} ({damage})"),
+            _ => damage.to_owned(),
+        });
+    }
     Entry {
         id: RequestId::from_u64(id),
         pushed_at: Timestamp::from_nanos(original.pushed_at),
         attributes: original.extras.attributes,
         bytes: if is_done { 0 } else { original.bytes },
-        payload: original.payload.filter(|_| payload && !is_done),
+        payload: original.payload.ok().filter(|_| payload && !is_done),
+        reason,
+        error,
         ..entry
     }
 }

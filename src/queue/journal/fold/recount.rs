@@ -60,6 +60,7 @@ impl Stored {
     fn part_stretches(&mut self) {
         let mut last = 0;
         self.stretches.retain(|first, stretch| {
+            stretch.first = *first;
             let fits = *first > last && *first <= stretch.last;
             last = last.max(stretch.last);
             fits

@@ -208,7 +208,8 @@ impl Step<'_> {
                 self.fold_part(&mut part)?;
                 self.begin_part(&mut part, id)?;
             }
-            draft.put(id, now.as_nanos(), &mut self.inner.filling.body);
+            let filling = &mut self.inner.filling;
+            filling.put_request(draft, id, now.as_nanos());
             part.add(id, now, draft);
         }
         self.fold_part(&mut part)

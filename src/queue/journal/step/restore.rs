@@ -17,7 +17,7 @@ use crate::{
             codec::Codec,
             event::{Restoring, What},
             fold::{DONE, STRETCH_BYTES, STRETCH_REQUESTS},
-            record::{self, Draft, Outcome as Stored},
+            record::{self, Draft, Outcome as Stored, Roster},
             state::{
                 Dead, DeadPage, Key, Moved, NEVER, Open, Page, QueueState, Settled, Stand, Stretch,
             },
@@ -135,23 +135,24 @@ impl Step<'_> {
         let drafts: Vec<Draft> = requests.iter().map(draft).collect();
         let bytes: usize = drafts.iter().map(Draft::bytes).sum();
         let errors = (requests.iter()).map(|one| one.entry.error.as_ref().map_or(0, String::len));
-        self.reserve(bytes + errors.sum::<usize>() + 16 * requests.len() + 64);
+        self.reserve(bytes + errors.sum::<usize>() + 16 * requests.len() + 128);
         let filling = &mut self.inner.filling;
         filling.end_piece();
         let place = filling.place();
         let from = filling.body.len();
-        record::begin_piece(&mut filling.body);
+        let begins = filling.anchor();
+        record::begin_piece(&mut filling.body, begins, 0);
+        let mut roster = Roster::default();
         for (draft, request) in drafts.iter().zip(&requests) {
-            let entry = &request.entry;
-            draft.put(
-                entry.id.as_u64(),
-                entry.pushed_at.as_nanos(),
-                &mut filling.body,
-            );
+            let (id, pushed_at) = (request.entry.id.as_u64(), request.entry.pushed_at);
+            let anchor = filling.anchor();
+            draft.put(id, pushed_at.as_nanos(), anchor, &mut filling.body);
+            roster.add(id, draft.payload.len() as u64);
         }
         let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
-        record::end_piece(&mut filling.body[from..], 0, count);
+        record::end_piece(&mut filling.body, (from, begins), 0, &roster);
         let mut stretch = Stretch {
+            first,
             last,
             segment: place.segment,
             offset: place.offset,

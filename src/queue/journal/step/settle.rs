@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::{
-    Step,
+    Step, damaged_outcome,
     update::{Member, Prepared, store},
 };
 use crate::{
@@ -129,13 +129,15 @@ impl Step<'_> {
             let recorded = open.recorded.get(position);
             let one = match (recorded, named.get(position).copied(), rest) {
                 (Some(kind), ..) if *kind == DONE => continue,
-                (Some(_), ..) => prepared.failed.get(position).cloned(),
+                (Some(kind), ..) => {
+                    let known = prepared.failed.get(position).cloned();
+                    known.unwrap_or_else(|| damaged_outcome(*position, member.id, *kind))
+                }
                 (None, Some(Outcome::Done { .. }), _) | (None, None, None) => continue,
                 (None, Some(outcome), _) | (None, None, Some(outcome)) => {
-                    Some(store(now, *position, member, attempts, outcome))
+                    store(now, *position, member, attempts, outcome)
                 }
             };
-            let one = one.ok_or_else(|| Error::corrupt("a recorded outcome is gone"))?;
             failed.push((*position, *member, one));
         }
         let mut ending = Ending::default();

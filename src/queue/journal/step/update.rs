@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::{Loaded, Step, reason_number, shortened};
+use super::{Loaded, Step, legible, reason_number, shortened};
 use crate::{
     batch::{Lease, Outcome, Then, Update},
     clock::Timestamp,
@@ -16,7 +16,7 @@ use crate::{
         event::{self, Recorded, Updated, What},
         fold::{DONE, REJECT, RETRY},
         log::{Pin, Place, Reader},
-        record::{self, Outcome as Stored},
+        record::{self, Known, Outcome as Stored},
         state::{NEVER, Open, Page, Stretch},
     },
 };
@@ -52,6 +52,9 @@ pub(in crate::queue::journal) struct Plan {
     last: u64,
     holes: BTreeSet<u64>,
     only: Option<BTreeSet<u64>>,
+    known: Known,
+    /// Whether something to be read is still on its way to the disk.
+    is_waiting: bool,
     prepared: Prepared,
     _pin: Pin,
 }
@@ -119,6 +122,8 @@ impl Step<'_> {
         let first = segments.iter().min().copied().unwrap_or(0);
         let last = segments.iter().max().copied().unwrap_or(0);
         Ok(Some(Plan {
+            is_waiting: !pages.is_empty() || !self.are_durable(&stretches),
+            known: self.known(&stretches)?,
             stretches,
             pages,
             after: open.members.after,
@@ -300,8 +305,8 @@ pub(super) fn store(
 }
 
 impl Plan {
-    pub(in crate::queue::journal) fn has_outcomes(&self) -> bool {
-        !self.pages.is_empty()
+    pub(in crate::queue::journal) fn is_waiting(&self) -> bool {
+        self.is_waiting
     }
 
     /// Reads it all; slow, and without the lock.
@@ -312,7 +317,7 @@ impl Plan {
                 segment: stretch.segment,
                 offset: stretch.offset,
             };
-            let loaded = Loaded::new(reader.read(place, stretch.bytes)?, stretch);
+            let loaded = Loaded::read(reader.read(place, stretch.bytes), stretch, &self.known)?;
             for found in &loaded.requests {
                 let is_wanted = self
                     .only
@@ -337,7 +342,9 @@ impl Plan {
                 segment: blob.segment,
                 offset: blob.offset,
             };
-            let outcomes: Vec<Stored> = record::blob_value(blob, &reader.read(place, blob.bytes)?)?;
+            let read = reader.read(place, blob.bytes);
+            let outcomes = read.and_then(|bytes| record::blob_value::<Vec<Stored>>(blob, &bytes));
+            let outcomes = legible(outcomes)?.unwrap_or_default();
             let failed = outcomes.into_iter().filter(|one| one.kind != DONE);
             prepared
                 .failed

@@ -10,9 +10,9 @@ use crate::{
         event::{Carried, Event, Of, Rewritten, What},
         fold::fold,
         log::{Place, Reader},
-        record,
+        record::{self, Roster},
         state::{Blob, QueueState},
-        step::Loaded,
+        step::{Loaded, legible},
     },
 };
 
@@ -110,9 +110,18 @@ fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Res
         segment: stretch.segment,
         offset: stretch.offset,
     };
-    let loaded = Loaded::new(reader.read(at, stretch.bytes)?, stretch);
+    let known = queue.known([stretch], inner.state.salt);
+    let loaded = Loaded::read(reader.read(at, stretch.bytes), stretch, &known)?;
+    let most = loaded.bytes.len() + (loaded.requests.len() + 1) * record::MOST_BESIDES;
+    make_room(inner, most);
+    inner.filling.end_piece();
+    let anchor = inner.filling.anchor();
+    let Some(queue) = inner.state.queues.get(&id) else {
+        return Ok(0);
+    };
     let mut piece = Vec::with_capacity(loaded.bytes.len());
-    record::begin_piece(&mut piece);
+    record::begin_piece(&mut piece, anchor, 0);
+    let mut roster = Roster::default();
     let mut requests = 0;
     for found in &loaded.requests {
         let payload = match need(queue, found.id) {
@@ -120,11 +129,16 @@ fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Res
             Need::Bare => false,
             Need::Whole => true,
         };
-        found.copy(&loaded.bytes, payload, &mut piece);
+        found.copy(
+            &loaded.bytes,
+            payload,
+            anchor.behind(piece.len()),
+            &mut piece,
+        );
+        roster.add(found.id, if payload { found.bytes } else { 0 });
         requests += 1;
     }
-    record::end_piece(&mut piece, 0, requests);
-    make_room(inner, piece.len());
+    record::end_piece(&mut piece, (0, anchor), 0, &roster);
     let blob = inner.filling.put_blob(&piece);
     let event = Event::Of(Box::new(Of {
         queue: id,
@@ -189,7 +203,7 @@ fn carry_blobs(inner: &mut Inner, reader: &Reader, id: u32, segment: u32) -> Res
             segment: blob.segment,
             offset: blob.offset,
         };
-        let bytes = reader.read(at, blob.bytes)?;
+        let bytes = legible(reader.read(at, blob.bytes))?.unwrap_or_default();
         // A damaged one is damaged there, too: its checksum is the old one.
         let new = inner.filling.put_blob(&bytes);
         moved.insert(

@@ -155,7 +155,7 @@ impl Step<'_> {
             };
             let failed = open.recorded.get(&at).is_some_and(|kind| *kind != DONE);
             let outcome = if failed {
-                self.recorded(&open.pages, at)?.map(outcome_of)
+                self.outcome_in(open, at, id)?.map(outcome_of)
             } else {
                 None
             };
@@ -165,7 +165,7 @@ impl Step<'_> {
                 outcome,
             });
             let original = loaded.original(id)?;
-            request.entry.payload = original.and_then(|original| original.payload);
+            request.entry.payload = original.and_then(|original| original.payload.ok());
         }
         Ok(Some(request))
     }

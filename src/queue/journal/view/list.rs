@@ -9,7 +9,7 @@ use crate::{
         Entry, List, ResultCursor, SettledPage,
         journal::{
             fold::DONE,
-            state::{NEVER, QueueState, Settled, Stand, Stretch},
+            state::{Members, NEVER, Open, Page, QueueState, Settled, Stand, Stretch},
             step::{Loaded, Step},
         },
     },
@@ -129,8 +129,10 @@ impl Step<'_> {
                     .take(most)
                     .collect()
             }
-            Some(Settled::Page((_, page))) => {
-                let outcomes = self.outcomes(page)?;
+            Some(Settled::Page((batch, page))) => {
+                let Some(outcomes) = self.outcomes(page)? else {
+                    return self.settled_damaged(*batch, page, past, most);
+                };
                 (0..)
                     .zip(outcomes)
                     .filter(|(index, one)| is_next(*index) && one.kind == DONE)
@@ -164,31 +166,81 @@ impl Step<'_> {
         past: Option<u64>,
         most: usize,
     ) -> Result<Vec<(u64, Entry)>> {
-        let queue = self.queue()?;
-        let Some(ended) = queue.stored.ended.get(&batch) else {
+        let Some(ended) = self.queue()?.stored.ended.get(&batch) else {
             return Ok(Vec::new());
         };
         let mut recorded = BTreeSet::new();
         for page in &ended.pages {
-            recorded.extend(self.outcomes(page)?.into_iter().map(|one| one.position));
+            let outcomes = self.outcomes(page)?.unwrap_or_default();
+            recorded.extend(outcomes.into_iter().map(|one| one.position));
         }
-        let after = past.map_or(ended.members.after, |past| past.max(ended.members.after));
+        let is_one = |position: u64| !recorded.contains(&position);
+        self.settled_members(&ended.members, &is_one, past, most)
+    }
+
+    /// What was recorded in a page that is damaged, by position: what is done and in no page that can be read.
+    fn settled_damaged(
+        &self,
+        batch: u64,
+        page: &Page,
+        past: Option<u64>,
+        most: usize,
+    ) -> Result<Vec<(u64, Entry)>> {
+        let stored = &self.queue()?.stored;
+        let (open, ended) = (stored.open.get(&batch), stored.ended.get(&batch));
+        let (members, pages) = match (open, ended) {
+            (Some(open), _) => (&open.members, &open.pages),
+            // With the rest of its batch, of which it can't be told apart.
+            (None, Some(ended)) if ended.rest.is_none() => (&ended.members, &ended.pages),
+            _ => return Ok(Vec::new()),
+        };
+        let mut recorded = BTreeSet::new();
+        let mut before = Vec::new();
+        let mut is_before = true;
+        for other in pages {
+            is_before = is_before && other.blob != page.blob;
+            match self.outcomes(other)? {
+                Some(outcomes) => recorded.extend(outcomes.into_iter().map(|one| one.position)),
+                None if is_before => before.push((other.first, other.last)),
+                None => {}
+            }
+        }
+        let is_one = |position: u64| {
+            let covers = |(first, last): (u64, u64)| first <= position && position <= last;
+            let is_done = |open: &Open| open.recorded.get(&position) == Some(&DONE);
+            covers((page.first, page.last))
+                && open.is_none_or(is_done)
+                && !recorded.contains(&position)
+                && !before.iter().any(|range| covers(*range))
+        };
+        self.settled_members(members, &is_one, past, most)
+    }
+
+    /// Those of these members that are meant, by position.
+    fn settled_members(
+        &self,
+        members: &Members,
+        is_one: &dyn Fn(u64) -> bool,
+        past: Option<u64>,
+        most: usize,
+    ) -> Result<Vec<(u64, Entry)>> {
+        let queue = self.queue()?;
+        let after = past.map_or(members.after, |past| past.max(members.after));
         let moved_after = past.map_or(0, |past| past + 1);
-        let mut moved = ended.members.moved.range(moved_after..).peekable();
+        let mut moved = members.moved.range(moved_after..).peekable();
         let mut entries = Vec::new();
         let mut add = |position: u64, id: u64, loaded: &Loaded| -> Result<bool> {
-            if entries.len() < most && !recorded.contains(&position) {
+            if entries.len() < most && is_one(position) {
                 let entry = self.entry(id, loaded, false)?;
                 entries.extend(entry.map(|entry| (position, entry)));
             }
             Ok(entries.len() < most)
         };
-        for (_, stretch) in queue.stretches_between(after, ended.members.last) {
+        for (_, stretch) in queue.stretches_between(after, members.last) {
             let loaded = self.load(stretch)?;
             let natural = loaded.requests.iter();
-            for found in
-                natural.filter(|found| found.id > after && ended.members.has_natural(found.id))
-            {
+            let natural = natural.filter(|found| found.id > after && members.has_natural(found.id));
+            for found in natural {
                 while let Some((position, next)) = moved.next_if(|(at, _)| **at < found.id) {
                     if let Some((_, loaded)) = self.load_of(next.id)? {
                         add(*position, next.id, &loaded)?;
@@ -222,7 +274,7 @@ impl QueueState {
                 .values()
                 .any(|open| touches(open.members.after, open.members.last)),
             State::Done => {
-                let is_recorded = |open: &super::super::state::Open| {
+                let is_recorded = |open: &Open| {
                     touches(open.members.after, open.members.last)
                         && open.recorded.values().any(|kind| *kind == DONE)
                 };

@@ -11,9 +11,9 @@ use crate::{
     queue::journal::{
         fold::{DONE, RETRY},
         log::{Pin, Place, Reader},
-        record::{self, Found, Outcome as Stored},
+        record::{self, Found, Known, Outcome as Stored},
         state::{Blob, Moved, NEVER, Page as Recorded, Stretch},
-        step::{Loaded, Step, reason},
+        step::{Loaded, Step, damaged_outcome, is_damage, legible, reason},
     },
     request::{Position, RequestId},
 };
@@ -28,7 +28,12 @@ pub(in crate::queue::journal) struct PagePlan {
     last: u64,
     holes: BTreeSet<u64>,
     pages: Vec<Recorded>,
+    /// The kind of each outcome in them, which is known even if they are damaged.
+    recorded: BTreeMap<u64, u8>,
     attempts: u32,
+    known: Known,
+    /// Whether something to be read is still on its way to the disk.
+    is_waiting: bool,
     /// Until when the batch is held.
     pub(in crate::queue::journal) until: Timestamp,
     /// Where the next plan goes on; `None`: this is all.
@@ -42,8 +47,8 @@ pub(in crate::queue::journal) struct Members {
     pub(in crate::queue::journal) all: Vec<Member>,
     bytes: u64,
     pub(in crate::queue::journal) is_full: bool,
-    /// Members without an outcome whose payload is damaged.
-    pub(in crate::queue::journal) damaged: Vec<RequestId>,
+    /// Members without an outcome that are damaged, and what of them.
+    pub(in crate::queue::journal) damaged: Vec<(RequestId, &'static str)>,
     /// The stretch that the last moved member was read from.
     last: Option<(Place, Loaded)>,
 }
@@ -90,18 +95,29 @@ impl Step<'_> {
             .filter(|page| page.last > after && page.first <= to)
             .copied()
             .collect();
+        let mut recorded = BTreeMap::new();
+        if !pages.is_empty() && after < to {
+            let kinds = open.recorded.range(after.saturating_add(1)..=to);
+            recorded.extend(kinds.map(|(at, kind)| (*at, *kind)));
+        }
         let segments = (stretches.iter())
             .chain(moved.values().map(|(_, stretch)| stretch))
             .map(|stretch| stretch.segment)
             .chain(pages.iter().map(|page| page.blob.segment));
         let first = segments.clone().min().unwrap_or(0);
         let last = segments.max().unwrap_or(0);
+        let moved_from = moved.values().map(|(_, stretch)| stretch);
+        let all = || stretches.iter().chain(moved_from.clone());
+        let is_waiting = !pages.is_empty() || !self.are_durable(all());
         Ok(PagePlan {
+            is_waiting,
+            known: self.known(all())?,
             stretches,
             moved,
             after: after.max(members.after),
             last: members.last,
             holes: members.holes.clone(),
+            recorded,
             pages,
             attempts: open.prior + open.attempt,
             until: Timestamp::from_nanos(open.until),
@@ -112,8 +128,8 @@ impl Step<'_> {
 }
 
 impl PagePlan {
-    pub(in crate::queue::journal) fn has_outcomes(&self) -> bool {
-        !self.pages.is_empty()
+    pub(in crate::queue::journal) fn is_waiting(&self) -> bool {
+        self.is_waiting
     }
 
     /// Whether all of it takes so little time that no other thread is needed, if nothing has to be fetched.
@@ -148,14 +164,20 @@ pub(in crate::queue::journal) fn fill(
 ) -> Result<()> {
     let mut outcomes: BTreeMap<u64, Stored> = BTreeMap::new();
     for page in &plan.pages {
-        let all: Vec<Stored> = record::blob_value(page.blob, &read_blob(reader, page.blob)?)?;
+        let read = read_blob(reader, page.blob);
+        let all = read.and_then(|bytes| record::blob_value::<Vec<Stored>>(page.blob, &bytes));
+        let all = legible(all)?.unwrap_or_default();
         outcomes.extend(all.into_iter().map(|one| (one.position, one)));
+    }
+    for (position, kind) in &plan.recorded {
+        let damaged = || damaged_outcome(*position, *position, *kind);
+        outcomes.entry(*position).or_insert_with(damaged);
     }
     plan.fetch_next(reader);
     let mut moved = plan.moved.iter().peekable();
     let mut at = 0;
     while at < plan.stretches.len() {
-        let (loaded, count) = read_together(reader, &plan.stretches[at..])?;
+        let (loaded, count) = read_together(reader, &plan.stretches[at..], &plan.known)?;
         at += count;
         for loaded in &loaded {
             for found in &loaded.requests {
@@ -213,7 +235,7 @@ impl Members {
         let known = self.last.take().filter(|(known, _)| *known == place);
         let loaded = match known {
             Some((_, loaded)) => loaded,
-            None => Loaded::new(read(reader, stretch)?, stretch),
+            None => Loaded::read(read(reader, stretch), stretch, &plan.known)?,
         };
         let attempts = plan.attempts + moved.attempts;
         let member = (position, attempts, outcomes.remove(&position));
@@ -242,8 +264,8 @@ impl Members {
         self.bytes += found.bytes;
         let id = RequestId::from_u64(found.id);
         let payload = found.payload(stretch);
-        if payload.is_none() && outcome.is_none() {
-            self.damaged.push(id);
+        if let (Err(damage), None) = (payload.as_ref(), &outcome) {
+            self.damaged.push((id, damage));
         }
         self.all.push(Member {
             id,
@@ -291,7 +313,11 @@ fn read(reader: &Reader, stretch: &Stretch) -> Result<Bytes> {
 }
 
 /// Reads stretches that lie next to each other in one go; how many those are.
-fn read_together(reader: &Reader, stretches: &[Stretch]) -> Result<(Vec<Loaded>, usize)> {
+fn read_together(
+    reader: &Reader,
+    stretches: &[Stretch],
+    known: &Known,
+) -> Result<(Vec<Loaded>, usize)> {
     let Some(first) = stretches.first() else {
         return Ok((Vec::new(), 0));
     };
@@ -312,10 +338,20 @@ fn read_together(reader: &Reader, stretches: &[Stretch]) -> Result<(Vec<Loaded>,
         segment: first.segment,
         offset: first.offset,
     };
-    let all = reader.read(place, end - first.offset)?;
+    let all = match reader.read(place, end - first.offset) {
+        Err(error) if is_damage(&error) => {
+            let alone = Loaded::read(read(reader, first), first, known)?;
+            return Ok((vec![alone], 1));
+        }
+        all => all?,
+    };
     let loaded = stretches[..count].iter().map(|stretch| {
         let from = (stretch.offset - first.offset) as usize;
-        Loaded::new(all.slice(from..from + stretch.bytes as usize), stretch)
+        Loaded::new(
+            all.slice(from..from + stretch.bytes as usize),
+            stretch,
+            known,
+        )
     });
     Ok((loaded.collect(), count))
 }
