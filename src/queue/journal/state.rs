@@ -20,7 +20,6 @@ use bytes::Bytes;
 use super::{
     codec::{self, Codec, Input, choice, record},
     fold::DONE,
-    record::Known,
 };
 use crate::{
     batch::{BatchId, Lease},
@@ -399,42 +398,6 @@ impl QueueState {
             // Of other claims there is nothing in front of their root.
             .take_while(move |(_, ended)| ended.members.root < id)
             .filter(move |(_, ended)| ended.members.has_natural(id))
-    }
-
-    /// What is known of the requests of these stretches without reading them.
-    pub(super) fn known<'s>(
-        &self,
-        stretches: impl IntoIterator<Item = &'s Stretch>,
-        salt: u64,
-    ) -> Known {
-        let stored = &self.stored;
-        let mut known = Known {
-            salt,
-            cursor: stored.cursor,
-            ..Known::default()
-        };
-        for stretch in stretches {
-            let range = stretch.first..=stretch.last.max(stretch.first);
-            let places = stored.places.range(range.clone());
-            known.real.extend(places.map(|(id, _)| *id));
-            let open = stored.open.values().map(|open| &open.members);
-            let ended = self.ended_at.range((stretch.first, 0)..);
-            let ended = ended.filter_map(|(_, batch)| stored.ended.get(batch));
-            let ended = ended.map(|ended| &ended.members);
-            let ended = ended.take_while(|members| members.root < stretch.last);
-            let holes = open
-                .chain(ended)
-                .flat_map(|members| members.holes.range(range.clone()));
-            let left = holes.chain(stored.absent.range(range.clone()));
-            // Of those that were carried only what is needed is there.
-            if stretch.carried {
-                let left = left.filter(|id| !stored.places.contains_key(id));
-                known.gone.extend(left);
-            } else {
-                known.real.extend(left);
-            }
-        }
-        known
     }
 
     pub(super) fn batch_id(&self, batch: u64) -> BatchId {
