@@ -73,6 +73,14 @@ pub(super) fn run(disk: &SimDisk, seed: u64, steps: usize) -> History {
     life.history
 }
 
+/// Fails a life in which something is not as it should be.
+fn ensure(is_so: bool, otherwise: &str) -> Result<()> {
+    if is_so {
+        return Ok(());
+    }
+    Err(Error::internal(otherwise))
+}
+
 impl<'a> Life<'a> {
     pub(super) fn begin(disk: &'a SimDisk, seed: u64) -> Result<Self> {
         // The salts of queues are rolled with the dice of the thread.
@@ -105,7 +113,8 @@ impl<'a> Life<'a> {
         let answered = self.disk.operations();
         let view = self.rig.see(self.now, &self.held)?;
         assert_eq!(self.disk.operations(), answered, "looking changes nothing");
-        view.check(&self.history.payloads).unwrap();
+        let checked = view.check(&self.history.payloads);
+        checked.map_err(Error::internal)?;
         for (batch, members) in &view.held {
             self.history
                 .members
@@ -203,14 +212,16 @@ impl<'a> Life<'a> {
         }
     }
 
-    fn pushed(&mut self, requests: Vec<(Bytes, NewRequest)>, pushed: &[Pushed]) {
+    fn pushed(&mut self, requests: Vec<(Bytes, NewRequest)>, pushed: &[Pushed]) -> Result<()> {
         let moment = self.history.moments.len();
         for ((payload, request), pushed) in requests.into_iter().zip(pushed) {
-            assert_eq!(self.history.payloads.get(&pushed.id), Some(&payload));
+            let is_expected = self.history.payloads.get(&pushed.id) == Some(&payload);
+            ensure(is_expected, "a request has another id")?;
             if let Some(key) = request.idempotency_key {
                 self.history.keyed.push((moment, key, payload, pushed.id));
             }
         }
+        Ok(())
     }
 
     fn push(&mut self, count: usize) -> Result<&'static str> {
@@ -218,7 +229,7 @@ impl<'a> Life<'a> {
         self.expect(&requests);
         let new = requests.iter().map(|(_, request)| request.clone());
         let pushed = wait(&self.rig.core, self.rig.queue.push(self.now, new.collect()))?;
-        self.pushed(requests, &pushed);
+        self.pushed(requests, &pushed)?;
         Ok(if count == 1 { "push" } else { "bulk" })
     }
 
@@ -240,7 +251,7 @@ impl<'a> Life<'a> {
         });
         written?;
         let pushed = [first?, second?, third?].concat();
-        self.pushed(requests, &pushed);
+        self.pushed(requests, &pushed)?;
         Ok("push together")
     }
 
@@ -252,7 +263,10 @@ impl<'a> Life<'a> {
         let request = NewRequest::new(payload.clone()).idempotency_key(key);
         self.expect(&[(payload, request.clone())]);
         let pushed = wait(&self.rig.core, self.rig.queue.push(self.now, vec![request]))?;
-        assert!(pushed[0].duplicate == (pushed[0].id == id));
+        ensure(
+            pushed[0].duplicate == (pushed[0].id == id),
+            "a key names another request",
+        )?;
         if !pushed[0].duplicate {
             self.history.keyed.pop();
         }
@@ -271,7 +285,7 @@ impl<'a> Life<'a> {
             &self.rig.core,
             self.rig.queue.push_from(self.now, new, bookmark),
         )?;
-        self.pushed(requests, &pushed);
+        self.pushed(requests, &pushed)?;
         Ok("bookmark")
     }
 
@@ -284,7 +298,7 @@ impl<'a> Life<'a> {
         };
         let lease = wait(&self.rig.core, self.rig.queue.claim(self.now, &claim))?;
         if let Some(lease) = lease {
-            assert!(lease.fence.0 > self.fence, "a fence is used again");
+            ensure(lease.fence.0 > self.fence, "a fence is used again")?;
             self.fence = lease.fence.0;
             self.held.retain(|held| held.batch != lease.batch);
             self.held.push(lease);
