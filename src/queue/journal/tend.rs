@@ -4,7 +4,7 @@
 //! after it. When the log takes more than twice what is needed, plus a constant, what is needed of its
 //! oldest segment is carried to its head, a slice between two groups; see [`carry`](self::carry).
 
-mod carry;
+pub(super) mod carry;
 
 use std::{
     path::PathBuf,

@@ -67,7 +67,11 @@ impl Tend {
 }
 
 /// Carries some of what is needed of a segment; false if nothing is left.
-fn slice(inner: &mut Inner, reader: &Reader, segment: u32) -> Result<bool> {
+pub(in crate::queue::journal) fn slice(
+    inner: &mut Inner,
+    reader: &Reader,
+    segment: u32,
+) -> Result<bool> {
     let mut bytes = 0;
     let queues: Vec<u32> = inner.state.queues.keys().copied().collect();
     for queue in queues {

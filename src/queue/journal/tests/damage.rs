@@ -13,8 +13,15 @@ use crate::{
     batch::{Claim, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
     error::Error,
-    queue::{Entry, Queue, journal::simulated::SimDisk},
-    request::{DeadReason, RequestId},
+    queue::{
+        Entry, Queue,
+        journal::{
+            simulated::SimDisk,
+            step::{Plan, Step},
+            tend::carry::slice,
+        },
+    },
+    request::{DeadReason, NewRequest, RequestId},
 };
 
 /// A store that was closed or killed, and what is seen in it.
@@ -160,6 +167,50 @@ fn a_sector_or_a_page_that_is_gone_is_told_and_nothing_wrong_is_served() {
             file[at..end].fill(0);
         });
     }
+}
+
+/// While a batch holds the first of a stretch, the stretch goes on, and is carried to where nothing is on the disk yet.
+#[test]
+fn what_is_on_its_way_to_the_disk_is_not_taken_for_damaged() {
+    let rig = Rig::open(&SimDisk::new(), false).unwrap();
+    let now = Timestamp::from_millis(1000);
+    let push = |count: u64| {
+        // With ids between them that nobody has.
+        for request in 0..count {
+            let new = vec![NewRequest::new(format!("request {request}"))];
+            let at = now.after(Duration::from_millis(request));
+            wait(&rig.core, rig.queue.push(at, new)).unwrap();
+        }
+    };
+    push(8);
+    let claim = Claim {
+        max_requests: 4.try_into().unwrap(),
+        lease_duration: HOUR,
+        ..Claim::new()
+    };
+    let later = now.after(Duration::from_secs(1));
+    let lease = wait(&rig.core, rig.queue.claim(later, &claim)).unwrap();
+    let lease = lease.unwrap();
+    for round in 0..3 {
+        let new = vec![NewRequest::new("x".repeat(500)); 9];
+        let plan = Plan::new(later, new, None).unwrap();
+        let mut inner = rig.core.lock().unwrap();
+        let pushed = Step::new(&rig.core, &mut inner, rig.queue.live.id).push(later, &plan);
+        assert_eq!(pushed.unwrap().len(), 9);
+        if round == 2 {
+            assert!(slice(&mut inner, &rig.core.reader, 1).unwrap());
+        }
+        drop(inner);
+        let members = wait(&rig.core, rig.queue.read(&lease, Page::first())).unwrap();
+        assert_eq!(members.len(), 4, "round {round}");
+        let payloads = members.iter().map(|member| member.payload.clone());
+        let expected: Vec<_> = (0..4).map(|request| format!("request {request}")).collect();
+        assert_eq!(payloads.collect::<Vec<_>>(), expected);
+        assert!(members.iter().all(|member| member.outcome.is_none()));
+    }
+    let view = rig.see(later, &[]).unwrap();
+    assert_eq!((view.stats.in_flight, view.stats.ready), (4, 31));
+    assert!(!view.entries.values().any(is_told));
 }
 
 #[test]
