@@ -22,6 +22,7 @@ fn every_guarantee_names_tests_that_exist() {
     let mut tests = String::new();
     sources(&root.join("tests"), &mut tests);
     sources(&root.join("src/testing/conformance"), &mut tests);
+    sources(&root.join("src/queue/journal/tests"), &mut tests);
     let guarantees: Vec<&str> = readme
         .lines()
         .filter(|line| line.starts_with("| G"))

@@ -138,9 +138,11 @@ pub struct Entry {
     pub batch: Option<BatchId>,
     /// Done: its result.
     pub result: Option<Bytes>,
-    /// Dead: why.
+    /// Dead: why. Delayed, ready or in flight: `Damaged` if what is stored of it is, for which it will be
+    /// dead-lettered.
     pub reason: Option<DeadReason>,
-    /// Dead: what happened. Delayed, ready or in flight after a retry: the last error.
+    /// Dead: what happened. Delayed, ready or in flight after a retry: the last error. Of any: that
+    /// something of it is damaged.
     pub error: Option<String>,
 }
 

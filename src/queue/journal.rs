@@ -13,7 +13,7 @@
 //! | `queue` | the handle: the verbs as callers see them |
 //! | `core`, `group` | the lock, the group that fills, group commit |
 //! | `step` | each verb: what it decides |
-//! | `event`, `fold` | what was decided, and what that does to the state |
+//! | `event`, `fold` | what was decided, and what that does to the state, even if some of it is lost |
 //! | `state` | what is kept in memory of each queue |
 //! | `published` | what of it is durable, and shown |
 //! | `view` | pages of members, status, lists, results |
@@ -277,6 +277,8 @@ impl JournalStore {
 
     /// What was found amiss when the store was opened, a line each: damage, with what it cost, and
     /// bytes that were begun and never answered. Empty after anything but damage or an unclean stop.
+    /// Requests and outcomes are only read when they are needed: damage to them is told then, by lists and as
+    /// dead letters.
     pub fn report(&self) -> &[String] {
         &self.report
     }
