@@ -9,7 +9,7 @@
 //! The state runs ahead of the disk: a verb is applied as soon as it is called, and answered when the
 //! group that holds it is synced. What a verb saw of others lies in the same group or in one before, so
 //! an answer never rests on what is not durable. After a failed write or sync nothing is answered any
-//! more.
+//! more. If there is no space for a group, all that is not durable is taken back, by reading again what is.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,14 +26,15 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    group::{Done, Filling, Group, Synced, poisoned},
-    log::{Log, Reader},
+    group::{Done, Filling, Group, Refused, Synced, poisoned},
+    log::{Cursor, Log, Reader},
+    open::Origin,
     published::{Live, Reading},
     state::State,
     step::Step,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     queue::QueueOptions,
     request::QueueName,
 };
@@ -41,6 +42,7 @@ use crate::{
 pub(super) struct Core {
     pub(super) path: PathBuf,
     pub(super) reader: Reader,
+    origin: Origin,
     pub(super) defaults: QueueOptions,
     pub(super) lives: Mutex<BTreeMap<QueueName, Arc<Live>>>,
     pub(super) created: watch::Sender<u64>,
@@ -85,12 +87,14 @@ impl fmt::Debug for Core {
 impl Core {
     pub(super) fn new(
         path: PathBuf,
+        origin: Origin,
         defaults: QueueOptions,
         (state, filling): (State, Filling),
         (log, reader): (Log, Reader),
     ) -> Self {
         Self {
             path,
+            origin,
             reader,
             defaults,
             lives: Mutex::default(),
@@ -152,12 +156,14 @@ impl Core {
 
     /// The state, unless a verb panicked over it.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
-        self.check()?;
-        self.inner.lock().map_err(|_| {
+        let inner = self.inner.lock().map_err(|_| {
             let why = "a verb of the journal backend panicked";
             self.poison(why.into());
             poisoned(why)
-        })
+        })?;
+        // Under the lock: who comes after those who waited were told would wait for ever.
+        self.check()?;
+        Ok(inner)
     }
 
     pub(super) fn lives(&self) -> MutexGuard<'_, BTreeMap<QueueName, Arc<Live>>> {
@@ -260,7 +266,13 @@ impl Core {
                 (None, _) => Err(self.closed()),
                 (Some(log), _) => group.write(log),
             };
-            self.conclude(group, written);
+            match (written, &*log) {
+                (Err(full), Some(log)) if full.kind() == ErrorKind::QueueFull => {
+                    drop(group);
+                    self.take_back(log, &full.to_string());
+                }
+                (written, _) => self.conclude(group, written),
+            }
         }
     }
 
@@ -293,22 +305,39 @@ impl Core {
         done.set(Ok(()));
     }
 
+    /// Undoes all that is not durable, of which nothing was written, and tells those who wait.
+    fn take_back(&self, log: &Log, full: &str) {
+        let Ok(mut inner) = self.lock() else {
+            self.give_up();
+            return;
+        };
+        let read = self.origin.read_again(log.cursor());
+        let state = match read {
+            Ok(state) => state,
+            Err(error) => {
+                drop(inner);
+                self.poison(format!("{full}; then the log can't be read: {error}"));
+                self.give_up();
+                return;
+            }
+        };
+        let waiting = inner.begin_again(state, log.cursor(), full);
+        drop(inner);
+        for done in waiting {
+            done.set(Err(Refused::Full(full.to_owned())));
+        }
+    }
+
     /// Tells everybody who waits that the store is poisoned.
     fn give_up(&self) {
         let why = self.poison.get().cloned().unwrap_or_default();
-        let waiting: Vec<Arc<Done>> = {
+        let waiting = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.busy = false;
-            let sealed: Vec<_> = inner
-                .sealed
-                .drain(..)
-                .map(|group| group.done.clone())
-                .collect();
-            let filling = std::mem::take(&mut inner.filling.done);
-            sealed.into_iter().chain([filling]).collect()
+            inner.waiting()
         };
         for done in waiting {
-            done.set(Err(why.clone()));
+            done.set(Err(Refused::Poisoned(why.clone())));
         }
         self.lives().values().for_each(|live| live.changed());
         self.work.notify_one();
@@ -353,6 +382,9 @@ impl Core {
     }
 
     /// Adds something to the log and has it synced, on this thread, between the groups of others.
+    ///
+    /// # Errors
+    /// `Poisoned`; `QueueFull` if it was taken back for want of space.
     pub(super) fn log_now(&self, add: impl FnOnce(&mut Inner)) -> Result<()> {
         let mut inner = self.lock()?;
         while inner.busy {
@@ -362,9 +394,12 @@ impl Core {
         }
         inner.busy = true;
         add(&mut inner);
+        let sealed = inner.sealed.iter();
+        let sealed: Vec<Arc<Done>> = sealed.map(|group| group.done.clone()).collect();
         drop(inner);
         self.write_sealed();
-        self.check()
+        self.check()?;
+        sealed.iter().filter_map(|done| done.get()).collect()
     }
 
     /// Refuses further calls; the writer ends when all is written.
@@ -383,6 +418,36 @@ impl Inner {
             || self.carrying.is_some()
             || self.since_look.0 >= LOOK_EVERY_BYTES
             || self.since_look.1 >= LOOK_EVERY_GROUPS
+    }
+
+    /// Those who wait for what is not durable yet, which is given up.
+    fn waiting(&mut self) -> Vec<Arc<Done>> {
+        let mut waiting: Vec<_> = self
+            .sealed
+            .drain(..)
+            .map(|group| group.done.clone())
+            .collect();
+        waiting.push(std::mem::take(&mut self.filling.done));
+        waiting
+    }
+
+    /// Goes on from the state that is durable; those who wait for more than that.
+    fn begin_again(&mut self, state: State, at: Cursor, full: &str) -> Vec<Arc<Done>> {
+        let waiting = self.waiting();
+        self.filling = Filling::new(at, Vec::new(), state.salt);
+        self.state = state;
+        let queues = &mut self.state.queues;
+        self.lives.retain(|id, live| match queues.get_mut(id) {
+            Some(queue) => {
+                queue.options = live.options();
+                true
+            }
+            None => false,
+        });
+        self.carrying = None;
+        self.is_witnessed = false;
+        self.no_room = Some(full.to_owned());
+        waiting
     }
 
     /// Ends the filling group, if there is anything in it, and begins the next behind it.

@@ -324,15 +324,24 @@ fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
+/// Why a group did not get to stable storage.
+#[derive(Clone, Debug)]
+pub(super) enum Refused {
+    /// Nothing is known of it, and nothing more will be answered.
+    Poisoned(String),
+    /// There was no space for it; it was taken back.
+    Full(String),
+}
+
 /// Whether a group is on stable storage, and who wants to know.
 #[derive(Debug, Default)]
 pub(super) struct Done {
-    result: OnceLock<Result<(), String>>,
+    result: OnceLock<Result<(), Refused>>,
     wakers: Mutex<Vec<Waker>>,
 }
 
 impl Done {
-    pub(super) fn set(&self, result: Result<(), String>) {
+    pub(super) fn set(&self, result: Result<(), Refused>) {
         // Set once, by whoever wrote the group.
         let _ = self.result.set(result);
         let wakers = self.wakers.lock();
@@ -342,7 +351,10 @@ impl Done {
 
     pub(super) fn get(&self) -> Option<Result<()>> {
         let result = self.result.get()?.clone();
-        Some(result.map_err(|why| poisoned(&why)))
+        Some(result.map_err(|refused| match refused {
+            Refused::Poisoned(why) => poisoned(&why),
+            Refused::Full(why) => Error::queue_full(why),
+        }))
     }
 
     pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<Result<()>> {

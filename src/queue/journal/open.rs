@@ -14,20 +14,63 @@ use super::{
     fold::fold,
     group::Filling,
     log::{
-        Found, LogOptions, Place, Reader, Scanned, Tail,
+        Cursor, Found, LogOptions, Place, Reader, Scanned, Tail,
         fault::{self, Fault},
     },
     record,
     state::{Blob, State},
     tend::Tend,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A store that is ready to be served, and what was found amiss on the way.
 pub(super) struct Opened {
     pub(super) core: Core,
     pub(super) tend: Tend,
     pub(super) report: Vec<String>,
+}
+
+/// Where the log is, and how it is kept.
+#[derive(Debug)]
+pub(super) struct Origin {
+    disk: Arc<dyn Disk>,
+    options: LogOptions,
+}
+
+impl Origin {
+    /// The state that is durable, of a log that is open, whose end is this, and to which nobody appends meanwhile.
+    ///
+    /// # Errors
+    /// If it can't be read, or is not what was written.
+    pub(super) fn read_again(&self, end: Cursor) -> Result<State> {
+        let mut state = self.replay_open();
+        for _ in 0..ATTEMPTS {
+            if state.is_ok() {
+                break;
+            }
+            // A file that was listed may have been recycled or removed before it was looked at.
+            state = self.replay_open();
+        }
+        let (state, found) = state?;
+        if found != end.place() {
+            return Err(Error::corrupt(format!(
+                "the log ends at {found:?}, and was written up to {:?}",
+                end.place()
+            )));
+        }
+        Ok(state)
+    }
+
+    fn replay_open(&self) -> Result<(State, Place)> {
+        let found = Found::look(self.disk.clone(), self.options)?;
+        let mut report = Vec::new();
+        let (mut state, tail) = replay(&found, &mut report)?;
+        state.salt = self.options.salt;
+        match report.first() {
+            Some(damage) => Err(Error::corrupt(damage.clone())),
+            None => Ok((state, tail.end)),
+        }
+    }
 }
 
 /// Opens the log on this disk.
@@ -59,9 +102,19 @@ pub(super) fn open(
         ));
     }
     let (log, cursor, reader) = found.recover(tail)?;
-    let tend = Tend::new(disk, log.space(), path.clone(), options, oldest);
+    let tend = Tend::new(disk.clone(), log.space(), path.clone(), options, oldest);
     let filling = Filling::new(cursor, Vec::new(), salt);
-    let core = Core::new(path, options.queues, (state, filling), (log, reader));
+    let origin = Origin {
+        disk,
+        options: log_options,
+    };
+    let core = Core::new(
+        path,
+        origin,
+        options.queues,
+        (state, filling),
+        (log, reader),
+    );
     Ok(Opened { core, tend, report })
 }
 
@@ -207,6 +260,9 @@ fn note_blob(note: &[u8; 64]) -> Option<Blob> {
     };
     (blob.segment > 0).then_some(blob)
 }
+
+/// To read again what changes while it is read.
+const ATTEMPTS: usize = 3;
 
 /// Segments kept ready: one to settle with when the disk is full, one to carry with.
 const SPARES: usize = 2;

@@ -63,10 +63,8 @@ impl Tend {
 
     /// Called by the writer now and then, and when it has had nothing to do for a while.
     pub(super) fn look(&mut self, core: &Core, is_idle: bool) {
-        let no_room = self.no_room();
         let is_due = {
             let Ok(mut inner) = core.lock() else { return };
-            inner.no_room = no_room;
             inner.since_look = (0, 0);
             self.is_due(&inner, is_idle)
         };
@@ -79,6 +77,11 @@ impl Tend {
         let witnessed = tidied.and_then(|()| if is_idle { witness(core) } else { Ok(()) });
         if let Err(error) = witnessed {
             tracing::warn!(store = %self.path.display(), "{error}");
+        }
+        // Last, since tidying may have made room.
+        let no_room = self.no_room();
+        if let Ok(mut inner) = core.lock() {
+            inner.no_room = no_room;
         }
     }
 
@@ -99,7 +102,19 @@ impl Tend {
 
     /// Writes all that is kept in memory at the head of the log, in parts between the groups of others; then lets go of the
     /// segments that nothing refers to.
+    ///
+    /// # Errors
+    /// `Poisoned`; `QueueFull` if there is no space for it: the one before holds.
     pub(super) fn write_baseline(&mut self, core: &Core) -> Result<()> {
+        let mut since = 0;
+        let written = self.put_baseline(core, &mut since);
+        if written.is_err() {
+            core.lock()?.since_baseline += since;
+        }
+        written
+    }
+
+    fn put_baseline(&mut self, core: &Core, since: &mut u64) -> Result<()> {
         let mut bytes = Vec::new();
         let mut from = Place::default();
         let mut oldest = 0;
@@ -108,7 +123,7 @@ impl Tend {
             from = inner.filling.at.place();
             oldest = inner.state.oldest_segment().unwrap_or(from.segment);
             inner.state.put(&mut bytes);
-            inner.since_baseline = 0;
+            *since = std::mem::take(&mut inner.since_baseline);
         })?;
         let mut parts: Vec<Blob> = Vec::new();
         for part in bytes.chunks(PART_BYTES) {

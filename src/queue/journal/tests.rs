@@ -14,6 +14,7 @@ mod crash;
 mod damage;
 mod failing;
 mod fold;
+mod full;
 mod life;
 
 use std::{

@@ -43,7 +43,7 @@ pub(in crate::queue::journal) struct Tail {
     /// Bytes behind the last good group that will be set aside: begun, and never answered.
     pub(in crate::queue::journal) unconfirmed: Option<(Place, u64)>,
     /// Where the next frame goes.
-    pub(super) end: Place,
+    pub(in crate::queue::journal) end: Place,
     pub(super) last: Option<FrameHeader>,
     pub(super) epoch: u32,
     pub(super) sequence: u64,

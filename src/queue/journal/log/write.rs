@@ -114,6 +114,11 @@ impl Log {
         Ok(())
     }
 
+    /// Where it goes on.
+    pub(in crate::queue::journal) fn cursor(&self) -> Cursor {
+        self.next
+    }
+
     /// How many syncs its frames took since it was opened.
     #[cfg(test)]
     pub(in crate::queue::journal) fn syncs(&self) -> u64 {

@@ -86,7 +86,7 @@ fn events(seed: u64) -> Vec<(Place, Event)> {
         let options = LogOptions {
             segment_bytes: 0,
             spares: 1,
-            zero: true,
+            zero_ahead: 4096,
             salt: SALT,
         };
         let found = Found::look(shared, options).unwrap();

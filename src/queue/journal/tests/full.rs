@@ -1,0 +1,114 @@
+//! A disk that gets full: what does not fit is refused and undone, what is there can be settled, and then there is
+//! space again.
+
+use std::num::NonZeroU32;
+
+use super::{Rig, wait};
+use crate::{
+    batch::{Claim, Outcome, Page, Retries, Then, Update},
+    clock::Timestamp,
+    error::{Error, ErrorKind},
+    queue::{Queue, journal::simulated::SimDisk},
+    request::{NewRequest, Pushed},
+};
+
+fn push(rig: &Rig, at: u64) -> Result<Vec<Pushed>, Error> {
+    let requests = (0..3).map(|_| NewRequest::new(vec![7; 1000])).collect();
+    let now = Timestamp::from_millis(1000 + at);
+    wait(&rig.core, rig.queue.push(now, requests))
+}
+
+/// Claims and finishes some; how many.
+fn settle(rig: &Rig, at: u64) -> Result<u64, Error> {
+    let now = Timestamp::from_millis(1000 + at);
+    let claim = Claim {
+        max_requests: NonZeroU32::new(5).unwrap(),
+        ..Claim::new()
+    };
+    wait(&rig.core, async {
+        let Some(lease) = rig.queue.claim(now, &claim).await? else {
+            return Ok(0);
+        };
+        let members = rig.queue.read(&lease, Page::first()).await?;
+        assert_eq!(members.len(), lease.requests as usize);
+        let finish = Then::Finish {
+            rest: Outcome::done(),
+            retries: Retries {
+                at: now,
+                max_attempts: NonZeroU32::MIN,
+            },
+        };
+        rig.queue.update(now, &lease, Update::then(finish)).await?;
+        Ok(lease.requests.into())
+    })
+}
+
+#[test]
+fn what_there_is_no_space_for_is_refused_and_taken_back() {
+    let disk = SimDisk::new();
+    let rig = Rig::open(&disk, false).unwrap();
+    disk.set_space(8 * 16 * 1024);
+    let mut pushed = 0;
+    // Nobody looks how much space is left, so it is found out when a group is to be written.
+    let error = loop {
+        match push(&rig, pushed) {
+            Ok(_) => pushed += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::QueueFull, "{error}");
+    let again = Rig::open(&disk.restart(), false).unwrap();
+    assert_eq!(rig.encoded(), again.encoded(), "not what is on the disk");
+    let now = Timestamp::from_millis(5000);
+    let stats = wait(&rig.core, rig.queue.stats(now)).unwrap();
+    assert_eq!((stats.pushed, stats.ready), (3 * pushed, 3 * pushed));
+    // Once there is space, all goes on.
+    disk.set_space(u64::MAX);
+    rig.core.lock().unwrap().no_room = None;
+    push(&rig, pushed).unwrap();
+    let mut settled = 0;
+    loop {
+        match settle(&rig, 4000).unwrap() {
+            0 => break,
+            more => settled += more,
+        }
+    }
+    assert_eq!(settled, 3 * (pushed + 1));
+    let again = Rig::open(&disk.restart(), false).unwrap();
+    assert_eq!(rig.encoded(), again.encoded());
+}
+
+#[test]
+fn a_full_disk_drains_and_then_takes_pushes_again() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk, false).unwrap();
+    disk.set_space(12 * 16 * 1024);
+    for round in 0..3 {
+        // What was kept of earlier requests is forgotten, and the writer looks what that set free.
+        let now = Timestamp::from_millis(1000 + ROUND * round);
+        wait(&rig.core, rig.queue.stats(now)).unwrap();
+        rig.tend.look(&rig.core, true);
+        let mut pushed = 0;
+        let error = loop {
+            match push(&rig, ROUND * round + pushed) {
+                Ok(_) => pushed += 1,
+                Err(error) => break error,
+            }
+            rig.tend.look(&rig.core, false);
+        };
+        assert_eq!(error.kind(), ErrorKind::QueueFull, "{error}");
+        assert!(pushed > 10, "{pushed} pushes were taken in round {round}");
+        let mut settled = 0;
+        loop {
+            match settle(&rig, ROUND * round + 999).unwrap() {
+                0 => break,
+                more => settled += more,
+            }
+            rig.tend.look(&rig.core, false);
+        }
+        assert_eq!(settled, 3 * pushed);
+    }
+}
+
+/// So many milliseconds later nothing is kept of what is done.
+const ROUND: u64 = 300_000;
