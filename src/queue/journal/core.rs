@@ -377,7 +377,10 @@ impl Core {
             if !is_idle {
                 self.write_sealed();
             }
-            tend(self, is_idle);
+            let is_due = self.lock().is_ok_and(|inner| inner.is_to_be_tended());
+            if is_idle || is_due {
+                tend(self, is_idle);
+            }
         }
     }
 
@@ -414,8 +417,12 @@ impl Core {
 impl Inner {
     /// Whether there is something for the writer besides the filling group.
     fn wants_writer(&self) -> bool {
-        !self.sealed.is_empty()
-            || self.carrying.is_some()
+        !self.sealed.is_empty() || self.is_to_be_tended()
+    }
+
+    /// Whether it is time to look what there is to tidy up.
+    fn is_to_be_tended(&self) -> bool {
+        self.carrying.is_some()
             || self.since_look.0 >= LOOK_EVERY_BYTES
             || self.since_look.1 >= LOOK_EVERY_GROUPS
     }

@@ -233,8 +233,9 @@ fn read_blob<T: Codec>(reader: &Reader, blob: Blob) -> Result<T> {
     record::blob_value(blob, &reader.read(place, blob.bytes)?)
 }
 
-/// A sync of one request takes two thirds of the time if its bytes were zeroed before; so much at once costs one
-/// sync in hundreds half a millisecond.
+/// A sync of one request takes two thirds of the time if its bytes were zeroed before. So much at once makes one sync
+/// in hundreds longer by a millisecond or two. Where an eighth of it is written with each sync, zeroing takes as long
+/// as it saves: 256 callers got 1.05 of a plain log's rate without it, and 0.80 with it.
 const ZERO_AHEAD: u32 = 512 << 10;
 
 /// The note of a root: where the baseline lies. All zeros: there is none yet.

@@ -320,7 +320,7 @@ impl Log {
     /// cover the sector in which the next frame will begin; in a new one, if none are there, what small groups need.
     fn written_to(&self, frame_end: u32, written: u64, open: &Segment) -> u64 {
         let ahead = u64::from(self.options.zero_ahead);
-        let is_small = written - u64::from(self.next.place.offset) <= ahead / 2;
+        let is_small = written - u64::from(self.next.place.offset) <= ahead / 8;
         let covered = if !open.fresh {
             if fault::is(Fault::LeaveTheEnd) {
                 written
