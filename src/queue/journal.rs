@@ -208,6 +208,13 @@ impl JournalOptions {
         let core = Arc::new(opened.core);
         core.publish_all(self.offer_held)?;
         let mut tend = opened.tend;
+        let is_damaged = |line: &String| !line.starts_with("unconfirmed");
+        if opened.report.iter().any(is_damaged)
+            && let Err(error) = tend.write_baseline(&core)
+        {
+            // What is served goes on from here, not from what was damaged; if not now, then when there is space.
+            tracing::warn!(store = ?core, "{error}");
+        }
         tend.look(&core, false);
         let ended = watch::Sender::new(false);
         let keeper = Keeper {

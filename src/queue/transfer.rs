@@ -122,6 +122,14 @@ pub struct StoredRequest {
     pub kept_until: Option<Timestamp>,
 }
 
+impl StoredRequest {
+    /// The bytes of its payload and of its result.
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        bytes(&self.entry.payload) + bytes(&self.entry.result)
+    }
+}
+
 /// What is stored of a member of an open batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMember {

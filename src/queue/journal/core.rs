@@ -42,7 +42,7 @@ use crate::{
 pub(super) struct Core {
     pub(super) path: PathBuf,
     pub(super) reader: Reader,
-    origin: Origin,
+    pub(super) origin: Origin,
     pub(super) defaults: QueueOptions,
     pub(super) lives: Mutex<BTreeMap<QueueName, Arc<Live>>>,
     pub(super) created: watch::Sender<u64>,
@@ -50,7 +50,7 @@ pub(super) struct Core {
     inner: Mutex<Inner>,
     /// What the writer waits for.
     work: Condvar,
-    /// Held while a group is written, and had before `inner`, never with it. `None` once the store is closed.
+    /// Held while a group is written. Who holds `inner` never waits for it. `None` once the store is closed.
     pub(super) log: Mutex<Option<Log>>,
     poison: OnceLock<String>,
 }
@@ -181,13 +181,14 @@ impl Core {
             if inner.is_closed {
                 return Err(self.closed());
             }
-            let value = verb(&mut Step::new(self, &mut inner, queue))?;
+            let value = verb(&mut Step::new(self, &mut inner, queue));
             (value, self.ticket(&mut inner))
         };
+        // An error, too, rests on what was seen, which may be taken back.
         if let Some(ticket) = ticket {
             ticket.wait().await?;
         }
-        Ok(value)
+        value
     }
 
     /// Looks at a queue, and answers at once: for what rests on nothing that is on its way to the disk.
@@ -387,7 +388,7 @@ impl Core {
     /// Adds something to the log and has it synced, on this thread, between the groups of others.
     ///
     /// # Errors
-    /// `Poisoned`; `QueueFull` if it was taken back for want of space.
+    /// `Poisoned`; `Unavailable` if it was taken back for want of space.
     pub(super) fn log_now(&self, add: impl FnOnce(&mut Inner)) -> Result<()> {
         let mut inner = self.lock()?;
         while inner.busy {
@@ -442,18 +443,23 @@ impl Inner {
     fn begin_again(&mut self, state: State, at: Cursor, full: &str) -> Vec<Arc<Done>> {
         let waiting = self.waiting();
         self.filling = Filling::new(at, Vec::new(), state.salt);
-        self.state = state;
+        let before = std::mem::replace(&mut self.state, state);
         let queues = &mut self.state.queues;
-        self.lives.retain(|id, live| match queues.get_mut(id) {
-            Some(queue) => {
-                queue.options = live.options();
-                true
-            }
-            None => false,
+        self.lives.retain(|id, live| {
+            let Some(queue) = queues.get_mut(id) else {
+                return false;
+            };
+            queue.options = live.options();
+            // What a restore has taken in so far is only known to it.
+            let before = before.queues.get(id);
+            queue.incoming_from = before.and_then(|queue| queue.incoming_from);
+            true
         });
         self.carrying = None;
         self.is_witnessed = false;
         self.no_room = Some(full.to_owned());
+        // There may be room again at once.
+        self.since_look.1 = LOOK_EVERY_GROUPS;
         waiting
     }
 

@@ -76,6 +76,9 @@ impl Filling {
 
     /// Whether so many bytes more, of body and events together, go into its segment.
     pub(super) fn takes(&self, bytes: usize) -> bool {
+        if !self.is_empty() && self.body.len() + bytes > MAX_GROUP_BYTES {
+            return false;
+        }
         let open = self.piece.as_ref().map_or(0, Piece::event_bytes);
         let roster = self.piece.as_ref().map_or(0, |piece| piece.roster.bytes());
         self.at
@@ -353,7 +356,7 @@ impl Done {
         let result = self.result.get()?.clone();
         Some(result.map_err(|refused| match refused {
             Refused::Poisoned(why) => poisoned(&why),
-            Refused::Full(why) => Error::queue_full(why),
+            Refused::Full(why) => Error::unavailable(why),
         }))
     }
 
@@ -388,5 +391,7 @@ pub(super) fn poisoned(why: &str) -> Error {
     ))
 }
 
+/// What one push brings may be more; many together are not.
+const MAX_GROUP_BYTES: usize = 64 << 20;
 /// Larger buffers are given back to the system.
 const MAX_KEPT_BUFFER: usize = 8 << 20;

@@ -35,9 +35,28 @@ pub(super) struct Opened {
 pub(super) struct Origin {
     disk: Arc<dyn Disk>,
     options: LogOptions,
+    low_space_mark: u64,
 }
 
 impl Origin {
+    /// Whether there is space for a push that needs a segment longer than those that are kept ready.
+    ///
+    /// # Errors
+    /// `QueueFull` if there is not.
+    pub(super) fn check_space(&self, bytes: u64) -> Result<()> {
+        if bytes < u64::from(self.options.segment_bytes) {
+            return Ok(());
+        }
+        let free = self.disk.free_bytes().unwrap_or(u64::MAX);
+        if free >= bytes.saturating_add(self.low_space_mark) {
+            return Ok(());
+        }
+        Err(Error::queue_full(format!(
+            "the disk has {free} bytes free, too few for a push of {bytes} above the low-space mark of {}; push fewer requests at a time, or free some space",
+            self.low_space_mark
+        )))
+    }
+
     /// The state that is durable, of a log that is open, whose end is this, and to which nobody appends meanwhile.
     ///
     /// # Errors
@@ -107,6 +126,7 @@ pub(super) fn open(
     let origin = Origin {
         disk,
         options: log_options,
+        low_space_mark: options.low_space_mark,
     };
     let core = Core::new(
         path,

@@ -101,12 +101,11 @@ impl JournalQueue {
         is_waiting: impl Fn(&T) -> bool,
     ) -> Result<T> {
         self.check()?;
-        let core = &self.keeper.core;
-        let plan = core.look(self.live.id, &look)?;
-        if is_waiting(&plan) {
-            return self.call(|step| look(step)).await;
+        match self.keeper.core.look(self.live.id, &look) {
+            Ok(plan) if !is_waiting(&plan) => Ok(plan),
+            // An error may rest on what is not durable yet.
+            _ => self.call(|step| look(step)).await,
         }
-        Ok(plan)
     }
 
     /// Reads what was planned: at once if it is in memory, else on a thread that may wait.
@@ -144,8 +143,14 @@ impl JournalQueue {
         let room = (self.live.options().blocks())
             .then(|| Room::new(now, &requests, self.live.changes.subscribe()));
         let plan = Plan::new(now, requests, bookmark)?;
+        // All others are told that the store can't do it just now.
+        let no_space = |error: Error| match error.kind() {
+            ErrorKind::Unavailable => Error::queue_full(error.to_string()),
+            _ => error,
+        };
         let Some(mut room) = room else {
-            return self.call(|step| step.push(now, &plan)).await;
+            let pushed = self.call(|step| step.push(now, &plan)).await;
+            return pushed.map_err(no_space);
         };
         loop {
             let now = room.now();
@@ -155,7 +160,8 @@ impl JournalQueue {
                         .push(now, &plan)
                         .map_err(|error| (error, step.is_full())))
                 })
-                .await?;
+                .await
+                .map_err(no_space)?;
             match pushed {
                 Ok(pushed) => return Ok(pushed),
                 Err((full, false)) if full.kind() == ErrorKind::QueueFull => {

@@ -104,7 +104,7 @@ impl Tend {
     /// segments that nothing refers to.
     ///
     /// # Errors
-    /// `Poisoned`; `QueueFull` if there is no space for it: the one before holds.
+    /// `Poisoned`; `Unavailable` if there is no space for it: the one before holds.
     pub(super) fn write_baseline(&mut self, core: &Core) -> Result<()> {
         let mut since = 0;
         let written = self.put_baseline(core, &mut since);

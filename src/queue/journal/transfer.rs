@@ -19,17 +19,27 @@ impl Transfer for JournalQueue {
     }
 
     async fn restore(&self) -> Result<Box<dyn Restore + '_>> {
-        let incoming = self.call(|step| step.begin_restore().map(Some)).await?;
-        Ok(Box::new(Restoring {
+        let mut restoring = Restoring {
             queue: self,
-            incoming,
-        }))
+            has_begun: false,
+            incoming: None,
+        };
+        let has_begun = &mut restoring.has_begun;
+        let begin = self.call(|step| {
+            let incoming = step.begin_restore()?;
+            *has_begun = true;
+            Ok(incoming)
+        });
+        restoring.incoming = Some(begin.await?);
+        Ok(Box::new(restoring))
     }
 }
 
 /// A queue that takes in records.
 struct Restoring<'a> {
     queue: &'a JournalQueue,
+    /// Whether it keeps what has come from being freed.
+    has_begun: bool,
     incoming: Option<Incoming>,
 }
 
@@ -49,7 +59,9 @@ impl Restore for Restoring<'_> {
 impl Drop for Restoring<'_> {
     /// What it wrote to the log is not needed any more, or has its place.
     fn drop(&mut self) {
-        if let Ok(mut inner) = self.queue.keeper.core.lock() {
+        if self.has_begun
+            && let Ok(mut inner) = self.queue.keeper.core.lock()
+        {
             let queue = inner.state.queues.get_mut(&self.queue.live.id);
             if let Some(queue) = queue {
                 queue.incoming_from = None;

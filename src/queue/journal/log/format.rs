@@ -10,7 +10,7 @@
 //!  28 oldest live segment when it was begun         20 checksum of its body
 //!  32 where recovery starts, likewise               24 checksum of its events
 //!  40 epoch                                         28 checksum of the frame before it
-//!  44 1 if it was zeroed when it was begun          32 kind: group, mark, continues
+//!  44 1 if all behind it was zeros then             32 kind: group, mark, continues
 //!                                                   64 body | events | closing: 8 B magic, frame checksum
 //! root slot, alone in 4 KiB, two of them
 //!   0 magic "BYROOT.."  8 version  12 checksum  16 salt  24 generation  32 oldest  36 from  44 epoch  48 note (64)

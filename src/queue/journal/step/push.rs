@@ -103,6 +103,7 @@ impl Step<'_> {
         let decided = self.decide_push(now, plan)?;
         if decided.added > 0 {
             self.check_space()?;
+            self.core.origin.check_space(plan.bytes as u64)?;
         }
         let queue = self.queue()?;
         queue.check_room(decided.added, decided.added_bytes)?;

@@ -48,7 +48,13 @@ fn fail_once(whole: &life::History, seed: u64, at: usize, for_good: bool) -> Res
         // A file that could not be made ready was made later.
         return Ok(());
     };
-    if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::QueueFull) {
+    // The last two: no segment could be made for it.
+    let kinds = [
+        ErrorKind::Poisoned,
+        ErrorKind::QueueFull,
+        ErrorKind::Unavailable,
+    ];
+    if !kinds.contains(&error.kind()) {
         return Err(format!("it ended with {error}"));
     }
     let answered = history.moments.len();
@@ -113,7 +119,7 @@ fn all_who_wait_are_told_and_the_store_is_poisoned() {
         all += answered.len();
         // A queue for which no segment could be made was refused, and that is all.
         let ended = ended.or_else(|error| match error.kind() {
-            ErrorKind::QueueFull => Ok(()),
+            ErrorKind::Unavailable => Ok(()),
             _ => Err(error),
         });
         if let Err(error) = ended {

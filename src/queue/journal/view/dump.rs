@@ -83,7 +83,7 @@ impl Step<'_> {
             let loaded = self.load(&stretch)?;
             for found in loaded.requests.iter().filter(|found| found.id > after) {
                 if let Some(request) = self.dumped(found.id, &loaded)? {
-                    bytes += request.entry.payload.as_ref().map_or(0, bytes::Bytes::len);
+                    bytes += request.bytes();
                     records.push(Record::Request(Box::new(request)));
                 }
                 if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {

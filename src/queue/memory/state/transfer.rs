@@ -105,7 +105,7 @@ impl State {
         let mut bytes = 0;
         for (id, place) in self.places.range((after, Bound::Unbounded)) {
             if let Some(request) = self.dumped(*id, *place, &kept) {
-                bytes += request.entry.payload.as_ref().map_or(0, Bytes::len);
+                bytes += request.bytes();
                 records.push(Record::Request(Box::new(request)));
             }
             if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {

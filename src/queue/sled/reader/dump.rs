@@ -94,7 +94,7 @@ impl View<'_> {
                     .transpose()?,
             };
             let Some(request) = request else { continue };
-            bytes += request.entry.payload.as_ref().map_or(0, Bytes::len);
+            bytes += request.bytes();
             records.push(Record::Request(Box::new(request)));
             if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {
                 return Ok(DumpPage {
