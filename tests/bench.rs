@@ -55,7 +55,7 @@ static WHOLE: LazyLock<(String, String)> = LazyLock::new(|| {
     let dir = TempDir::new().unwrap();
     let svg = dir.path().join("bench.svg");
     let line = format!(
-        "{TINY} --backends memory,sled,raw --json --svg {}",
+        "{TINY} --backends memory,sled,journal,raw --json --svg {}",
         svg.display()
     );
     let (json, _) = run(dir.path(), &line, 0);
@@ -66,6 +66,29 @@ static WHOLE: LazyLock<(String, String)> = LazyLock::new(|| {
     );
     (json, fs::read_to_string(svg).unwrap())
 });
+
+#[test]
+fn an_earlier_run_is_shown_again() {
+    let dir = TempDir::new().unwrap();
+    let (json, svg) = (dir.path().join("bench.json"), dir.path().join("bench.svg"));
+    fs::write(&json, &WHOLE.0).unwrap();
+    let line = format!(
+        "--from {} --markdown --svg {}",
+        json.display(),
+        svg.display()
+    );
+    let (markdown, _) = run(dir.path(), &line, 0);
+    let report: Report = serde_json::from_str(&WHOLE.0).unwrap();
+    // Not by assert_eq, which would print both.
+    assert!(markdown == render::markdown(&report), "not the same table");
+    assert!(
+        fs::read_to_string(svg).unwrap() == render::svg(&report),
+        "not the same picture"
+    );
+    fs::write(&json, "[]").unwrap();
+    let (_, refused) = run(dir.path(), &format!("--from {}", json.display()), 2);
+    assert!(refused.contains("bench --json"), "{refused}");
+}
 
 #[test]
 fn the_json_has_a_row_of_each_contestant_in_each_workload() {
@@ -83,9 +106,9 @@ fn the_json_has_a_row_of_each_contestant_in_each_workload() {
         .collect();
     let only = |name| match name {
         "device" => "raw",
-        "enqueue" | "claim" | "drain" => "memory sled raw",
-        "open" | "life" | "disk" => "sled",
-        _ => "memory sled",
+        "enqueue" | "claim" | "drain" => "memory sled journal raw",
+        "open" | "life" | "disk" => "sled journal",
+        _ => "memory sled journal",
     };
     let want: BTreeSet<_> = WORKLOADS
         .iter()
@@ -108,7 +131,7 @@ fn the_json_has_a_row_of_each_contestant_in_each_workload() {
         }
     }
     let killed = |row: &&Value| text(row, "case").ends_with("after kill -9");
-    assert_eq!(rows.iter().filter(killed).count(), 1);
+    assert_eq!(rows.iter().filter(killed).count(), 2);
 }
 
 #[test]
@@ -120,7 +143,7 @@ fn unequal_durability_is_said_wherever_it_is_compared() {
     }
     let why = "† no fair comparison: it is not as durable as the yardstick. So with memory (lost with the process).";
     let dir = TempDir::new().unwrap();
-    let line = format!("{TINY} --backends memory,sled,raw --workloads claim");
+    let line = format!("{TINY} --backends memory,sled,journal,raw --workloads claim");
     let (table, _) = run(dir.path(), &line, 0);
     for text in [&table, &render::markdown(&report)] {
         assert!(text.contains(why), "{text}");
@@ -130,7 +153,7 @@ fn unequal_durability_is_said_wherever_it_is_compared() {
             assert_eq!(marked, line.contains("memory"), "{line}");
             ratios += 1;
         }
-        assert_eq!(ratios, 2 * 2 * 3, "{text}");
+        assert_eq!(ratios, 2 * 2 * 4, "{text}");
     }
     assert!(WHOLE.1.contains(">memory†<") && WHOLE.1.contains(">sled<"));
 }

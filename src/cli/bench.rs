@@ -76,6 +76,9 @@ pub(crate) struct BenchArgs {
     /// Also draw throughput, latency and the oldest's age into this file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     svg: Option<PathBuf>,
+    /// Measure nothing: show what an earlier run printed with --json
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    from: Option<PathBuf>,
     /// What the program is started again for: one measurement
     #[arg(long, hide = true, value_name = "JSON")]
     part: Option<String>,
@@ -97,6 +100,9 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
         print_json(&workload::run(&part).await?)?;
         return Ok(Exit::Ok);
     }
+    if let Some(path) = &args.from {
+        return show(&args, &read(path)?);
+    }
     let mut stop = Stop::new()?;
     // Dropped however this ends, and with it everything that was made.
     let folder = own_folder(&args.dir)?;
@@ -111,6 +117,17 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
     };
     remove(folder)?;
     show(&args, &report)
+}
+
+fn read(path: &Path) -> Result<Report, Failure> {
+    let text = fs::read(path).map_err(|error| Failure::io(path.display(), &error))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        let text = format!(
+            "{} is not what `bench --json` prints: {error}",
+            path.display()
+        );
+        Failure::new(Exit::Usage, text)
+    })
 }
 
 fn named_load(name: &str) -> Result<String, String> {
