@@ -17,6 +17,8 @@ pub(crate) mod redis;
 mod room;
 #[cfg(feature = "sled")]
 pub(crate) mod sled;
+#[cfg(any(feature = "journal", feature = "sled"))]
+mod stored;
 pub mod transfer;
 
 use std::{fmt, sync::Arc};

@@ -31,9 +31,8 @@ use crate::{
 };
 
 pub(super) use self::{push::Plan, restore::Incoming, update::Plan as UpdatePlan};
-
-/// The longest error text that is kept.
-const MAX_ERROR_BYTES: usize = 8 << 10;
+pub(super) use crate::queue::stored::reason;
+use crate::queue::stored::{reason_number, shortened};
 
 /// One verb on one queue, under the lock.
 pub(super) struct Step<'a> {
@@ -330,36 +329,6 @@ fn change(
         change.expires_at = change.expires_at.min(at);
     }
     Ok(change)
-}
-
-/// Cuts an error text to what is kept of it.
-fn shortened(mut error: String) -> String {
-    if error.len() > MAX_ERROR_BYTES {
-        error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
-        error.push('…');
-    }
-    error
-}
-
-/// The number of a reason on disk; never reused.
-fn reason_number(reason: DeadReason) -> u8 {
-    match reason {
-        DeadReason::Rejected => 0,
-        DeadReason::Exhausted => 1,
-        DeadReason::TooLarge => 2,
-        DeadReason::Undecodable => 3,
-        DeadReason::Damaged => 4,
-    }
-}
-
-pub(super) fn reason(number: u8) -> DeadReason {
-    match number {
-        1 => DeadReason::Exhausted,
-        2 => DeadReason::TooLarge,
-        3 => DeadReason::Undecodable,
-        4 => DeadReason::Damaged,
-        _ => DeadReason::Rejected,
-    }
 }
 
 /// What is told of an outcome that can't be read.

@@ -22,6 +22,8 @@ use super::{
     state::QueueState,
     write::{Collected, Write},
 };
+pub(super) use crate::queue::stored::reason;
+use crate::queue::stored::{reason_number, shortened};
 use crate::{
     batch::{Lease, Outcome},
     clock::Timestamp,
@@ -40,8 +42,6 @@ pub(super) const INLINE_BYTES: usize = 1 << 10;
 /// The largest part. sled keeps pages of up to 17 values in its log only while they are under a
 /// quarter of a segment of 8 MiB; what is larger goes to files that it never syncs.
 pub(super) const PART_BYTES: usize = 60 << 10;
-/// The longest error text that is kept.
-const MAX_ERROR_BYTES: usize = 8 << 10;
 /// How many requests one transaction moves.
 const SLICE: usize = 256;
 
@@ -324,39 +324,6 @@ pub(super) fn check_lease(queue: &QueueState, lease: &Lease) -> Result<u128> {
     match batch.filter(|batch| batch.held && batch.fence == lease.fence.0) {
         Some(_) => Ok(id),
         None => Err(lease.lost()),
-    }
-}
-
-/// Cuts an error text to what is kept of it.
-fn shortened(mut error: String) -> String {
-    if error.len() > MAX_ERROR_BYTES {
-        let end = (0..=MAX_ERROR_BYTES)
-            .rev()
-            .find(|end| error.is_char_boundary(*end));
-        error.truncate(end.unwrap_or(0));
-        error.push('…');
-    }
-    error
-}
-
-/// The number of a reason on disk; never reused.
-fn reason_number(reason: DeadReason) -> u8 {
-    match reason {
-        DeadReason::Rejected => 0,
-        DeadReason::Exhausted => 1,
-        DeadReason::TooLarge => 2,
-        DeadReason::Undecodable => 3,
-        DeadReason::Damaged => 4,
-    }
-}
-
-pub(super) fn reason(number: u8) -> DeadReason {
-    match number {
-        1 => DeadReason::Exhausted,
-        2 => DeadReason::TooLarge,
-        3 => DeadReason::Undecodable,
-        4 => DeadReason::Damaged,
-        _ => DeadReason::Rejected,
     }
 }
 
