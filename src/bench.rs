@@ -24,7 +24,7 @@ pub mod contestant;
 mod front;
 pub mod machine;
 pub mod payload;
-#[cfg(feature = "bench-peers")]
+#[cfg(any(feature = "sled", feature = "bench-peers"))]
 mod peer;
 pub mod plan;
 mod raw_log;

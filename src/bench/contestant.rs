@@ -43,6 +43,8 @@ pub enum Role {
     RawLog,
     /// An embedded store of others.
     Peer,
+    /// One of them whose claim moves rows: it takes part in that only.
+    Moves,
     /// A Redis server without our queue.
     Redis,
 }
@@ -73,6 +75,8 @@ pub struct Contestant {
     pub reopens: Reopens,
     /// Whether it starts a `redis-server`.
     pub needs_server: bool,
+    /// Whether it can be opened with every checksum verified.
+    pub verifies: bool,
     pub(super) open: fn(Setup) -> Opening,
 }
 
@@ -87,6 +91,8 @@ pub struct Setup {
     pub bytes: u64,
     /// How large the segments of a raw log are.
     pub segment_bytes: u64,
+    /// Whether every checksum is verified, by those that can.
+    pub verify: bool,
 }
 
 impl Setup {
@@ -97,6 +103,7 @@ impl Setup {
             queue: QueueOptions::default().retention(Duration::ZERO),
             bytes: 0,
             segment_bytes: 64 << 20,
+            verify: false,
         }
     }
 }
@@ -151,11 +158,15 @@ pub fn contestants() -> Vec<Contestant> {
                 backend::open(store, (), Synced).await
             })),
         #[cfg(feature = "journal")]
-        row("journal", Backend, Synced, "fdatasync before the answer", Reopens::Yes,
-            |at| Box::pin(async move {
-                let store = crate::queue::journal::JournalStore::options().queues(at.queue).open(&at.folder).await?;
-                backend::open(store, (), Synced).await
-            })),
+        Contestant {
+            verifies: true,
+            ..row("journal", Backend, Synced, "fdatasync before the answer", Reopens::Yes,
+                |at| Box::pin(async move {
+                    let options = crate::queue::journal::JournalStore::options().queues(at.queue);
+                    let store = options.verify(at.verify).open(&at.folder).await?;
+                    backend::open(store, (), Synced).await
+                }))
+        },
         row(YARDSTICK, RawLog, Synced, "fdatasync before the answer; segments zeroed ahead by a background thread", Files,
             |at| raw(at, Kind::Zeroed)),
         row("raw-before", RawLog, Synced, "fdatasync before the answer; segments zeroed before the clock starts", Files,
@@ -168,8 +179,8 @@ pub fn contestants() -> Vec<Contestant> {
     let others: Vec<Vec<Contestant>> = vec![
         #[cfg(feature = "redis")]
         super::redis::contestants().to_vec(),
-        #[cfg(feature = "bench-peers")]
-        super::peer::contestants().to_vec(),
+        #[cfg(any(feature = "sled", feature = "bench-peers"))]
+        super::peer::contestants(),
     ];
     all.extend(others.into_iter().flatten());
     all
@@ -191,6 +202,7 @@ pub(super) fn row(
         durability,
         reopens,
         needs_server: false,
+        verifies: false,
         open,
     }
 }

@@ -1,11 +1,18 @@
 //! Embedded stores of others, each used well, at the same durability, behind the same front.
 //!
-//! Keys are the numbers of the requests. A claim is a record beside them, not a move of rows; the end of a
-//! batch removes its range and that record. One write transaction a group, synced by its commit.
+//! Keys are the numbers of the requests. A claim is a record beside them, not a move of rows (but for `moving`, which
+//! shows what that would cost); the end of a batch removes its range and that record. One write transaction a group,
+//! synced by its commit.
 
+#[cfg(feature = "bench-peers")]
 mod fjall;
+#[cfg(feature = "bench-peers")]
 mod lmdb;
+#[cfg(feature = "sled")]
+mod moving;
+#[cfg(feature = "bench-peers")]
 mod redb;
+#[cfg(feature = "bench-peers")]
 mod sqlite;
 
 use std::{error::Error as StdError, path::Path, sync::Arc};
@@ -19,15 +26,24 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Those of this build.
-pub(super) fn contestants() -> [Contestant; 4] {
+pub(super) fn contestants() -> Vec<Contestant> {
     use Reopens::Yes;
+    #[cfg(feature = "sled")]
+    use Role::Moves;
+    #[cfg(feature = "bench-peers")]
     use Role::Peer;
     use Safety::Synced;
     #[rustfmt::skip]
-    let all = [
+    let all = vec![
+        #[cfg(feature = "sled")]
+        row("sled-moving", Moves, Synced, "sled, flush and fdatasync before the answer; a claim moves its rows to another tree", Yes, open::<moving::Moving>),
+        #[cfg(feature = "bench-peers")]
         row("redb", Peer, Synced, "redb 4, Durability::Immediate", Yes, open::<redb::Redb>),
+        #[cfg(feature = "bench-peers")]
         row("fjall", Peer, Synced, "fjall 3, PersistMode::SyncData", Yes, open::<fjall::Fjall>),
+        #[cfg(feature = "bench-peers")]
         row("lmdb", Peer, Synced, "LMDB (lmdb-rkv), synced by each commit", Yes, open::<lmdb::Lmdb>),
+        #[cfg(feature = "bench-peers")]
         row("sqlite", Peer, Synced, "SQLite (rusqlite), WAL, synchronous=FULL", Yes, open::<sqlite::Sqlite>),
     ];
     all

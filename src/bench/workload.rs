@@ -125,6 +125,9 @@ impl Workload {
         let ours = contestant.role == Role::Backend;
         let logs = contestant.role != Role::RawLog || contestant.is_yardstick();
         match self {
+            _ if contestant.role == Role::Moves => {
+                self == Self::Claim && taken::PUSHED[piece].each > 1
+            }
             Self::Device => contestant.is_yardstick(),
             Self::Enqueue => true,
             // Whose rows are rows however they were pushed, and who has no claim at all.
@@ -276,15 +279,18 @@ impl Site<'_> {
     }
 
     async fn open_with(&self, bytes: u64, queue: QueueOptions) -> Result<Box<dyn Yard>> {
+        self.contestant.open(self.setup(bytes, queue)).await
+    }
+
+    fn setup(&self, bytes: u64, queue: QueueOptions) -> Setup {
         // At a tiny scale, zeroing segments would take longer than what is measured.
         let segments = scaled(10 * SEGMENT_MIB, self.part.scale).clamp(1, SEGMENT_MIB);
-        let setup = Setup {
+        Setup {
             queue,
             bytes,
             segment_bytes: segments << 20,
             ..Setup::new(self.folder.clone())
-        };
-        self.contestant.open(setup).await
+        }
     }
 
     /// A count at the scale of this run; at least `least`.
@@ -324,6 +330,21 @@ impl Site<'_> {
 
     fn disk(&self) -> f64 {
         as_f64(machine::disk_bytes(&self.folder))
+    }
+
+    /// What its files take once that no longer changes: a store may let go of files when it is idle.
+    async fn disk_at_rest(&self) -> f64 {
+        let mut last = machine::disk_bytes(&self.folder);
+        let mut since = Instant::now();
+        let start = since;
+        while since.elapsed() < RESTS && start.elapsed() < RESTS_AT_MOST {
+            sleep(LOOK).await;
+            let now = machine::disk_bytes(&self.folder);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        as_f64(last)
     }
 
     fn point(&self, case: impl Into<String>, unit: Unit, value: f64) -> Point {
@@ -376,6 +397,9 @@ pub(super) fn grouped(count: u64) -> String {
 }
 
 const LOOK: Duration = Duration::from_millis(50);
+/// Files are given back within a second or two.
+const RESTS: Duration = Duration::from_secs(3);
+const RESTS_AT_MOST: Duration = Duration::from_secs(20);
 /// What others may write meanwhile.
 const STILL: u64 = 256 << 10;
 const KIB: usize = 1024;

@@ -1,9 +1,11 @@
 //! Data on stdout, talk on stderr, and a progress bar that both leave intact.
 
 use std::{
+    cell::Cell,
     fmt,
     io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -121,19 +123,30 @@ impl Progress {
     }
 }
 
-/// Progress in measurements.
-pub(crate) struct Steps(Bar);
+/// Progress in measurements, which may take hours: without a terminal a line now and then.
+pub(crate) struct Steps {
+    bar: Bar,
+    said: Cell<Instant>,
+}
 
 impl Steps {
     /// A bar that counts them.
     pub(crate) fn start() -> Self {
-        Self(Bar::start(
-            "{bar:30} {pos} of {len}, {elapsed} so far, {eta} to go: {msg}",
-        ))
+        let style = "{bar:30} {pos} of {len}, {elapsed} so far, {eta} to go: {msg}";
+        Self {
+            bar: Bar::start(style),
+            said: Cell::new(Instant::now()),
+        }
     }
 
     /// Shows what is next.
     pub(crate) fn set(&self, done: usize, of: usize, next: impl fmt::Display) {
-        self.0.set(done as u64, of as u64, next);
+        if self.bar.0.is_hidden() && self.said.get().elapsed() >= A_LINE_EVERY {
+            self.said.set(Instant::now());
+            say(&format!("{done} of {of} measured; next: {next}"));
+        }
+        self.bar.set(done as u64, of as u64, next);
     }
 }
+
+const A_LINE_EVERY: Duration = Duration::from_secs(30);

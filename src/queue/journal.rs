@@ -18,6 +18,7 @@
 //! | `published` | what of it is durable, and shown |
 //! | `view` | pages of members, status, lists, results |
 //! | `transfer` | to and from other backends |
+//! | `verify` | reading all that is held |
 //! | `record`, `codec` | the bytes of requests and events |
 //! | `open`, `tend` | recovery; baselines and freeing segments |
 //! | `log`, `disk` | groups in segments, on a disk that may be a simulated one |
@@ -47,6 +48,7 @@ mod tend;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod verify;
 mod view;
 
 use std::{
@@ -108,6 +110,7 @@ pub struct JournalOptions {
     low_space_mark: u64,
     offer_held: bool,
     segment_bytes: u32,
+    verify: bool,
 }
 
 impl Default for JournalOptions {
@@ -117,6 +120,7 @@ impl Default for JournalOptions {
             low_space_mark: 64 << 20,
             offer_held: true,
             segment_bytes: 64 << 20,
+            verify: false,
         }
     }
 }
@@ -151,6 +155,15 @@ impl JournalOptions {
     #[must_use]
     pub fn segment_bytes(mut self, bytes: u32) -> Self {
         self.segment_bytes = bytes;
+        self
+    }
+
+    /// Reads all that is held while the store is opened, so that [`JournalStore::report`] also tells which requests,
+    /// outcomes and results are damaged; that takes as long as the disk needs for it. Otherwise each is checked when it
+    /// is read. Default: no.
+    #[must_use]
+    pub fn verify(mut self, verify: bool) -> Self {
+        self.verify = verify;
         self
     }
 
@@ -204,9 +217,12 @@ impl JournalOptions {
         path: PathBuf,
         folder: Option<StoreFolder>,
     ) -> Result<JournalStore> {
-        let opened = open::open(disk, salt, path, &self)?;
+        let mut opened = open::open(disk, salt, path, &self)?;
         let core = Arc::new(opened.core);
         core.publish_all(self.offer_held)?;
+        if self.verify {
+            opened.report.extend(verify::verify(&core)?);
+        }
         let mut tend = opened.tend;
         let is_damaged = |line: &String| !line.starts_with("unconfirmed");
         if opened.report.iter().any(is_damaged)
@@ -284,8 +300,8 @@ impl JournalStore {
 
     /// What was found amiss when the store was opened, a line each: damage, with what it cost, and
     /// bytes that were begun and never answered. Empty after anything but damage or an unclean stop.
-    /// Requests and outcomes are only read when they are needed: damage to them is told then, by lists and as
-    /// dead letters.
+    /// Requests and outcomes are only read when they are needed, unless [`JournalOptions::verify`] asks for it: damage
+    /// to them is told then, by lists and as dead letters.
     pub fn report(&self) -> &[String] {
         &self.report
     }

@@ -124,7 +124,7 @@ fn lines(report: &Report, values: impl Fn(&str) -> Vec<Option<f64>>) -> Vec<Line
             dashes: match contestant.role {
                 Role::Backend => "",
                 Role::RawLog => "2 3",
-                Role::Peer => "7 3",
+                Role::Peer | Role::Moves => "7 3",
                 Role::Redis => "9 3 2 3",
             },
             values,

@@ -68,7 +68,7 @@ pub(super) async fn disk(site: &Site<'_>) -> Result<Vec<Point>> {
     let each = site.disk() / as_f64(bytes);
     let mut points = vec![site.point(case, Unit::BytesPerByte, each)];
     empty(&*yard, batch).await?;
-    points.push(site.point("after a drain", Unit::Bytes, site.disk()));
+    points.push(site.point("after a drain", Unit::Bytes, site.disk_at_rest().await));
     if site.contestant.reopens == Reopens::Yes {
         fill(&*yard, &payloads, requests).await?;
         yard.close().await?;
@@ -76,7 +76,7 @@ pub(super) async fn disk(site: &Site<'_>) -> Result<Vec<Point>> {
         yard = site.open(bytes).await?;
         empty(&*yard, batch).await?;
         let case = "after a drain that followed a reopen";
-        points.push(site.point(case, Unit::Bytes, site.disk()));
+        points.push(site.point(case, Unit::Bytes, site.disk_at_rest().await));
     }
     yard.close().await?;
     Ok(points)

@@ -9,11 +9,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    KIB, Part, Point, Site, Unit, enqueue, grouped, own_folder, queued::no_queue, taken::micros,
+    KIB, Part, Point, Site, Unit, enqueue, grouped, options, own_folder, queued::no_queue,
+    taken::micros,
 };
 use crate::{
     bench::{
         contestant::{Contestant, Setup},
+        machine::drop_caches,
         payload::Payloads,
     },
     error::{Error, Result},
@@ -31,19 +33,44 @@ pub(super) async fn open(site: &Site<'_>) -> Result<Vec<Point>> {
     drop(yard);
     let mut points = Vec::new();
     for round in 0..site.part.rounds {
-        points.push(opened(site, round, "after a close", requests).await?);
+        points.push(opened(site, round, Opening::AfterAClose, requests).await?);
+        if site.contestant.verifies {
+            drop_caches(site.folder());
+            points.push(opened(site, round, Opening::Verified, requests).await?);
+        }
         if let Some(program) = &site.part.program {
             kill_while_it_pushes(program, site.part)?;
-            points.push(opened(site, round, "after kill -9", requests).await?);
+            points.push(opened(site, round, Opening::AfterAKill, requests).await?);
         }
     }
     Ok(points)
 }
 
+/// One way to open what holds millions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    AfterAClose,
+    /// The same, nothing of it in a cache, and all of it read and checked.
+    Verified,
+    AfterAKill,
+}
+
+impl Opening {
+    fn words(self) -> &'static str {
+        match self {
+            Self::AfterAClose => "after a close",
+            Self::Verified => "after a close, every checksum verified, cold",
+            Self::AfterAKill => "after kill -9",
+        }
+    }
+}
+
 /// Opens it until it can tell what it holds.
-async fn opened(site: &Site<'_>, round: u32, after: &str, requests: u64) -> Result<Point> {
+async fn opened(site: &Site<'_>, round: u32, opening: Opening, requests: u64) -> Result<Point> {
     let start = Instant::now();
-    let yard = site.open(0).await?;
+    let mut setup = site.setup(0, options());
+    setup.verify = opening == Opening::Verified;
+    let yard = site.contestant.open(setup).await?;
     let queue = yard.queue().ok_or_else(no_queue)?;
     let stats = queue.stats(queue.now()).await?;
     let took = start.elapsed();
@@ -51,7 +78,7 @@ async fn opened(site: &Site<'_>, round: u32, after: &str, requests: u64) -> Resu
         let text = format!("{requests} were pushed, and {} are there", stats.ready);
         return Err(Error::internal(text));
     }
-    let case = format!("{} x 1 KiB queued, {after}", grouped(requests));
+    let case = format!("{} x 1 KiB queued, {}", grouped(requests), opening.words());
     let mut point = site.point(case, Unit::Microseconds, micros(took));
     point.round = round;
     point.resident_bytes = site.resident(&*yard);

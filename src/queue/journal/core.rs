@@ -67,7 +67,7 @@ pub(super) struct Inner {
     buffers: Vec<Vec<u8>>,
     /// What was logged since the last baseline.
     pub(super) since_baseline: u64,
-    /// Bytes and groups logged since the writer last looked what there is to tidy up.
+    /// Bytes logged or no longer held, and groups, since the writer last looked what there is to tidy up.
     pub(super) since_look: (u64, u32),
     pub(super) lives: BTreeMap<u32, Arc<Live>>,
     /// The segment that is being carried away.
@@ -528,6 +528,6 @@ impl Drop for Ticket {
 const KEPT_BUFFERS: usize = 3;
 /// After so long without a call the writer looks what there is to tidy up.
 const IDLE_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
-/// After so many groups or bytes the writer looks whether a baseline is due.
+/// After so many groups, or bytes logged or no longer held, the writer looks whether a baseline is due.
 const LOOK_EVERY_GROUPS: u32 = 512;
 const LOOK_EVERY_BYTES: u64 = 4 << 20;

@@ -9,8 +9,8 @@
 //! roster   of each request, as variable-length numbers: how far its id is behind the one before, its payload bytes
 //! trailer  ┌ back 4 ┐┌ bytes 4 ┐┌ requests 4 ┐┌ roster bytes 4 ┐┌ check of roster and trailer 4 ┐
 //! ```
-//! Numbers are little-endian; checks are CRC-32. Those of headers and trailers start from the salt of the store
-//! and from where they lie, so that no payload passes for a request, not even a copy of one.
+//! Numbers are little-endian; checks are CRC-32. To those of headers and trailers a number is added that the salt of
+//! the store and the place make, so that no payload passes for a request, not even a copy of one.
 //!
 //! Whatever is damaged, a stretch has as many requests as were pushed into it:
 //! - A request whose payload or extras are damaged is known by its header.
@@ -70,7 +70,7 @@ record! {
     }
 }
 
-/// What checks start from: the store, and where in the log something lies.
+/// What goes into a check besides the bytes: the store, and where in the log they lie.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Anchor {
     pub(super) salt: u64,
@@ -92,16 +92,25 @@ impl Anchor {
     }
 
     fn check(self, parts: &[&[u8]]) -> u32 {
-        let mut start = [0; 16];
-        start[..8].copy_from_slice(&self.salt.to_le_bytes());
-        start[8..12].copy_from_slice(&self.place.segment.to_le_bytes());
-        start[12..].copy_from_slice(&self.place.offset.to_le_bytes());
         let mut hasher = Hasher::new();
-        hasher.update(&start);
         for part in parts {
             hasher.update(part);
         }
-        hasher.finalize()
+        hasher.finalize() ^ self.mask()
+    }
+
+    /// What is added to a check: numbers that nobody can tell who does not know the salt.
+    fn mask(self) -> u32 {
+        let place = u64::from(self.place.segment) << 32 | u64::from(self.place.offset);
+        let product = u128::from(place ^ self.salt) * u128::from(MIX ^ self.salt.rotate_left(32));
+        let words = [product, product >> 32, product >> 64, product >> 96];
+        let folded = words.iter().fold(0, |folded, word| folded ^ word);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "all of it was folded into this"
+        )]
+        let mask = folded as u32;
+        mask
     }
 }
 
@@ -241,7 +250,8 @@ impl Found {
         if end > stretch.len() {
             return None;
         }
-        let is_legible = crc32fast::hash(&stretch[extras.0..extras.1]) == header.extras_check;
+        let is_legible = header.extras == 0
+            || crc32fast::hash(&stretch[extras.0..extras.1]) == header.extras_check;
         let (loss, bytes) = match header.mark {
             // Its payload is not here, and the check of it is how long it was.
             LOST => (Some(Loss::Header), header.payload_check),
@@ -478,15 +488,23 @@ impl Pieces<'_> {
 
 /// What a blob holds, if it is whole.
 pub(super) fn blob_value<T: Codec>(blob: Blob, bytes: &[u8]) -> Result<T> {
-    if crc32fast::hash(bytes) != blob.check {
-        return Err(Error::corrupt(format!(
-            "the journal is damaged in segment {} at {}",
-            blob.segment, blob.offset
-        )));
-    }
+    check_blob(blob, bytes)?;
     codec::whole(bytes)
 }
 
+/// Fails if the bytes of a blob are not what was written.
+pub(super) fn check_blob(blob: Blob, bytes: &[u8]) -> Result<()> {
+    if crc32fast::hash(bytes) == blob.check {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "the journal is damaged in segment {} at {}",
+        blob.segment, blob.offset
+    )))
+}
+
+/// Half of its bits are set, without a pattern: 2^64 divided by the golden ratio.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// An entry of a roster takes at most so many bytes.
 const ENTRY: usize = 20;
 /// What a request, or a piece, takes at most besides its extras and its payload.

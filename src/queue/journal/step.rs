@@ -97,8 +97,11 @@ impl<'a> Step<'a> {
             queue: self.id,
             what,
         }));
+        let held = self.held_bytes();
         self.inner.filling.put(&event);
         fold(&mut self.inner.state, event, self.inner.filling.at.body());
+        // What is no longer needed may let segments go, as what is logged may.
+        self.inner.since_look.0 += held.saturating_sub(self.held_bytes());
         // Only where damage has left traces: it is counted when the store is opened.
         if let Some(queue) = self.inner.state.queues.get_mut(&self.id)
             && queue.amiss > 0
@@ -109,6 +112,11 @@ impl<'a> Step<'a> {
             );
             queue.recount();
         }
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let queue = self.inner.state.queues.get(&self.id);
+        queue.map_or(0, |queue| queue.stored.counts.held_bytes)
     }
 
     /// Has the group publish this queue, and wake others if there is something for them to do.

@@ -74,7 +74,7 @@ impl Tend {
             Ok(())
         };
         let tidied = tidied.and_then(|()| self.carry(core, is_idle));
-        let witnessed = tidied.and_then(|()| if is_idle { witness(core) } else { Ok(()) });
+        let witnessed = tidied.and_then(|()| if is_idle { rest(core) } else { Ok(()) });
         if let Err(error) = witnessed {
             tracing::warn!(store = %self.path.display(), "{error}");
         }
@@ -94,8 +94,9 @@ impl Tend {
         match inner.since_baseline {
             0 => false,
             since if since >= 4 * enough => true,
-            since if since >= enough => freeable > 0,
-            since if is_idle => freeable > 0 || since >= self.segment_bytes / 8,
+            since if since >= 16 * self.baseline_bytes || is_idle => {
+                freeable > 0 || (is_idle && since >= self.segment_bytes / 8)
+            }
             _ => freeable >= 2,
         }
     }
@@ -189,6 +190,16 @@ impl Tend {
             )
         })
     }
+}
+
+/// Nobody wants anything just now: makes sure of the last group, and lets go of spares that only a busy log needs.
+fn rest(core: &Core) -> Result<()> {
+    witness(core)?;
+    let log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(log) = &*log {
+        log.rest();
+    }
+    Ok(())
 }
 
 /// Puts an empty group behind the last one, so that this is known to have been whole. Does nothing if the

@@ -6,7 +6,7 @@ mod pages;
 
 use bytes::Bytes;
 
-pub(super) use self::pages::{Members, PagePlan, fill};
+pub(super) use self::pages::{Members, PagePlan, fill, read_together};
 use super::{
     fold::DONE,
     record::{Extras, Outcome},

@@ -130,6 +130,11 @@ impl Log {
         self.spares.space()
     }
 
+    /// Nothing is to be appended for a while: spares beyond those that are always kept may go.
+    pub(in crate::queue::journal) fn rest(&self) {
+        self.spares.pause();
+    }
+
     /// Writes a witness for the last group: if that is found damaged later, it will be known that it was there.
     /// Does nothing behind another one, or if the segment is full.
     ///

@@ -11,7 +11,7 @@ use crate::{
         fold::fold,
         log::{Place, Reader},
         record::{self, Roster},
-        state::{Blob, QueueState},
+        state::{Blob, QueueState, Stand},
         step::{Loaded, legible},
     },
 };
@@ -128,7 +128,7 @@ fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Res
     let mut roster = Roster::default();
     let mut requests = 0;
     for found in &loaded.requests {
-        let payload = match need(queue, found.id) {
+        let payload = match queue.need(found.id) {
             Need::Nothing => continue,
             Need::Bare => false,
             Need::Whole => true,
@@ -159,26 +159,27 @@ fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Res
 }
 
 /// What is still needed of a request where it was pushed.
-enum Need {
+pub(in crate::queue::journal) enum Need {
     Nothing,
     /// That it was, not its payload: it is done.
     Bare,
     Whole,
 }
 
-fn need(queue: &QueueState, id: u64) -> Need {
-    use crate::queue::journal::state::Stand;
-    match queue.stored.places.get(&id) {
-        Some(Stand::Done(_)) => return Need::Bare,
-        Some(_) => return Need::Whole,
-        None => {}
-    }
-    if queue.is_naturally_ready(id) || queue.natural_batch(id).is_some() {
-        return Need::Whole;
-    }
-    match queue.ended_of(id).next() {
-        Some(_) => Need::Bare,
-        None => Need::Nothing,
+impl QueueState {
+    pub(in crate::queue::journal) fn need(&self, id: u64) -> Need {
+        match self.stored.places.get(&id) {
+            Some(Stand::Done(_)) => return Need::Bare,
+            Some(_) => return Need::Whole,
+            None => {}
+        }
+        if self.is_naturally_ready(id) || self.natural_batch(id).is_some() {
+            return Need::Whole;
+        }
+        match self.ended_of(id).next() {
+            Some(_) => Need::Bare,
+            None => Need::Nothing,
+        }
     }
 }
 

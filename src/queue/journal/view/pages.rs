@@ -174,6 +174,13 @@ pub(in crate::queue::journal) fn fill(
         outcomes.entry(*position).or_insert_with(damaged);
     }
     plan.fetch_next(reader);
+    let requests = plan
+        .stretches
+        .iter()
+        .map(|stretch| stretch.requests as usize);
+    let most = page.max_requests.get() as usize;
+    into.all
+        .reserve(most.saturating_sub(into.all.len()).min(requests.sum()));
     let mut moved = plan.moved.iter().peekable();
     let mut at = 0;
     while at < plan.stretches.len() {
@@ -313,7 +320,7 @@ fn read(reader: &Reader, stretch: &Stretch) -> Result<Bytes> {
 }
 
 /// Reads stretches that lie next to each other in one go; how many those are.
-fn read_together(
+pub(in crate::queue::journal) fn read_together(
     reader: &Reader,
     stretches: &[Stretch],
     known: &Known,
