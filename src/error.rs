@@ -1,6 +1,6 @@
 //! The one error type, whose kind tells the caller what to do next.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 /// A [`Result`](std::result::Result) with Batchyard's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -68,6 +68,36 @@ impl Error {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// As many errors like this one as there are callers to tell.
+    #[cfg(feature = "redis")]
+    pub(crate) fn copies(self) -> impl Fn() -> Self {
+        let source: Option<Arc<dyn StdError + Send + Sync>> = self.source.map(Arc::from);
+        move || Self {
+            kind: self.kind,
+            message: self.message.clone(),
+            source: source.clone().map(|source| Box::new(Shared(source)).into()),
+        }
+    }
+}
+
+/// The cause of several errors.
+#[cfg(feature = "redis")]
+#[derive(Debug)]
+struct Shared(Arc<dyn StdError + Send + Sync>);
+
+#[cfg(feature = "redis")]
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(feature = "redis")]
+impl StdError for Shared {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
     }
 }
 

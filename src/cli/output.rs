@@ -5,11 +5,12 @@ use std::{
     fmt,
     io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 /// The bar on the terminal, if there is one just now.

@@ -22,9 +22,11 @@
 //!   memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
 
 mod admin;
+mod calls;
 mod changes;
 mod codec;
 mod connection;
+mod gather;
 mod keys;
 mod push;
 mod restore;
@@ -33,27 +35,22 @@ mod server;
 mod store;
 mod transfer;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::Script;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::watch;
 
 pub use self::store::RedisStore;
 use self::{
+    calls::Calls,
     changes::{Changes, bump},
     codec::{
         Record, damaged, decimal, flag, hex, outcome, parse_count, parse_decimal, parse_hex,
         parse_outcome, parse_time, time,
     },
     connection::Link,
+    gather::Gather,
     keys::{CREATED, Keys, QUEUES},
     script::SCRIPTS,
     server::Server,
@@ -77,15 +74,10 @@ use crate::{
 /// # Ok::<(), batchyard::Error>(()) }).unwrap();
 /// ```
 pub struct RedisQueue {
-    name: QueueName,
     options: QueueOptions,
-    keys: Keys,
-    /// The lower half of every batch id; a restore changes it.
-    salt: AtomicU64,
-    shared: Arc<Shared>,
+    calls: Arc<Calls>,
+    gather: Gather,
     changes: Arc<watch::Sender<u64>>,
-    /// Whether it is closed; read-locked by each call under way.
-    closed: RwLock<bool>,
 }
 
 /// What the queues of a store have in common.
@@ -159,79 +151,14 @@ impl RedisQueue {
                 .query(redis::cmd("PUBLISH").arg(CREATED).arg(name.as_str()))
                 .await?;
         }
+        let changes = shared.changes.counter(keys.changed());
+        let calls = Arc::new(Calls::new(name.clone(), keys, salt, shared));
         Ok(Self {
-            name: name.clone(),
+            gather: Gather::new(calls.clone(), options),
             options,
-            changes: shared.changes.counter(keys.changed()),
-            keys,
-            salt: AtomicU64::new(salt),
-            shared,
-            closed: RwLock::new(false),
+            calls,
+            changes,
         })
-    }
-
-    /// Runs the script of a verb that changes something, once.
-    async fn change(&self, script: &Script, now: Timestamp, args: &[Bytes]) -> Result<Vec<Bytes>> {
-        let _open = self.check_open().await?;
-        let (link, key) = (&self.shared.link, self.keys.state());
-        loop {
-            let reply = link.eval_once(script, &key, self.head(now), args).await?;
-            if !self.learn(&reply)? {
-                return self.check_present(reply);
-            }
-        }
-    }
-
-    /// Runs the script of a verb that only looks.
-    async fn ask(&self, script: &Script, now: Timestamp, args: &[Bytes]) -> Result<Vec<Bytes>> {
-        let _open = self.check_open().await?;
-        let (link, key) = (&self.shared.link, self.keys.state());
-        loop {
-            let reply = link.eval(script, &key, self.head(now), args).await?;
-            if !self.learn(&reply)? {
-                return self.check_present(reply);
-            }
-        }
-    }
-
-    fn salt(&self) -> u64 {
-        self.salt.load(Ordering::Relaxed)
-    }
-
-    /// The time of a call, and the salt that it goes by.
-    fn head(&self, now: Timestamp) -> Bytes {
-        [time(now), hex(self.salt())].concat().into()
-    }
-
-    /// Whether the reply is that the queue has another salt: it was restored after it was opened here.
-    fn learn(&self, reply: &[Bytes]) -> Result<bool> {
-        let [status, salt] = reply else {
-            return Ok(false);
-        };
-        if status != "salt" {
-            return Ok(false);
-        }
-        self.salt.store(parse_hex(salt)?, Ordering::Relaxed);
-        Ok(true)
-    }
-
-    async fn check_open(&self) -> Result<tokio::sync::RwLockReadGuard<'_, bool>> {
-        let closed = self.closed.read().await;
-        if *closed {
-            return Err(Error::closed(format!("queue {:?} was closed", self.name)));
-        }
-        Ok(closed)
-    }
-
-    fn check_present(&self, reply: Vec<Bytes>) -> Result<Vec<Bytes>> {
-        match reply.first() {
-            None => Err(damaged("a reply")),
-            Some(status) if status == "gone" => Err(Error::corrupt(format!(
-                "queue {} is no longer on the Redis server, which was flushed or lost its data; connect again to begin anew",
-                self.name
-            ))),
-            Some(_) => Ok(reply),
-        }
     }
 
     fn check_room(&self, reply: &[Bytes]) -> Result<()> {
@@ -250,9 +177,9 @@ impl RedisQueue {
         }
         let mut command = redis::cmd("MGET");
         for id in ids {
-            command.arg(self.keys.payload(*id));
+            command.arg(self.calls.keys.payload(*id));
         }
-        self.shared.link.query(&command).await
+        self.calls.shared.link.query(&command).await
     }
 
     fn parse_lease(&self, reply: &[Bytes], until: Timestamp) -> Result<Option<Lease>> {
@@ -277,8 +204,8 @@ impl RedisQueue {
             .then(|| parse_hex(parent))
             .transpose()?;
         Ok(Some(Lease {
-            batch: BatchId::new(parse_hex(batch)?, self.salt()),
-            parent: parent.map(|parent| BatchId::new(parent, self.salt())),
+            batch: BatchId::new(parse_hex(batch)?, self.calls.salt()),
+            parent: parent.map(|parent| BatchId::new(parent, self.calls.salt())),
             fence: Fence(parse_decimal(fence)?),
             attempt: parse_decimal(attempt)?,
             requests: parse_decimal(requests)?,
@@ -294,13 +221,14 @@ impl RedisQueue {
     /// A batch as the scripts name it; one of another queue is nobody's here.
     async fn batch(&self, lease: &Lease) -> Result<Bytes> {
         let (formed, salt) = lease.batch.halves();
-        if salt != self.salt() {
+        if salt != self.calls.salt() {
             // It may be of another handle, from after a restore that this one has not heard of.
             let nothing = [hex(0)];
-            self.ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing)
+            self.calls
+                .ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing)
                 .await?;
         }
-        if salt != self.salt() {
+        if salt != self.calls.salt() {
             return Err(lease.lost());
         }
         Ok(hex(formed))
@@ -346,7 +274,7 @@ impl Queue for RedisQueue {
     }
 
     async fn stats(&self, now: Timestamp) -> Result<Stats> {
-        let reply = self.ask(&SCRIPTS.stats, now, &[]).await?;
+        let reply = self.calls.ask(&SCRIPTS.stats, now, &[]).await?;
         let [
             _,
             pushed,
@@ -405,7 +333,7 @@ impl Queue for RedisQueue {
             due.map_or(Bytes::new(), |due| decimal(&due.bytes)),
             oldest_at.map_or(Bytes::new(), time),
         ];
-        let reply = self.change(&SCRIPTS.claim, now, &args).await?;
+        let reply = self.calls.change(&SCRIPTS.claim, now, &args).await?;
         self.parse_lease(&reply, until)
     }
 
@@ -418,7 +346,10 @@ impl Queue for RedisQueue {
             decimal(&page.max_requests),
             decimal(&page.max_bytes),
         ];
-        let reply = self.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await?;
+        let reply = self
+            .calls
+            .ask(&SCRIPTS.read, Timestamp::EPOCH, &args)
+            .await?;
         let [status, counted, members @ ..] = &reply[..] else {
             return Err(lease.lost());
         };
@@ -441,7 +372,7 @@ impl Queue for RedisQueue {
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
         update.validate()?;
         let args = self.update_args(now, lease, &update).await?;
-        let reply = self.change(&SCRIPTS.update, now, &args).await?;
+        let reply = self.calls.change(&SCRIPTS.update, now, &args).await?;
         match &reply[..] {
             [status] if status == "ok" => Ok(()),
             [status] if status == "lost" => Err(lease.lost()),
@@ -454,19 +385,19 @@ impl Queue for RedisQueue {
     }
 
     fn now(&self) -> Timestamp {
-        self.shared.server.now()
+        self.calls.shared.server.now()
     }
 
     fn name(&self) -> QueueName {
-        self.name.clone()
+        self.calls.name.clone()
     }
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             durability: Durability::Server {
-                policy: self.shared.server.policy.clone(),
+                policy: self.calls.shared.server.policy.clone(),
             },
-            survives_restart: self.shared.server.survives_restart,
+            survives_restart: self.calls.shared.server.survives_restart,
             shared: true,
             administration: true,
             bookmarks: true,
@@ -489,10 +420,10 @@ impl Queue for RedisQueue {
     }
 
     async fn bookmark(&self, source: &str) -> Result<Option<Bytes>> {
-        let _open = self.check_open().await?;
+        let _open = self.calls.check_open().await?;
         let mut command = redis::cmd("HGET");
-        command.arg(self.keys.bookmarks()).arg(source);
-        self.shared.link.query(&command).await
+        command.arg(self.calls.keys.bookmarks()).arg(source);
+        self.calls.shared.link.query(&command).await
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
@@ -504,7 +435,7 @@ impl Queue for RedisQueue {
     }
 
     async fn close(&self) -> Result<()> {
-        *self.closed.write().await = true;
+        self.calls.close().await;
         bump(&self.changes);
         Ok(())
     }
@@ -522,7 +453,7 @@ impl RedisQueue {
                     decimal(&1),
                     decimal(&1),
                 ];
-                self.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await
+                self.calls.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await
             }
             Err(error) => Err(error),
         };
@@ -530,7 +461,7 @@ impl RedisQueue {
             Ok(reply) if reply.first().is_some_and(|status| status == "ok") => {
                 Error::corrupt(format!(
                     "the payload of request {id} is gone: key {} was deleted by something else",
-                    self.keys.payload(id)
+                    self.calls.keys.payload(id)
                 ))
             }
             Ok(_) => lease.lost(),
@@ -569,7 +500,7 @@ fn parse_member(values: &[Bytes], counted: u32) -> Result<Member> {
 impl fmt::Debug for RedisQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisQueue")
-            .field("name", &self.name)
+            .field("name", &self.calls.name)
             .field("options", &self.options)
             .finish_non_exhaustive()
     }

@@ -36,10 +36,15 @@ fn child(test: &str, store: &Path, seed: u64) -> Child {
 }
 
 fn lines(child: &mut Child) -> impl Iterator<Item = Vec<String>> + use<> {
-    let output = BufReader::new(child.stdout.take().expect("piped"));
-    let lines = output.lines().map_while(Result::ok);
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    let lines = std::iter::from_fn(move || {
+        let mut line = String::new();
+        output.read_line(&mut line).ok()?;
+        // One that was cut off by a kill says nothing.
+        line.ends_with('\n').then_some(line)
+    });
     lines.filter_map(|line| {
-        let words = line.strip_prefix("ack ")?.split(' ');
+        let words = line.trim_end_matches('\n').strip_prefix("ack ")?.split(' ');
         Some(words.map(str::to_owned).collect())
     })
 }

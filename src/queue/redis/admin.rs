@@ -21,7 +21,7 @@ use crate::{
 impl Administration for RedisQueue {
     async fn status(&self, now: Timestamp, id: RequestId) -> Result<Option<Entry>> {
         let args = [hex(id.as_u64())];
-        let reply = self.ask(&SCRIPTS.status, now, &args).await?;
+        let reply = self.calls.ask(&SCRIPTS.status, now, &args).await?;
         Ok(self.entries(&reply[1..])?.pop())
     }
 
@@ -39,7 +39,7 @@ impl Administration for RedisQueue {
             list.after.map_or(Bytes::new(), |id| hex(id.as_u64())),
             decimal(&list.max_requests),
         ];
-        let reply = self.ask(&SCRIPTS.list, now, &args).await?;
+        let reply = self.calls.ask(&SCRIPTS.list, now, &args).await?;
         let mut entries = self.entries(&reply[1..])?;
         if list.payloads && list.state != State::Done {
             let mut bytes = 0;
@@ -67,7 +67,7 @@ impl Administration for RedisQueue {
             after.map_or(Bytes::new(), |cursor| hex(cursor.0)),
             decimal(&max_requests),
         ];
-        let reply = self.ask(&SCRIPTS.results, now, &args).await?;
+        let reply = self.calls.ask(&SCRIPTS.results, now, &args).await?;
         let [_, last, entries @ ..] = &reply[..] else {
             return Err(damaged("a page of results"));
         };
@@ -82,7 +82,7 @@ impl Administration for RedisQueue {
 
     async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>> {
         let args: Vec<Bytes> = ids.iter().map(|id| hex(id.as_u64())).collect();
-        let reply = self.change(&SCRIPTS.cancel, now, &args).await?;
+        let reply = self.calls.change(&SCRIPTS.cancel, now, &args).await?;
         let outcomes = reply.get(1).ok_or_else(|| damaged("a reply"))?;
         Ok(outcomes
             .iter()
@@ -100,14 +100,14 @@ impl Administration for RedisQueue {
             decimal(&self.options.max_bytes),
         ];
         let args: Vec<Bytes> = bounds.into_iter().chain(distinct(ids)).collect();
-        let reply = self.change(&SCRIPTS.redrive, now, &args).await?;
+        let reply = self.calls.change(&SCRIPTS.redrive, now, &args).await?;
         self.check_room(&reply)?;
         parse_decimal(reply.get(1).ok_or_else(|| damaged("a reply"))?)
     }
 
     async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
         let args: Vec<Bytes> = distinct(ids).collect();
-        let reply = self.change(&SCRIPTS.purge, now, &args).await?;
+        let reply = self.calls.change(&SCRIPTS.purge, now, &args).await?;
         parse_decimal(reply.get(1).ok_or_else(|| damaged("a reply"))?)
     }
 }
@@ -124,7 +124,7 @@ impl RedisQueue {
                     values[1].first().copied().unwrap_or_default(),
                     &values[3],
                     parse_decimal(&values[4])?,
-                    self.salt(),
+                    self.calls.salt(),
                 )
             })
             .collect()

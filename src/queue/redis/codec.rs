@@ -89,7 +89,7 @@ pub(super) fn parse_decimal<T: str::FromStr>(digits: &[u8]) -> Result<T> {
 }
 
 /// The head of a request about to be pushed; `push.lua` has its layout.
-pub(super) fn head(now: Timestamp, request: &NewRequest) -> Result<Bytes> {
+pub(super) fn head_of(now: Timestamp, request: &NewRequest) -> Result<Bytes> {
     let due = request.not_before.filter(|due| *due > now);
     let expires = request.ttl.map_or(Timestamp::MAX, |ttl| now.after(ttl));
     let mut head = format!(
@@ -107,7 +107,9 @@ pub(super) fn head(now: Timestamp, request: &NewRequest) -> Result<Bytes> {
             head.extend_from_slice(&digits(&digest(&request.payload)));
         }
     }
-    head.extend(json(&request.attributes)?);
+    let attributes = json(&request.attributes)?;
+    head.extend(format!("{:08x}", attributes.len()).into_bytes());
+    head.extend(attributes);
     Ok(head.into())
 }
 
@@ -392,10 +394,11 @@ mod tests {
             .not_before(Timestamp::from_nanos(17))
             .ttl(Duration::from_nanos(1))
             .idempotency_key("k");
-        let head = head(now, &request).unwrap();
+        let head = head_of(now, &request).unwrap();
         assert_eq!(&head[..41], b"00000000000000110000000000000011000000031");
         assert_eq!(&head[41..73], &digits(&digest(b"k"))[..]);
-        assert_eq!(&head[73..], &digits(&digest(b"abc"))[..]);
+        assert_eq!(&head[73..105], &digits(&digest(b"abc"))[..]);
+        assert_eq!(&head[105..], b"00000000");
     }
 
     #[test]

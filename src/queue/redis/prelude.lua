@@ -66,9 +66,9 @@ local function hex8(n) return format('%08x', n) end
 local function number(digits) return tonumber(digits, 16) end
 
 local function successor(digits)
-  local high, low = number(sub(digits, 1, 8)), number(sub(digits, 9)) + 1
-  if low == 4294967296 then high, low = high + 1, 0 end
-  return format('%08x%08x', high, low)
+  local low = number(sub(digits, 9)) + 1
+  if low < 4294967296 then return sub(digits, 1, 8) .. hex8(low) end
+  return hex8(number(sub(digits, 1, 8)) + 1) .. hex8(0)
 end
 
 -- The position at the tail.
@@ -216,9 +216,11 @@ local function bury(id, rec, reason, note, attempts, batch)
     fixed_of(rec), note))
 end
 
--- Whether `count` more requests of `bytes` would be over the bounds; then also what is held.
-local function over_bounds(count, bytes, max_requests, max_bytes)
+-- Whether `count` more requests of `bytes` would be over the bounds; then also what is held. `waiting` have been added
+-- and not been sent.
+local function over_bounds(count, bytes, max_requests, max_bytes, waiting)
   local held = call('ZCARD', PREFIX .. 'delayed') + call('ZCARD', PREFIX .. 'ready') + call('ZCARD', PREFIX .. 'flight')
+    + (waiting or 0)
   local over = count > 0 and (held + count > tonumber(max_requests) or state.held_bytes + bytes > tonumber(max_bytes))
   return over, held
 end

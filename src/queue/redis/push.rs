@@ -1,12 +1,10 @@
 //! Pushing: small payloads travel with the script, large ones are sent ahead of it.
 
-use bytes::Bytes;
-
 use super::{
     RedisQueue,
-    codec::{damaged, decimal, flag, head, parse_decimal, parse_hex, time},
+    codec::{damaged, head_of, parse_hex},
     connection::token,
-    script::SCRIPTS,
+    gather::Push,
 };
 use crate::{
     clock::Timestamp,
@@ -55,20 +53,23 @@ impl RedisQueue {
             if !inline && stage.is_none() {
                 *stage = Some(self.stage(requests).await?);
             }
-            let args = self.push_args(now, requests, bookmark, stage.as_deref())?;
-            let reply = self.change(&SCRIPTS.push, now, &args).await?;
-            self.check_room(&reply)?;
-            match &reply[..] {
-                [status, pushed] if status == "ok" => {
-                    return pushed.chunks_exact(17).map(parse_pushed).collect();
+            let push = self.one_push(now, requests, bookmark, stage.as_deref())?;
+            let reply = self.gather.push(push).await?;
+            let number = |from: usize| reply.get(from..from + 16).ok_or_else(|| damaged("a reply"));
+            match reply.first() {
+                Some(b'o') => return reply[1..].chunks_exact(17).map(parse_pushed).collect(),
+                Some(b'f') => {
+                    let (held, bytes) = (parse_hex(number(1)?)?, parse_hex(number(17)?)?);
+                    return Err(self.options.full(held, bytes));
                 }
-                [status, index, id] if status == "conflict" => {
-                    let request = requests.get(parse_decimal::<usize>(index)?);
+                Some(b'c') => {
+                    let index = usize::try_from(parse_hex(number(1)?)?).unwrap_or(usize::MAX);
+                    let request = requests.get(index);
                     let key = request.and_then(|request| request.idempotency_key.as_deref());
-                    let id = RequestId::from_u64(parse_hex(id)?);
+                    let id = RequestId::from_u64(parse_hex(number(17)?)?);
                     return Err(key_conflict(key.unwrap_or_default(), id));
                 }
-                [status] if status == "unstaged" => *stage = None,
+                Some(b'u') => *stage = None,
                 _ => return Err(damaged("a reply")),
             }
         }
@@ -77,29 +78,37 @@ impl RedisQueue {
         ))
     }
 
-    fn push_args(
+    fn one_push(
         &self,
         now: Timestamp,
         requests: &[NewRequest],
         bookmark: Option<&Bookmark>,
         stage: Option<&str>,
-    ) -> Result<Vec<Bytes>> {
-        let mut args = vec![
-            flag(bookmark.is_some()),
-            bookmark.map_or(Bytes::new(), |bookmark| bookmark.source.clone().into()),
-            bookmark.map_or(Bytes::new(), |bookmark| bookmark.value.clone()),
-            decimal(&self.options.max_requests),
-            decimal(&self.options.max_bytes),
-            time(now.after(self.options.idempotency_window)),
-            stage.unwrap_or_default().to_owned().into(),
-        ];
+    ) -> Result<Push> {
+        let forgotten = now.after(self.options.idempotency_window);
+        let head = format!(
+            "{:016x}{:016x}{:08x}{}{}",
+            now.as_nanos(),
+            forgotten.as_nanos(),
+            requests.len(),
+            u8::from(bookmark.is_some()),
+            stage.unwrap_or_default()
+        );
+        let mut args = vec![head.into()];
+        if let Some(bookmark) = bookmark {
+            args.extend([bookmark.source.clone().into(), bookmark.value.clone()]);
+        }
         for request in requests {
-            args.push(head(now, request)?);
+            args.push(head_of(now, request)?);
             if stage.is_none() {
                 args.push(request.payload.clone());
             }
         }
-        Ok(args)
+        Ok(Push {
+            now,
+            args,
+            requests: requests.len(),
+        })
     }
 
     /// Sends payloads ahead, under keys that expire unless a push takes them; answers their name.
@@ -113,14 +122,14 @@ impl RedisQueue {
                 let payload = &requests[index].payload;
                 commands
                     .cmd("SET")
-                    .arg(self.keys.staged(&stage, index))
+                    .arg(self.calls.keys.staged(&stage, index))
                     .arg(&payload[..])
                     .arg("EX")
                     .arg(STAGED_SECONDS);
                 bytes += payload.len() as u64 + OVERHEAD_BYTES;
                 index += 1;
             }
-            self.shared.link.pipeline(&commands).await?;
+            self.calls.shared.link.pipeline(&commands).await?;
         }
         Ok(stage)
     }
@@ -130,9 +139,9 @@ impl RedisQueue {
         for from in (0..count).step_by(1000) {
             let mut command = redis::cmd("UNLINK");
             for index in from..count.min(from + 1000) {
-                command.arg(self.keys.staged(stage, index));
+                command.arg(self.calls.keys.staged(stage, index));
             }
-            let taken: Result<u64> = self.shared.link.query(&command).await;
+            let taken: Result<u64> = self.calls.shared.link.query(&command).await;
             if let Err(error) = taken {
                 tracing::debug!(%error, "staged payloads are left to expire");
                 return;

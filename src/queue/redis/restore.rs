@@ -61,7 +61,9 @@ impl<'a> Restoring<'a> {
         let name = Bytes::from(token());
         loop {
             let args = [name.clone()];
-            let reply = queue.change(&SCRIPTS.restore_begin, Timestamp::EPOCH, &args);
+            let reply = queue
+                .calls
+                .change(&SCRIPTS.restore_begin, Timestamp::EPOCH, &args);
             match &reply.await?[..] {
                 [status] if status == "more" => {}
                 reply => {
@@ -78,11 +80,11 @@ impl<'a> Restoring<'a> {
 
     /// Runs a script on what was taken in.
     async fn run(&self, script: &Script, args: Vec<Bytes>) -> Result<()> {
-        let _open = self.queue.check_open().await?;
+        let _open = self.queue.calls.check_open().await?;
         let args = [vec![self.name.clone()], args].concat();
-        let key = self.queue.keys.restoring();
+        let key = self.queue.calls.keys.restoring();
         let now = time(Timestamp::EPOCH);
-        let link = &self.queue.shared.link;
+        let link = &self.queue.calls.shared.link;
         check(&link.eval_once(script, &key, now, &args).await?)
     }
 
@@ -100,11 +102,11 @@ impl<'a> Restoring<'a> {
             while bytes < MAX_INLINE_BYTES
                 && let Some((id, payload)) = payloads.next()
             {
-                let key = self.queue.keys.payload(id);
+                let key = self.queue.calls.keys.payload(id);
                 commands.cmd("SET").arg(key).arg(&payload[..]);
                 bytes += payload.len() as u64 + OVERHEAD_BYTES;
             }
-            self.queue.shared.link.pipeline(&commands).await?;
+            self.queue.calls.shared.link.pipeline(&commands).await?;
         }
         Ok(())
     }
@@ -132,6 +134,7 @@ impl<'a> Restoring<'a> {
         args.extend(numbers.iter().map(decimal));
         let reply = self
             .queue
+            .calls
             .change(&SCRIPTS.restore_end, Timestamp::EPOCH, &args);
         check(&reply.await?)
     }

@@ -67,7 +67,7 @@ impl RedisQueue {
         after: Bytes,
     ) -> Result<Vec<Bytes>> {
         let args = [what.into(), after, decimal(&PAGE_RECORDS)];
-        self.ask(&SCRIPTS.dump, now, &args).await
+        self.calls.ask(&SCRIPTS.dump, now, &args).await
     }
 
     async fn dump_requests(&self, now: Timestamp, after: Bytes) -> Result<DumpPage> {
@@ -120,7 +120,7 @@ impl RedisQueue {
             values[1].first().copied().unwrap_or_default(),
             &values[3],
             parse_decimal(&values[4])?,
-            self.salt(),
+            self.calls.salt(),
         )?;
         let (state, recorded) = (entry.state, &values[5][..]);
         let member = match (state, recorded) {
@@ -156,7 +156,7 @@ impl RedisQueue {
         let reply = self.dump_page(now, "batches", Bytes::new()).await?;
         let mut batches = Vec::new();
         for values in reply[1..].chunks_exact(9) {
-            let batch = |half: &Bytes| Ok(BatchId::new(parse_hex(half)?, self.salt()));
+            let batch = |half: &Bytes| Ok(BatchId::new(parse_hex(half)?, self.calls.salt()));
             let given = |value: &Bytes| Some(value.clone()).filter(|value| !value.is_empty());
             batches.push(OpenBatch {
                 id: batch(&values[0])?,
@@ -231,7 +231,7 @@ impl RedisQueue {
         let mut records: Vec<_> = all.into_iter().map(Record::Bookmark).collect();
         records.push(Record::Queue(QueueEnd {
             last_position: Position::from_u64(parse_hex(last)?),
-            last_batch: BatchId::new(parse_hex(last_batch)?, self.salt()),
+            last_batch: BatchId::new(parse_hex(last_batch)?, self.calls.salt()),
             last_fence: Fence(parse_decimal(fence)?),
             pushed: parse_decimal(pushed)?,
             done: parse_decimal(done)?,
