@@ -4,8 +4,8 @@
 use std::{collections::HashSet, time::Duration};
 
 use batchyard::{
-    Claim, Due, ErrorKind, NewRequest, Outcome, Page, Queue, RedisQueue, RequestId, Retries, Then,
-    Update,
+    Claim, Due, ErrorKind, NewRequest, Outcome, Page, Queue, QueueOptions, RedisQueue, RequestId,
+    Retries, Then, Update,
 };
 
 use crate::server::Server;
@@ -132,4 +132,97 @@ async fn an_orphan_is_taken_over_under_its_id_and_its_late_holder_is_fenced_off(
         .unwrap();
     let stats = late.stats(held.until).await.unwrap();
     assert_eq!((stats.done, stats.dead), (10, 0));
+}
+
+#[tokio::test]
+async fn pushes_that_wait_go_together_and_each_has_an_answer_of_its_own() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let options = QueueOptions::default().max_requests(50);
+    let queue = server.queue_with("gathered", options).await.unwrap();
+    let keyed = |key: &str, payload: &'static str| NewRequest::new(payload).idempotency_key(key);
+    let pushes = [
+        // None of these two, since the second has the key of another payload.
+        vec![keyed("a", "one")],
+        vec![keyed("b", "two"), keyed("a", "another")],
+        vec![keyed("b", "three"), keyed("a", "one")],
+        // More than there is room for, then as many as there is.
+        vec![NewRequest::new("many"); 49],
+        vec![NewRequest::new("some"); 48],
+        vec![NewRequest::new("one too many")],
+        vec![keyed("b", "three")],
+    ];
+    let calls = async || {
+        let all: String = server.command(&["INFO", "commandstats"]).await;
+        let line = all
+            .lines()
+            .find(|line| line.starts_with("cmdstat_evalsha:"));
+        let calls = line.and_then(|line| line.split(['=', ',']).nth(1).map(str::to_owned));
+        calls.map_or(0, |calls| calls.parse::<u32>().unwrap())
+    };
+    // The script is known, so that no call is repeated.
+    queue.push(queue.now(), Vec::new()).await.unwrap();
+    let before = calls().await;
+    let now = queue.now();
+    let all = pushes.map(|requests| queue.push(now, requests));
+    let answers = futures_util::future::join_all(all).await;
+    assert_eq!(calls().await - before, 1, "one call for all of them");
+    let told: Vec<Result<Vec<bool>, ErrorKind>> = answers
+        .iter()
+        .map(|answer| match answer {
+            Ok(pushed) => Ok(pushed.iter().map(|pushed| pushed.duplicate).collect()),
+            Err(error) => Err(error.kind()),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            Ok(vec![false]),
+            Err(ErrorKind::Invalid),
+            Ok(vec![false, true]),
+            Err(ErrorKind::QueueFull),
+            Ok(vec![false; 48]),
+            Err(ErrorKind::QueueFull),
+            Ok(vec![true]),
+        ]
+    );
+    let ids = |answer: usize| -> Vec<RequestId> {
+        let pushed = answers[answer].as_ref().unwrap();
+        pushed.iter().map(|pushed| pushed.id).collect()
+    };
+    assert_eq!((ids(0)[0], ids(6)[0]), (ids(2)[1], ids(2)[0]));
+    let stats = queue.stats(now).await.unwrap();
+    assert_eq!(
+        (stats.pushed, stats.ready, stats.ready_bytes),
+        (50, 50, 3 + 5 + 48 * 4)
+    );
+    let lease = queue.claim(now, &Claim::new()).await.unwrap().unwrap();
+    let members = queue.read(&lease, Page::first()).await.unwrap();
+    let read: Vec<(RequestId, &[u8])> = members
+        .iter()
+        .map(|member| (member.id, &member.payload[..]))
+        .collect();
+    let mut pushed = vec![(ids(0)[0], &b"one"[..]), (ids(2)[0], b"three")];
+    pushed.extend(ids(4).into_iter().map(|id| (id, &b"some"[..])));
+    assert_eq!(read, pushed);
+}
+
+#[tokio::test]
+async fn a_push_that_nobody_waits_for_any_more_is_left_out_if_it_was_not_sent() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let queue = server.queue("left").await;
+    let now = queue.now();
+    let mut first = Box::pin(queue.push(now, vec![NewRequest::new("first")]));
+    let mut left = Box::pin(queue.push(now, vec![NewRequest::new("left")]));
+    let last = queue.push(now, vec![NewRequest::new("last")]);
+    // Both wait; nothing was sent, since nobody else has run.
+    assert!(futures_util::poll!(&mut first).is_pending());
+    assert!(futures_util::poll!(&mut left).is_pending());
+    drop(left);
+    let (first, last) = tokio::join!(first, last);
+    assert_eq!((first.unwrap().len(), last.unwrap().len()), (1, 1));
+    assert_eq!(queue.stats(now).await.unwrap().pushed, 2);
 }

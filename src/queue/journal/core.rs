@@ -422,7 +422,7 @@ impl Inner {
     }
 
     /// Whether it is time to look what there is to tidy up.
-    fn is_to_be_tended(&self) -> bool {
+    pub(super) fn is_to_be_tended(&self) -> bool {
         self.carrying.is_some()
             || self.since_look.0 >= LOOK_EVERY_BYTES
             || self.since_look.1 >= LOOK_EVERY_GROUPS

@@ -20,6 +20,7 @@ mod life;
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    num::NonZeroU32,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -39,11 +40,11 @@ use super::{
     tend::Tend,
 };
 use crate::{
-    batch::{Lease, Member, Page},
+    batch::{Claim, Lease, Member, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
     error::Result,
-    queue::{Entry, List, Queue, QueueOptions},
-    request::{QueueName, RequestId, State},
+    queue::{Entry, List, Queue, QueueExt, QueueOptions, Store},
+    request::{NewRequest, QueueName, RequestId, State},
     stats::Stats,
 };
 
@@ -263,6 +264,104 @@ fn looking_what_is_to_be_tidied_does_not_wait_for_a_group_that_is_written() {
     in_time.expect("it waits for the log");
 }
 
+/// A drain logs next to nothing, and sets much free.
+#[test]
+fn what_a_drain_sets_free_is_given_back_while_it_goes_on() {
+    let mut rig = Rig::open(&SimDisk::new(), false).unwrap();
+    let keep_nothing = QueueOptions::default().retention(Duration::ZERO);
+    let named = |step: &mut super::Step<'_>| {
+        step.open_queue(&QueueName::default(), Some(keep_nothing))
+            .map(drop)
+    };
+    wait(&rig.core, rig.core.call(u32::MAX, named)).unwrap();
+    let now = Timestamp::from_millis(1000);
+    let tend = |rig: &mut Rig| {
+        while rig.core.lock().unwrap().is_to_be_tended() {
+            rig.tend.look(&rig.core, false);
+        }
+        rig.core
+            .log
+            .lock()
+            .unwrap()
+            .as_ref()
+            .unwrap()
+            .space()
+            .disk_bytes()
+    };
+    for _ in 0..400 {
+        let requests = (0..40).map(|_| NewRequest::new(vec![7; 1000])).collect();
+        wait(&rig.core, rig.queue.push(now, requests)).unwrap();
+        tend(&mut rig);
+    }
+    let full = tend(&mut rig);
+    assert!(full > 16_000_000, "{full} bytes for 16 MB");
+    let mut most = Vec::new();
+    loop {
+        let claim = Claim {
+            max_requests: 1000.try_into().unwrap(),
+            ..Claim::new()
+        };
+        let lease = wait(&rig.core, rig.queue.claim(now, &claim)).unwrap();
+        let Some(lease) = lease else { break };
+        let finish = Update::then(Then::Finish {
+            rest: Outcome::done(),
+            retries: Retries {
+                at: now,
+                max_attempts: NonZeroU32::MIN,
+            },
+        });
+        wait(&rig.core, rig.queue.update(now, &lease, finish)).unwrap();
+        most.push(tend(&mut rig));
+    }
+    assert!(most[most.len() / 2] < full * 3 / 4, "{most:?} after {full}");
+    // What is looked at in steps, and what is kept ready.
+    assert!(most[most.len() - 1] < 5_000_000, "{most:?} after {full}");
+    rig.tend.look(&rig.core, true);
+    let rests = tend(&mut rig);
+    assert_eq!(
+        rests,
+        ROOT + 3 * 16 * 1024,
+        "an open segment and two spares"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verified_opening_names_what_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = JournalStore::open(folder.path()).await.unwrap();
+    let queue = store.queue(&QueueName::default()).await.unwrap();
+    let mut pushed = Vec::new();
+    for payload in ["the first", "the second", "the third"] {
+        pushed.push(queue.push_one(NewRequest::new(payload)).await.unwrap());
+    }
+    store.close().await.unwrap();
+    drop((queue, store));
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(folder.path().join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(10).position(|some| some == b"the second");
+        if let Some(at) = at {
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
+    let options = JournalStore::options();
+    let store = options.open(folder.path()).await.unwrap();
+    assert_eq!(store.report(), [""; 0], "nobody has looked");
+    store.close().await.unwrap();
+    drop(store);
+    let store = options.verify(true).open(folder.path()).await.unwrap();
+    let told = format!(
+        "damaged: queue default: request {}: its stored payload is damaged",
+        pushed[1].id
+    );
+    assert_eq!(store.report(), [told]);
+    store.close().await.unwrap();
+}
+
 /// Small segments, so that a short life fills and frees many.
 fn options() -> JournalOptions {
     let queues = QueueOptions::default()
@@ -283,6 +382,8 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
     range.unwrap_or(0..most)
 }
 
+/// The file of the root.
+const ROOT: u64 = 8192;
 const SALT: u64 = 0x5eed_ba7c;
 const SOURCE: &str = "source";
 const STATES: [State; 7] = [

@@ -3,6 +3,7 @@
 -- ARGV[4]  what: 'requests', 'batches', 'keys' or 'end'
 -- ARGV[5]  requests, keys: the last id or key of the page before, or empty
 -- ARGV[6]  the most of them, decimal
+-- ARGV[7]  requests: after so many bytes of results and errors the page ends
 -- Returns  requests: 'ok', the last id looked at or '', then for each its five values (`entries.lua`) and, for
 --          a member of an open batch with an outcome, that (`read.lua`), else ''
 --          batches: 'ok', then for each: batch, parent or '', attempt, prior, formed at, offered from or '',
@@ -21,11 +22,17 @@ local function requests()
   end
   table.sort(ids)
   for i = #ids, most + 1, -1 do ids[i] = nil end
-  local reply = { 'ok', ids[#ids] or '' }
-  for i, rec in ipairs(values_of('requests', ids)) do
-    if describe(reply, ids[i], rec) then
+  local reply, bytes = { 'ok', ids[#ids] or '' }, 0
+  for i, id in ipairs(ids) do
+    local rec = call('HGET', PREFIX .. 'requests', id)
+    bytes = bytes + (rec and #rec or 0)
+    if bytes > tonumber(ARGV[7]) and #reply > 2 then
+      reply[2] = ids[i - 1]
+      break
+    end
+    if rec and describe(reply, id, rec) then
       local kind, batch = reply[#reply - 3], sub(reply[#reply - 2], 43, 58)
-      local recorded = (kind == 'f' or kind == 'd') and call('HGET', PREFIX .. 'outcomes:' .. batch, ids[i])
+      local recorded = (kind == 'f' or kind == 'd') and call('HGET', PREFIX .. 'outcomes:' .. batch, id)
       reply[#reply + 1] = recorded or ''
     end
   end

@@ -97,16 +97,15 @@ impl<'a> Restoring<'a> {
         }
         let mut payloads = mem::take(&mut incoming.payloads).into_iter().peekable();
         while payloads.peek().is_some() {
-            let mut commands = redis::pipe();
+            let mut args = Vec::new();
             let mut bytes = 0;
             while bytes < MAX_INLINE_BYTES
                 && let Some((id, payload)) = payloads.next()
             {
-                let key = self.queue.calls.keys.payload(id);
-                commands.cmd("SET").arg(key).arg(&payload[..]);
                 bytes += payload.len() as u64 + OVERHEAD_BYTES;
+                args.extend(["p".into(), hex(id.as_u64()), payload]);
             }
-            self.queue.calls.shared.link.pipeline(&commands).await?;
+            self.run(&SCRIPTS.restore_take, args).await?;
         }
         Ok(())
     }

@@ -66,7 +66,12 @@ impl RedisQueue {
         what: &'static str,
         after: Bytes,
     ) -> Result<Vec<Bytes>> {
-        let args = [what.into(), after, decimal(&PAGE_RECORDS)];
+        let args = [
+            what.into(),
+            after,
+            decimal(&PAGE_RECORDS),
+            decimal(&PAGE_BYTES),
+        ];
         self.calls.ask(&SCRIPTS.dump, now, &args).await
     }
 

@@ -19,6 +19,7 @@ use crate::{
             simulated::SimDisk,
             step::{Plan, Step},
             tend::carry::slice,
+            verify::verify,
         },
     },
     request::{DeadReason, NewRequest, RequestId},
@@ -67,6 +68,8 @@ struct Told {
     listed: usize,
     /// Nowhere, since nothing is missing.
     harmless: usize,
+    /// By reading all that is held.
+    verified: usize,
 }
 
 /// Opens a damaged image, and claims all that is in it.
@@ -79,11 +82,19 @@ fn check(sound: &Sound, image: Image, told: &mut Told) -> Result<(), String> {
         let view = view.map_err(|error| format!("looking fails: {error}"))?;
         view.check(&sound.payloads).map(|()| view)
     };
+    let verified = verify(&rig.core).map_err(|error| format!("verifying fails: {error}"))?;
     let before = see(sound.now)?;
     let now = sound.now.after(HOUR);
     claim_all(sound, &rig, now)?;
     let after = see(now)?;
     let is_dead = |entry: &Entry| entry.reason == Some(DeadReason::Damaged);
+    told.verified += usize::from(!verified.is_empty());
+    if verified.is_empty() {
+        let entries = after.entries.values().chain(before.entries.values());
+        if let Some(missed) = entries.chain(&before.results).find(|one| is_told(one)) {
+            return Err(format!("not found by verifying: {missed:?}"));
+        }
+    }
     if !rig.report.is_empty() {
         told.reported += 1;
     } else if after.entries.values().any(is_dead) {
@@ -156,6 +167,7 @@ fn change_bytes(is_closed: bool) {
         bytes[at] ^= 1 << dice.u8(..8);
     });
     assert!(told.reported > 0 && told.dead > 0 && told.listed > 0 && told.harmless > 0);
+    assert!(told.verified > 0);
 }
 
 #[test]
@@ -256,6 +268,7 @@ fn damage_everywhere(
         all.dead += told.dead;
         all.listed += told.listed;
         all.harmless += told.harmless;
+        all.verified += told.verified;
     }
     for (kind, all) in &failures {
         println!("{} times {kind}: {}", all.len(), all[0]);
