@@ -348,7 +348,7 @@ impl Step<'_> {
                 queue: id,
                 what: made,
             }));
-            self.reserve(1024);
+            self.reserve(1024)?;
             self.inner.filling.put(&event);
             fold(&mut self.inner.state, event, self.inner.filling.at.body());
         }

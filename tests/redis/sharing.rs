@@ -142,7 +142,7 @@ async fn pushes_that_wait_go_together_and_each_has_an_answer_of_its_own() {
     let options = QueueOptions::default().max_requests(50);
     let queue = server.queue_with("gathered", options).await.unwrap();
     let keyed = |key: &str, payload: &'static str| NewRequest::new(payload).idempotency_key(key);
-    let pushes = [
+    let asked = [
         // None of these two, since the second has the key of another payload.
         vec![keyed("a", "one")],
         vec![keyed("b", "two"), keyed("a", "another")],
@@ -165,13 +165,13 @@ async fn pushes_that_wait_go_together_and_each_has_an_answer_of_its_own() {
     queue.push(queue.now(), Vec::new()).await.unwrap();
     let before = calls().await;
     let now = queue.now();
-    let all = pushes.map(|requests| queue.push(now, requests));
+    let all = asked.map(|requests| queue.push(now, requests));
     let answers = futures_util::future::join_all(all).await;
     assert_eq!(calls().await - before, 1, "one call for all of them");
     let told: Vec<Result<Vec<bool>, ErrorKind>> = answers
         .iter()
         .map(|answer| match answer {
-            Ok(pushed) => Ok(pushed.iter().map(|pushed| pushed.duplicate).collect()),
+            Ok(pushed) => Ok(pushed.iter().map(|one| one.duplicate).collect()),
             Err(error) => Err(error.kind()),
         })
         .collect();

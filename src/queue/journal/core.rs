@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use super::{
     group::{Done, Filling, Group, Refused, Synced, poisoned},
-    log::{Cursor, Log, Reader},
+    log::{Cursor, Log, Reader, Space},
     open::Origin,
     published::{Live, Reading},
     state::State,
@@ -42,6 +42,7 @@ use crate::{
 pub(super) struct Core {
     pub(super) path: PathBuf,
     pub(super) reader: Reader,
+    pub(super) space: Space,
     pub(super) origin: Origin,
     pub(super) defaults: QueueOptions,
     pub(super) lives: Mutex<BTreeMap<QueueName, Arc<Live>>>,
@@ -96,6 +97,7 @@ impl Core {
             path,
             origin,
             reader,
+            space: log.space(),
             defaults,
             lives: Mutex::default(),
             created: watch::Sender::new(0),

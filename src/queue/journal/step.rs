@@ -80,15 +80,21 @@ impl<'a> Step<'a> {
     }
 
     /// Makes room for so many bytes in the filling group, or begins another.
-    pub(super) fn reserve(&mut self, bytes: usize) {
+    ///
+    /// # Errors
+    /// `Unavailable` if it would need a segment that can't be had, as is known: finding that out when the group is
+    /// written takes back all that waits with it.
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<()> {
         if self.inner.filling.takes(bytes + SLACK_BYTES) {
-            return;
+            return Ok(());
         }
         self.inner.seal();
         self.core.notify();
         if !self.inner.filling.takes(bytes + SLACK_BYTES) {
+            self.core.space.has_segment()?;
             self.inner.filling.at = self.inner.filling.at.next_segment();
         }
+        Ok(())
     }
 
     /// Says what was decided, and does it. Room was made for it.
@@ -196,7 +202,7 @@ impl<'a> Step<'a> {
             .values()
             .any(|open| open.held && open.until > 0)
         {
-            self.reserve(16);
+            self.reserve(16)?;
             self.event(What::Offered(()));
             self.touch(true);
         }
@@ -223,7 +229,7 @@ impl<'a> Step<'a> {
         let wakes =
             !promoted.is_empty() || !expired.natural.is_empty() || !expired.moved.is_empty();
         let items = promoted.len() + expired.natural.len() + expired.moved.len();
-        self.reserve(30 * items + 80 * expired.changes.len());
+        self.reserve(30 * items + 80 * expired.changes.len())?;
         self.event(What::Advanced(Advanced {
             now,
             expired,

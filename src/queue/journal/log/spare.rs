@@ -222,6 +222,21 @@ impl Space {
             _ => Ok(()),
         }
     }
+
+    /// Whether there is a segment to begin, or one may be had.
+    ///
+    /// # Errors
+    /// `Unavailable` if none could be made a moment ago; that is tried again all the time.
+    pub(in crate::queue::journal) fn has_segment(&self) -> Result<()> {
+        let state = self.0.lock();
+        match &state.failure {
+            // Where no thread tries again, whoever takes one does.
+            Some(why) if state.ready.is_empty() && self.0.disk.in_background() => {
+                Err(Error::unavailable(full(why).to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Drop for Spares {

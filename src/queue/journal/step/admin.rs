@@ -60,7 +60,7 @@ impl Step<'_> {
         let natural = self.remove_natural(&natural)?;
         (removal.natural, removal.changes) = (natural.natural, natural.changes);
         if !results.is_empty() {
-            self.reserve(results.len() * 40 + removal.changes.len() * 80);
+            self.reserve(results.len() * 40 + removal.changes.len() * 80)?;
             self.event(What::Cancelled(CancelledAll { removal, marked }));
         }
         self.touch(true);
@@ -119,7 +119,7 @@ impl Step<'_> {
         queue.check_room(ids.len() as u64, dead.map(|dead| dead.bytes).sum())?;
         let count = ids.len();
         if count > 0 {
-            self.reserve(12 * count);
+            self.reserve(12 * count)?;
             let now = now.as_nanos();
             self.event(What::Redriven(Redriven { now, ids }));
         }
@@ -136,7 +136,7 @@ impl Step<'_> {
         let ids = self.dead(ids)?;
         let count = ids.len();
         if count > 0 {
-            self.reserve(12 * count);
+            self.reserve(12 * count)?;
             self.event(What::Purged(Purged { ids }));
         }
         self.touch(true);

@@ -56,7 +56,7 @@ impl Step<'_> {
             }
             None => return Ok(None),
         };
-        self.reserve(claim.context.len() + 512);
+        self.reserve(claim.context.len() + 512)?;
         let fence = self.queue()?.stored.last_fence + 1;
         self.event(What::Claimed(Claimed {
             batch,
@@ -75,7 +75,7 @@ impl Step<'_> {
             return Ok((selection.requests > 0).then_some(selection));
         }
         let reserve = selection.too_large.len() * 200;
-        self.reserve(reserve);
+        self.reserve(reserve)?;
         let mut removal = Removal::default();
         let mut dead = Vec::new();
         let mut natural = Vec::new();

@@ -120,7 +120,7 @@ impl Step<'_> {
             .count();
         self.reserve(
             plan.bytes + notes + 256 * (pieces + 1) + 40 * later + 64 * decided.keys.len(),
-        );
+        )?;
         self.put_drafts(now, plan, &decided.pushed)?;
         if plan.bookmark.is_some() || !decided.keys.is_empty() {
             self.event(What::Pushed(Piece {

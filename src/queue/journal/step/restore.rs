@@ -135,7 +135,7 @@ impl Step<'_> {
         let drafts: Vec<Draft> = requests.iter().map(draft).collect();
         let bytes: usize = drafts.iter().map(Draft::bytes).sum();
         let errors = (requests.iter()).map(|one| one.entry.error.as_ref().map_or(0, String::len));
-        self.reserve(bytes + errors.sum::<usize>() + 16 * requests.len() + 128);
+        self.reserve(bytes + errors.sum::<usize>() + 16 * requests.len() + 128)?;
         let filling = &mut self.inner.filling;
         filling.end_piece();
         let place = filling.place();
@@ -325,7 +325,7 @@ impl Step<'_> {
             open.members.moved.insert(member.position, moved);
         }
         for outcomes in failed.chunks(PAGE_OUTCOMES) {
-            let page = self.put_outcomes_of(outcomes);
+            let page = self.put_outcomes_of(outcomes)?;
             open.pages.push(page);
         }
         if open.members.moved.is_empty() {
@@ -338,17 +338,17 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn put_outcomes_of(&mut self, outcomes: &[Stored]) -> Page {
+    fn put_outcomes_of(&mut self, outcomes: &[Stored]) -> Result<Page> {
         let outcomes = outcomes.to_vec();
         let bytes = (outcomes.iter())
             .map(|one| one.result.as_ref().map_or(0, Bytes::len) + one.error.len() + 96);
-        self.reserve(bytes.sum::<usize>() + 16);
+        self.reserve(bytes.sum::<usize>() + 16)?;
         let positions = outcomes.iter().map(|one| one.position);
-        Page {
+        Ok(Page {
             first: positions.clone().min().unwrap_or(0),
             last: positions.max().unwrap_or(0),
             blob: self.blob(&outcomes),
-        }
+        })
     }
 
     /// Takes in the order in which requests were settled: runs of one batch, and of dead letters, are one step.
@@ -367,7 +367,7 @@ impl Step<'_> {
             let batch = done.as_ref().map(|(batch, _)| *batch);
             let is_full = run.len() + dead.len() >= PAGE_OUTCOMES || bytes >= PAGE_BYTES;
             if batch != of || is_full {
-                self.put_settled(incoming, of, &mut run, &mut dead);
+                self.put_settled(incoming, of, &mut run, &mut dead)?;
                 bytes = 0;
             }
             of = batch;
@@ -379,8 +379,7 @@ impl Step<'_> {
                 None => dead.push(number),
             }
         }
-        self.put_settled(incoming, of, &mut run, &mut dead);
-        Ok(())
+        self.put_settled(incoming, of, &mut run, &mut dead)
     }
 
     fn put_settled(
@@ -389,7 +388,7 @@ impl Step<'_> {
         batch: Option<u64>,
         run: &mut Vec<Stored>,
         dead: &mut Vec<u64>,
-    ) {
+    ) -> Result<()> {
         let stored = &mut incoming.queue.stored;
         if !run.is_empty() || !dead.is_empty() {
             stored.last_settled += 1;
@@ -408,7 +407,7 @@ impl Step<'_> {
         }
         if let (Some(batch), false) = (batch, run.is_empty()) {
             let run = mem::take(run);
-            let page = self.put_outcomes_of(&run);
+            let page = self.put_outcomes_of(&run)?;
             let stored = &mut incoming.queue.stored;
             if let Some(open) = stored.open.get_mut(&batch) {
                 open.recorded
@@ -423,6 +422,7 @@ impl Step<'_> {
                 .settled
                 .insert(sequence, Settled::Page((batch, page)));
         }
+        Ok(())
     }
 
     /// Checks that all is there, and makes the queue what it says.
@@ -466,13 +466,13 @@ impl Step<'_> {
         stored.put(&mut bytes);
         // Under one lock, so that no baseline comes between the parts.
         for (index, part) in bytes.chunks(PART_BYTES).enumerate() {
-            self.reserve(part.len());
+            self.reserve(part.len())?;
             self.event(What::Restoring(Restoring {
                 is_first: index == 0,
                 part: Bytes::copy_from_slice(part),
             }));
         }
-        self.reserve(0);
+        self.reserve(0)?;
         self.event(What::Restored(()));
         self.touch(true);
         Ok(())

@@ -187,7 +187,7 @@ impl Step<'_> {
             .sum();
         let checkpoint = update.checkpoint.as_ref().map_or(0, Bytes::len);
         let ending = Self::ending_bytes(prepared, update);
-        self.reserve(sizes + checkpoint + ending);
+        self.reserve(sizes + checkpoint + ending)?;
         let recorded = self.put_outcomes(now, &outcomes, prepared, attempts);
         let then = self.then(now, batch, update, (prepared, &outcomes))?;
         self.event(What::Updated(Updated {

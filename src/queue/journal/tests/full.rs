@@ -1,7 +1,7 @@
 //! A disk that gets full: what does not fit is refused and undone, what is there can be settled, and then there is
 //! space again.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::mpsc, thread, time::Duration};
 
 use super::{Rig, wait};
 use crate::{
@@ -108,6 +108,50 @@ fn a_full_disk_drains_and_then_takes_pushes_again() {
         }
         assert_eq!(settled, 3 * pushed);
     }
+}
+
+/// Each group that finds out by itself that there is no segment has the log read again.
+#[test]
+fn once_it_is_known_that_there_is_no_space_the_log_is_left_alone() {
+    let disk = SimDisk::new().in_background();
+    let mut rig = Rig::open(&disk, false).unwrap();
+    disk.set_space(8 * 16 * 1024);
+    let mut pushed = 0;
+    while push(&rig, pushed).is_ok() {
+        pushed += 1;
+    }
+    let core = rig.core.clone();
+    let writing = core.log.lock().unwrap();
+    let (told, was_told) = mpsc::channel();
+    let pushing = thread::spawn(move || {
+        // As if nobody had looked how much space there is.
+        rig.core.lock().unwrap().no_room = None;
+        let refused = push(&rig, pushed).map_err(|error| error.kind());
+        // Nobody listens any more if it took too long.
+        let _ = told.send(refused);
+        rig
+    });
+    let refused = was_told.recv_timeout(Duration::from_secs(60));
+    drop(writing);
+    rig = pushing.join().unwrap();
+    let refused = refused.expect("it waits for the log");
+    assert_eq!(refused.unwrap_err(), ErrorKind::QueueFull);
+    disk.set_space(u64::MAX);
+    loop {
+        rig.tend.look(&rig.core, false);
+        // A thread tries twice a second whether there is space again.
+        match push(&rig, pushed) {
+            Ok(_) => break,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::QueueFull, "{error}"),
+        }
+        thread::yield_now();
+    }
+    let now = Timestamp::from_millis(5000);
+    let stats = wait(&rig.core, rig.queue.stats(now)).unwrap();
+    assert_eq!(
+        (stats.pushed, stats.ready),
+        (3 * pushed + 3, 3 * pushed + 3)
+    );
 }
 
 /// So many milliseconds later nothing is kept of what is done.
