@@ -145,8 +145,8 @@ fn failed(error: impl StdError + Send + Sync + 'static) -> Error {
     Error::internal("the store").with_source(error)
 }
 
-#[cfg(feature = "bench-peers")]
 /// The key under which the cursor lies, beside the notes, which have numbers.
+#[cfg(feature = "bench-peers")]
 const CURSOR: u64 = u64::MAX;
 /// As many as a page of ours.
 const PAGE: usize = 1000;
