@@ -39,6 +39,8 @@ pub(crate) struct StoreFolder {
     /// The fields of FORMAT; none before it is written.
     pub(crate) fields: Option<BTreeMap<String, String>>,
     _lock: File,
+    /// A folder that is locked as well: nobody removes that to get around a lock.
+    folder_lock: Option<File>,
 }
 
 impl StoreFolder {
@@ -53,7 +55,25 @@ impl StoreFolder {
             kind,
             fields,
             _lock: lock,
+            folder_lock: None,
         })
+    }
+
+    /// Locks a folder of the store as well, which nobody takes for a stale lock and removes.
+    pub(crate) fn lock_too(&mut self, folder: &Path) -> Result<()> {
+        let file =
+            File::open(folder).map_err(|error| unusable(folder, "can't be opened", error))?;
+        match file.try_lock() {
+            Ok(()) => {
+                self.folder_lock = Some(file);
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(Error::locked(format!(
+                "{} is open in another process, though its LOCK was removed or replaced; stop that process",
+                self.path.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(unusable(folder, "can't be locked", error)),
+        }
     }
 
     /// Makes it a store of its kind, durably.
@@ -184,7 +204,12 @@ fn lock(path: &Path) -> Result<File> {
         file.rewind()?;
         file.write_all(format!("{}\n", std::process::id()).as_bytes())
     };
-    write().map_err(|error| unusable(path, "can't be written", error))?;
+    // Its pid is there to be named: a full disk is no reason not to open.
+    if let Err(error) = write()
+        && error.kind() != io::ErrorKind::StorageFull
+    {
+        return Err(unusable(path, "can't be written", error));
+    }
     Ok(file)
 }
 

@@ -52,7 +52,7 @@ mod verify;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -68,6 +68,8 @@ use self::{
     disk::{Disk, Folder},
     event::{Event, Made, Of, What},
     fold::fold,
+    log::{Place, salts},
+    open::{Identity, gone},
     published::Live,
     step::Step,
 };
@@ -181,43 +183,42 @@ impl JournalOptions {
 
     fn open_now(self, path: PathBuf) -> Result<JournalStore> {
         let mut folder = StoreFolder::open(&path, KIND)?;
-        let salt = match &folder.fields {
-            Some(fields) => fields
-                .get(SALT)
-                .and_then(|salt| u64::from_str_radix(salt, 16).ok()),
-            None => None,
-        };
-        let salt = match (salt, folder.fields.is_some()) {
-            (Some(salt), _) => salt,
-            (None, false) => {
-                let salt = fastrand::u64(..);
-                let field = (SALT.to_owned(), format!("{salt:016x}"));
-                folder.write_format(BTreeMap::from([field]))?;
-                salt
-            }
-            (None, true) => {
-                return Err(Error::corrupt(format!(
-                    "the FORMAT of {} is damaged: it has no salt; bring it back from a copy of the store",
-                    path.display()
-                )));
-            }
-        };
+        let stated = folder.fields.clone();
         let log = path.join(LOG);
+        let is_used = stated
+            .as_ref()
+            .is_some_and(|fields| fields.contains_key(USED));
+        if is_used && !log.is_dir() {
+            return Err(gone(&path));
+        }
         let disk = make_folder(&log)
             .and_then(|()| Folder::open(&log))
             .map_err(|error| unusable(&log, "can't be opened", error))?;
-        self.serve(Arc::new(disk), salt, path, Some(folder))
+        folder.lock_too(&log)?;
+        let there = salts(&disk).map_err(|error| unusable(&log, "can't be read", error))?;
+        let (salt, is_mended) = salt(&path, stated.as_ref(), &there)?;
+        let identity = Identity { salt, is_used };
+        if stated.is_none() || is_mended {
+            folder.write_format(fields(identity))?;
+        }
+        let mut store = self.serve(Arc::new(disk), identity, path, Some(folder))?;
+        if is_mended {
+            let line = "damaged: FORMAT does not name the salt of the log; it was written again";
+            tracing::warn!(store = ?store.keeper.core, "{line}");
+            store.report.insert(0, line.into());
+        }
+        Ok(store)
     }
 
     /// Opens the log on this disk, and starts the writer.
     fn serve(
         self,
         disk: Arc<dyn Disk>,
-        salt: u64,
+        identity: Identity,
         path: PathBuf,
-        folder: Option<StoreFolder>,
+        mut folder: Option<StoreFolder>,
     ) -> Result<JournalStore> {
-        let mut opened = open::open(disk, salt, path, &self)?;
+        let mut opened = open::open(disk, identity, path, &self)?;
         let core = Arc::new(opened.core);
         core.publish_all(self.offer_held)?;
         if self.verify {
@@ -232,28 +233,28 @@ impl JournalOptions {
             tracing::warn!(store = ?core, "{error}");
         }
         tend.look(&core, false);
+        note_use(&core, &mut folder);
         let ended = watch::Sender::new(false);
         let keeper = Keeper {
             core: core.clone(),
             ended: ended.subscribe(),
         };
         let run = move || {
+            let mut ending = Ending {
+                core,
+                folder,
+                ended,
+            };
+            let core = &ending.core;
             core.serve(|core, is_idle| tend.look(core, is_idle));
             if core.check().is_ok() {
                 // A clean end opens at once: nothing is left to fold.
-                let tidied = tend.finish(&core);
+                let tidied = tend.finish(core);
                 if let Err(error) = tidied {
                     tracing::warn!(store = ?core, "{error}");
                 }
             }
-            drop(
-                core.log
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take(),
-            );
-            drop(folder);
-            ended.send_replace(true);
+            note_use(core, &mut ending.folder);
         };
         thread::Builder::new()
             .name("batchyard-journal".into())
@@ -374,6 +375,76 @@ impl Step<'_> {
     }
 }
 
+/// What has to be done when the writer has ended, however it did.
+struct Ending {
+    core: Arc<Core>,
+    folder: Option<StoreFolder>,
+    ended: watch::Sender<bool>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.core
+                .poison("the writer of the journal panicked".into());
+            self.core.give_up();
+        }
+        let mut log = (self.core.log.lock()).unwrap_or_else(PoisonError::into_inner);
+        drop(log.take());
+        // Others may open it only after that.
+        self.folder = None;
+        self.ended.send_replace(true);
+    }
+}
+
+/// Notes in FORMAT that the log has segments, once it has: then it is damage if none is there any more.
+fn note_use(core: &Core, folder: &mut Option<StoreFolder>) {
+    let Some(folder) = folder else { return };
+    let is_used = core
+        .lock()
+        .is_ok_and(|inner| inner.filling.at.place() != Place::start_of(1));
+    let fields = folder.fields.clone().unwrap_or_default();
+    if !is_used || fields.contains_key(USED) {
+        return;
+    }
+    let used = fields
+        .into_iter()
+        .chain([(USED.to_owned(), "yes".to_owned())]);
+    if let Err(error) = folder.write_format(used.collect()) {
+        tracing::warn!(store = ?core, "{error}");
+    }
+}
+
+/// The salt that FORMAT states or, if that can't be, the one that lies in the files of the log; and whether it is
+/// the latter.
+fn salt(
+    path: &Path,
+    stated: Option<&BTreeMap<String, String>>,
+    there: &BTreeSet<u64>,
+) -> Result<(u64, bool)> {
+    let Some(fields) = stated else {
+        return Ok((fastrand::u64(..), false));
+    };
+    let digits = fields.get(SALT).filter(|digits| digits.len() == 16);
+    let salt = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    match (salt, there.len()) {
+        (Some(salt), count) if count == 0 || there.contains(&salt) => Ok((salt, false)),
+        (_, 1) => Ok((there.first().copied().unwrap_or_default(), true)),
+        _ => Err(Error::corrupt(format!(
+            "the FORMAT of {} is damaged: it does not name the salt of the log; bring it back from a copy of the store",
+            path.display()
+        ))),
+    }
+}
+
+fn fields(identity: Identity) -> BTreeMap<String, String> {
+    let salt = (SALT.to_owned(), format!("{:016x}", identity.salt));
+    let used = identity
+        .is_used
+        .then(|| (USED.to_owned(), "yes".to_owned()));
+    used.into_iter().chain([salt]).collect()
+}
+
 /// Makes a folder within another, durably, unless it is there.
 fn make_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
@@ -451,6 +522,8 @@ const KIND: Kind = Kind {
     version: 1,
 };
 const SALT: &str = "salt";
+/// That the log has segments.
+const USED: &str = "used";
 /// The folder of the log within that of the store.
 const LOG: &str = "log";
 /// No queue has this number.

@@ -56,6 +56,10 @@ pub(super) struct Core {
     poison: OnceLock<String>,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is about something else"
+)]
 pub(super) struct Inner {
     pub(super) state: State,
     pub(super) filling: Filling,
@@ -70,6 +74,8 @@ pub(super) struct Inner {
     pub(super) since_baseline: u64,
     /// Bytes logged or no longer held, and groups, since the writer last looked what there is to tidy up.
     pub(super) since_look: (u64, u32),
+    /// Whether the writer waits for its turn to add something.
+    waits_for_turn: bool,
     pub(super) lives: BTreeMap<u32, Arc<Live>>,
     /// The segment that is being carried away.
     pub(super) carrying: Option<u32>,
@@ -111,6 +117,7 @@ impl Core {
                 buffers: Vec::new(),
                 since_baseline: 0,
                 since_look: (0, 0),
+                waits_for_turn: false,
                 lives: BTreeMap::new(),
                 carrying: None,
                 no_room: None,
@@ -332,7 +339,7 @@ impl Core {
     }
 
     /// Tells everybody who waits that the store is poisoned.
-    fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         let why = self.poison.get().cloned().unwrap_or_default();
         let waiting = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -394,10 +401,12 @@ impl Core {
     pub(super) fn log_now(&self, add: impl FnOnce(&mut Inner)) -> Result<()> {
         let mut inner = self.lock()?;
         while inner.busy {
+            inner.waits_for_turn = true;
             let waited = self.work.wait_timeout(inner, IDLE_AFTER);
             inner = waited.map_err(|_| Error::internal("a verb panicked"))?.0;
             self.check()?;
         }
+        inner.waits_for_turn = false;
         inner.busy = true;
         add(&mut inner);
         let sealed = inner.sealed.iter();
@@ -420,7 +429,7 @@ impl Core {
 impl Inner {
     /// Whether there is something for the writer besides the filling group.
     fn wants_writer(&self) -> bool {
-        !self.sealed.is_empty() || self.is_to_be_tended()
+        !self.sealed.is_empty() || self.waits_for_turn || self.is_to_be_tended()
     }
 
     /// Whether it is time to look what there is to tidy up.

@@ -39,7 +39,7 @@ mod tests;
 mod write;
 
 use format::{PAGE, SECTOR};
-pub(super) use found::Found;
+pub(super) use found::{Found, salts};
 pub(super) use read::{Pin, Reader};
 pub(super) use scan::{Scanned, Tail};
 pub(super) use spare::Space;

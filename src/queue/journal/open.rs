@@ -3,10 +3,13 @@
 //! Nothing is changed before all of it has been looked at. What can't be read is set aside and reported,
 //! never a reason not to open.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    JournalOptions,
+    JournalOptions, LOG,
     codec::{self, Codec, Input},
     core::Core,
     disk::Disk,
@@ -92,10 +95,17 @@ impl Origin {
     }
 }
 
+/// Which store it is, and whether it is known to have been used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    pub(super) salt: u64,
+    pub(super) is_used: bool,
+}
+
 /// Opens the log on this disk.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
-    salt: u64,
+    Identity { salt, is_used }: Identity,
     path: PathBuf,
     options: &JournalOptions,
 ) -> Result<Opened> {
@@ -106,21 +116,21 @@ pub(super) fn open(
         salt,
     };
     let found = Found::look(disk.clone(), log_options)?;
+    if is_used && !found.has_segments() {
+        return Err(gone(&path));
+    }
     let oldest = found.oldest().segment;
     let mut report = Vec::new();
+    if is_used && !found.has_root() {
+        report.push("damaged: the root of the log is gone; it was made again".into());
+    }
     let (mut state, tail) = replay(&found, &mut report)?;
     state.salt = salt;
     if fault::is(Fault::ReuseFence) {
         let queues = state.queues.values_mut();
         queues.for_each(|queue| queue.stored.last_fence = 0);
     }
-    if let Some((place, bytes)) = &tail.unconfirmed {
-        report.push(format!(
-            "unconfirmed: {bytes} bytes in segment {} at {} were begun and never answered; they were set aside",
-            place.segment, place.offset
-        ));
-    }
-    let (log, cursor, reader) = found.recover(tail)?;
+    let (log, cursor, reader) = found.recover(tail, &mut report)?;
     let tend = Tend::new(disk.clone(), log.space(), path.clone(), options, oldest);
     let filling = Filling::new(cursor, Vec::new(), salt);
     let origin = Origin {
@@ -136,6 +146,15 @@ pub(super) fn open(
         (log, reader),
     );
     Ok(Opened { core, tend, report })
+}
+
+/// A log of which nothing is left.
+pub(super) fn gone(path: &Path) -> Error {
+    Error::corrupt(format!(
+        "the log of {path} is gone: {path}/{LOG} has none of its segments; if it lies on a disk of its own, mount that, \
+         else bring the store back from a copy",
+        path = path.display()
+    ))
 }
 
 /// The state as the log tells it, and where the log ends.

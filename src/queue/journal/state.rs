@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     batch::{BatchId, Lease},
-    error::Result,
+    clock::Timestamp,
+    error::{Error, Result},
     queue::QueueOptions,
     request::QueueName,
 };
@@ -461,6 +462,15 @@ impl State {
 }
 
 impl QueueState {
+    /// The number of the next batch; another one follows it.
+    pub(super) fn next_batch(&self, now: Timestamp) -> Result<u64> {
+        let next = self.stored.last_batch.checked_add(1);
+        let next = next.map(|next| next.max(now.as_nanos()));
+        // A split needs two.
+        next.filter(|next| *next < u64::MAX)
+            .ok_or_else(|| Error::invalid("`now` leaves no ids for a batch"))
+    }
+
     fn oldest_segment(&self) -> Option<u32> {
         let stored = &self.stored;
         let mut oldest = self.incoming_from;

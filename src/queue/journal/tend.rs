@@ -66,7 +66,8 @@ impl Tend {
         let is_due = {
             let Ok(mut inner) = core.lock() else { return };
             inner.since_look = (0, 0);
-            self.is_due(&inner, is_idle)
+            let bytes = 2 * usize::try_from(self.baseline_bytes).unwrap_or(usize::MAX / 4);
+            self.is_due(&inner, is_idle) && self.has_room_for(&inner, bytes + 2 * PART_BYTES)
         };
         let tidied = if is_due {
             self.write_baseline(core)
@@ -99,6 +100,11 @@ impl Tend {
             }
             _ => freeable >= 2,
         }
+    }
+
+    /// Whether so much can be written: it lets segments go, and must not be tried again and again when it can't.
+    fn has_room_for(&self, inner: &Inner, bytes: usize) -> bool {
+        inner.filling.takes(bytes) || self.space.has_segment().is_ok()
     }
 
     /// Writes all that is kept in memory at the head of the log, in parts between the groups of others; then lets go of the

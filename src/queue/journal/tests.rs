@@ -16,6 +16,7 @@ mod failing;
 mod fold;
 mod full;
 mod life;
+mod places;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +35,7 @@ use super::{
     codec::Codec,
     core::{Core, Inner},
     disk::Disk,
-    open::open,
+    open::{Identity, open},
     simulated::SimDisk,
     state::Open,
     tend::Tend,
@@ -59,11 +60,14 @@ struct Rig {
 
 impl Rig {
     fn open(disk: &SimDisk, offer_held: bool) -> Result<Self> {
-        let options = options().offer_held(offer_held);
+        Self::open_with(disk, options().offer_held(offer_held))
+    }
+
+    fn open_with(disk: &SimDisk, options: JournalOptions) -> Result<Self> {
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let opened = open(shared, SALT, "simulated".into(), &options)?;
+        let opened = open(shared, IDENTITY, "simulated".into(), &options)?;
         let core = Arc::new(opened.core);
-        core.publish_all(offer_held)?;
+        core.publish_all(options.offer_held)?;
         let ended = watch::Sender::new(false);
         let keeper = Arc::new(Keeper {
             core: core.clone(),
@@ -385,6 +389,10 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
 /// The file of the root.
 const ROOT: u64 = 8192;
 const SALT: u64 = 0x5eed_ba7c;
+const IDENTITY: Identity = Identity {
+    salt: SALT,
+    is_used: false,
+};
 const SOURCE: &str = "source";
 const STATES: [State; 7] = [
     State::Delayed,

@@ -501,6 +501,16 @@ impl QueueLine {
                 self.format
             )));
         }
+        let numbers = [
+            self.last_position.as_u64(),
+            self.last_batch.halves().0,
+            self.last_fence.0,
+        ];
+        if numbers.iter().any(|number| *number > MOST) {
+            return Err(Error::invalid(
+                "the last position, batch or fence of the dump leaves no room for others",
+            ));
+        }
         Ok(QueueEnd {
             last_position: self.last_position,
             last_batch: self.last_batch,
@@ -513,6 +523,9 @@ impl QueueLine {
         })
     }
 }
+
+/// Positions and batches are times, and far below it for 200 years to come.
+const MOST: u64 = u64::MAX / 2;
 
 #[cfg(test)]
 mod tests {

@@ -322,6 +322,12 @@ impl RootSlot {
     }
 }
 
+/// The salt in a segment header or a root slot, if it is whole.
+pub(super) fn salt(bytes: &[u8; SECTOR as usize]) -> Option<u64> {
+    let is_ours = bytes[..8] == *SEGMENT_MAGIC || bytes[..8] == *ROOT_MAGIC;
+    (is_ours && is_sealed(bytes)).then(|| long(bytes, 16))
+}
+
 fn seal(bytes: &mut [u8; SECTOR as usize]) {
     let sum = sector_checksum(bytes);
     put(bytes, 12, sum);

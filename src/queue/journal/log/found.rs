@@ -1,10 +1,10 @@
 //! What lies in the folder of a log, before anything is changed.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use super::{
     LogOptions, Place, Root, Scanned, Tail,
-    format::{FrameHeader, HEADER, Head, PAGE, RootSlot, SECTOR, SLOT, SegmentHeader},
+    format::{self, FrameHeader, HEADER, Head, PAGE, RootSlot, SECTOR, SLOT, SegmentHeader},
     read::{Reader, Segment, Segments},
     scan::{self, Window},
 };
@@ -36,6 +36,8 @@ pub(in crate::queue::journal) struct Found {
     /// The highest that any header names.
     pub(super) epoch: u32,
     new: bool,
+    /// Whether the file of the root is there.
+    has_root: bool,
 }
 
 impl Found {
@@ -69,6 +71,7 @@ impl Found {
             oldest: 1,
             epoch: 0,
             new: false,
+            has_root: false,
         };
         let unreadable = |error| unreadable("the log's folder", error);
         let mut names = found.disk.list().map_err(unreadable)?;
@@ -91,6 +94,16 @@ impl Found {
     #[cfg(test)]
     pub(in crate::queue::journal) fn is_new(&self) -> bool {
         self.new
+    }
+
+    /// Whether there is anything of what was appended: then at least the segment in which the log goes on.
+    pub(in crate::queue::journal) fn has_segments(&self) -> bool {
+        !self.segments.range(..).is_empty() || !self.freed.is_empty()
+    }
+
+    /// Whether the file of the root is there, with or without a root in it.
+    pub(in crate::queue::journal) fn has_root(&self) -> bool {
+        self.has_root
     }
 
     /// Whether everything since the first group is there: nothing was ever freed.
@@ -129,6 +142,7 @@ impl Found {
         if !names.iter().any(|name| name == ROOT) {
             return Ok(true);
         }
+        self.has_root = true;
         let file = self.disk.open(ROOT)?;
         let mut blank = true;
         for index in 0..2 {
@@ -219,6 +233,30 @@ impl Found {
         let oldest = self.oldest;
         self.headless.retain(|number| *number >= oldest);
     }
+}
+
+/// The salts of the stores whose files lie in this folder.
+///
+/// # Errors
+/// Those of reading it.
+pub(in crate::queue::journal) fn salts(disk: &dyn Disk) -> io::Result<BTreeSet<u64>> {
+    let mut salts = BTreeSet::new();
+    for name in disk.list()? {
+        let slots: &[u64] = match (name == ROOT, slot_of(&name)) {
+            (true, _) => &[0, SLOT],
+            (false, Some(_)) => &[0],
+            (false, None) => continue,
+        };
+        let file = disk.open(&name)?;
+        for at in slots {
+            let mut bytes = [0; SECTOR as usize];
+            let is_there = at + u64::from(SECTOR) <= file.len()?;
+            if is_there && file.read_at(&mut bytes, *at).is_ok() {
+                salts.extend(format::salt(&bytes));
+            }
+        }
+    }
+    Ok(salts)
 }
 
 /// The slot in the name of a segment file.

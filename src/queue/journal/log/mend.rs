@@ -27,7 +27,7 @@ use crate::{
 
 impl Found {
     /// Sets aside what is unconfirmed, makes the rest durable, and is ready to append. `tail` is what the last
-    /// scan answered.
+    /// scan answered; `report` is told what was set aside.
     ///
     /// # Errors
     /// `Poisoned` if a write or sync failed; what is on the disk can be looked at and recovered again.
@@ -35,15 +35,19 @@ impl Found {
         clippy::needless_pass_by_value,
         reason = "a tail is good for one recovery"
     )]
-    pub(in crate::queue::journal) fn recover(self, tail: Tail) -> Result<(Log, Cursor, Reader)> {
+    pub(in crate::queue::journal) fn recover(
+        self,
+        tail: Tail,
+        report: &mut Vec<String>,
+    ) -> Result<(Log, Cursor, Reader)> {
         let failed = |error: io::Error| {
             Error::poisoned(format!("mending the log failed: {error}")).with_source(error)
         };
         self.disk.sync_folder().map_err(failed)?;
         let root_file = self.mend_root().map_err(failed)?;
-        self.clear(&tail).map_err(failed)?;
+        self.clear(&tail, report).map_err(failed)?;
         if !fault::is(Fault::KeepTheTail) {
-            self.set_aside(&tail).map_err(failed)?;
+            self.set_aside(&tail, report).map_err(failed)?;
         }
         if let Some(last) = &tail.last
             && !fault::is(Fault::TrustWhatIsReadable)
@@ -75,7 +79,7 @@ impl Found {
     }
 
     /// Removes files in which nothing is, and puts those aside of which nothing is known.
-    fn clear(&self, tail: &Tail) -> io::Result<()> {
+    fn clear(&self, tail: &Tail, report: &mut Vec<String>) -> io::Result<()> {
         // Begun, and cut off before the segment before it named it.
         let begun = self.segments.remove_above(tail.end.segment);
         let begun = begun.iter().map(|segment| segment.name.clone());
@@ -86,6 +90,9 @@ impl Found {
         for name in &self.damaged {
             let aside = self.free_name(&format!("quarantine-{name}"))?;
             self.disk.rename(name, &aside)?;
+            report.push(format!(
+                "damaged: {name} is none of the log's segments any more; it was renamed to {aside}"
+            ));
         }
         if nothing.is_empty() && self.damaged.is_empty() {
             return Ok(());
@@ -93,30 +100,53 @@ impl Found {
         self.disk.sync_folder()
     }
 
-    /// Copies what is unconfirmed to a file of its own, then zeroes it.
-    fn set_aside(&self, tail: &Tail) -> io::Result<()> {
+    /// Copies what is unconfirmed to a file of its own, then zeroes it. A full disk is no reason not to open: these
+    /// bytes were never answered.
+    fn set_aside(&self, tail: &Tail, report: &mut Vec<String>) -> io::Result<()> {
         let Some((from, bytes)) = tail.unconfirmed else {
             return Ok(());
         };
         let Some(segment) = self.segments.get(from.segment) else {
             return Ok(());
         };
-        let name = self.free_name(&format!("quarantine-{}-{}", from.segment, from.offset))?;
-        let copy = self.disk.create(&name)?;
-        let (start, end) = (u64::from(from.offset), u64::from(from.offset) + bytes);
-        each_stretch(&segment, start, end, |stretch, at| {
-            copy.write_at(&[IoSlice::new(stretch)], at - start)
-        })?;
-        copy.sync_all()?;
-        self.disk.sync_folder()?;
+        let end = u64::from(from.offset) + bytes;
+        let kept = match self.copy_aside(&segment, from, end) {
+            Ok(name) => format!("they were set aside in {name}"),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                "they were dropped, since the disk has no space to keep them".to_owned()
+            }
+            Err(error) => return Err(error),
+        };
+        report.push(format!(
+            "unconfirmed: {bytes} bytes in segment {} at {} were begun and never answered; {kept}",
+            from.segment, from.offset
+        ));
         let zeros = vec![0; usize::try_from(bytes).unwrap_or(STRETCH).min(STRETCH)];
-        let mut at = start;
+        let mut at = from.offset.into();
         while at < end {
             let step = usize::try_from(end - at).unwrap_or(STRETCH).min(STRETCH);
             segment.file.write_at(&[IoSlice::new(&zeros[..step])], at)?;
             at += step as u64;
         }
         segment.file.sync_data()
+    }
+
+    /// Copies a part of a segment to a file of its own, whose name it answers; nothing is left of one that does not fit.
+    fn copy_aside(&self, segment: &Segment, from: Place, end: u64) -> io::Result<String> {
+        let name = self.free_name(&format!("quarantine-{}-{}", from.segment, from.offset))?;
+        let start = u64::from(from.offset);
+        let copy = self.disk.create(&name)?;
+        let copied = copy.allocate(end - start).and_then(|()| {
+            each_stretch(segment, start, end, |stretch, at| {
+                copy.write_at(&[IoSlice::new(stretch)], at - start)
+            })
+        });
+        let copied = copied.and_then(|()| copy.sync_all());
+        if copied.is_err() {
+            self.disk.remove(&name)?;
+        }
+        self.disk.sync_folder()?;
+        copied.map(|()| name)
     }
 
     /// Writes the last frame again.

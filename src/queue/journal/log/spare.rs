@@ -374,8 +374,12 @@ impl Shared {
                 state.ready.push_back(spare);
             }
             Err(error) => {
-                tracing::warn!(%error, "no spare segment can be made");
-                state.failure = Some(error.to_string());
+                // It is tried again twice a second.
+                let failure = error.to_string();
+                if state.failure.as_ref() != Some(&failure) {
+                    tracing::warn!(error = failure, "no spare segment can be made");
+                }
+                state.failure = Some(failure);
             }
         }
         self.done.notify_all();

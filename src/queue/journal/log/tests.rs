@@ -58,7 +58,7 @@ fn open(
         Ok(())
     })?;
     seen.unconfirmed = tail.unconfirmed.map(|(_, bytes)| bytes);
-    let (log, cursor, reader) = found.recover(tail)?;
+    let (log, cursor, reader) = found.recover(tail, &mut Vec::new())?;
     Ok((log, cursor, reader, seen, root))
 }
 

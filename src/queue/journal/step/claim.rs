@@ -4,7 +4,7 @@ use super::{Step, change, reason_number};
 use crate::{
     batch::{Claim, Fence, Lease},
     clock::Timestamp,
-    error::Result,
+    error::{Error, Result},
     queue::journal::{
         event::{Buried, Change, Claimed, Formed, Removal, What},
         published::Live,
@@ -42,7 +42,7 @@ impl Step<'_> {
                 let Some(selection) = self.select_fitting(now, claim)? else {
                     return Ok(None);
                 };
-                let last = self.queue()?.stored.last_batch;
+                let next = self.queue()?.next_batch(now)?;
                 let formed = Formed {
                     cursor: selection.cursor,
                     moved_to: selection.moved_to,
@@ -52,12 +52,13 @@ impl Step<'_> {
                     at: now.as_nanos(),
                     context: claim.context.clone(),
                 };
-                (now.as_nanos().max(last + 1), Some(formed))
+                (next, Some(formed))
             }
             None => return Ok(None),
         };
         self.reserve(claim.context.len() + 512)?;
-        let fence = self.queue()?.stored.last_fence + 1;
+        let fence = self.queue()?.stored.last_fence.checked_add(1);
+        let fence = fence.ok_or_else(|| Error::internal("there is no fence left"))?;
         self.event(What::Claimed(Claimed {
             batch,
             fence,

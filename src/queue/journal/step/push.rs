@@ -147,7 +147,12 @@ impl Step<'_> {
 
     fn decide_push(&self, now: Timestamp, plan: &Plan) -> Result<Decided> {
         let queue = self.queue()?;
-        let mut next = now.as_nanos().max(queue.stored.last_position + 1);
+        let first = queue.stored.last_position.checked_add(1);
+        let first = first.map(|first| first.max(now.as_nanos()));
+        let fits = |first: &u64| first.checked_add(plan.drafts.len() as u64).is_some();
+        let mut next = first
+            .filter(fits)
+            .ok_or_else(|| Error::invalid("`now` leaves no positions for this push"))?;
         let mut decided = Decided {
             pushed: Vec::with_capacity(plan.drafts.len()),
             keys: BTreeMap::new(),

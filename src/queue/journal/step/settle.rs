@@ -63,7 +63,7 @@ impl Step<'_> {
             .collect();
         let (first, second) = unsettled.split_at(unsettled.len().div_ceil(2));
         let boundary = first.last().map_or(0, |(position, _)| *position);
-        let last = now.as_nanos().max(self.queue()?.stored.last_batch + 1);
+        let last = self.queue()?.next_batch(now)?;
         let half = |batch: u64, members: &[(u64, u64)]| Half {
             batch,
             requests: u32::try_from(members.len()).unwrap_or(u32::MAX),

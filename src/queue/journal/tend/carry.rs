@@ -26,6 +26,9 @@ impl Tend {
                 self.weighed_in = current;
                 inner.carrying = self.too_heavy(&inner);
             }
+            if !self.has_room_for(&inner, 2 * SLICE_BYTES) {
+                inner.carrying = None;
+            }
             inner.carrying
         };
         let Some(segment) = carrying else {
@@ -46,12 +49,14 @@ impl Tend {
         self.write_baseline(core)
     }
 
-    /// The segment to carry away, if the log takes more than twice what is needed of it and a constant.
+    /// The segment to carry away, if the log takes more than twice what is needed of it and a constant. While pushes
+    /// are kept out for want of space, the constant does not count.
     fn too_heavy(&self, inner: &Inner) -> Option<u32> {
         let disk = self.space.disk_bytes();
         let constant = CONSTANT_SEGMENTS * self.segment_bytes;
+        let is_scarce = inner.no_room.is_some();
         // The walk over all stretches is only made when it may matter.
-        if disk <= constant {
+        if disk <= constant && !is_scarce {
             return None;
         }
         let live: u64 = inner
@@ -62,7 +67,13 @@ impl Tend {
             .sum();
         let oldest = inner.state.oldest_segment()?;
         let current = inner.filling.place().segment;
-        (disk > 2 * live + constant && oldest + 1 < current).then_some(oldest)
+        let behind = u64::from(current.saturating_sub(oldest));
+        let is_heavy = if is_scarce {
+            behind * self.segment_bytes > 2 * live
+        } else {
+            behind > 1 && disk > 2 * live + constant
+        };
+        is_heavy.then_some(oldest)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use super::{
-    SALT,
+    IDENTITY,
     crash::{around, open_and_see},
     life, options, seeds,
 };
@@ -86,7 +86,7 @@ fn all_who_wait_are_told_and_the_store_is_poisoned() {
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let mut answered = Vec::new();
         let ended = runtime.block_on(async {
-            let opened = options().serve(shared, SALT, "simulated".into(), None);
+            let opened = options().serve(shared, IDENTITY, "simulated".into(), None);
             let store = opened?;
             let queue = store.queue(&"default".parse()?).await?;
             let mut ended = Ok(());
@@ -129,7 +129,7 @@ fn all_who_wait_are_told_and_the_store_is_poisoned() {
         let image: Arc<dyn Disk> = Arc::new(disk.crash(disk.operations(), Crash::Lost, 0));
         runtime.block_on(async {
             let store = options()
-                .serve(image, SALT, "simulated".into(), None)
+                .serve(image, IDENTITY, "simulated".into(), None)
                 .unwrap();
             let queue = store.queue(&"default".parse().unwrap()).await.unwrap();
             let now = crate::clock::Timestamp::from_millis(2000);

@@ -3,7 +3,7 @@
 
 use std::{num::NonZeroU32, sync::mpsc, thread, time::Duration};
 
-use super::{Rig, wait};
+use super::{Rig, options, wait};
 use crate::{
     batch::{Claim, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
@@ -152,6 +152,31 @@ fn once_it_is_known_that_there_is_no_space_the_log_is_left_alone() {
         (stats.pushed, stats.ready),
         (3 * pushed + 3, 3 * pushed + 3)
     );
+}
+
+/// What is kept of requests that are done is little, and lies in a segment of its own.
+#[test]
+fn what_is_kept_of_settled_requests_does_not_keep_pushes_out() {
+    const SEGMENT: u64 = 16 * 1024;
+    let disk = SimDisk::new();
+    // Above the mark there is space for the root, the open segment, two spares, and hardly anything else.
+    disk.set_space(8 * SEGMENT);
+    let options = options().low_space_mark(4 * SEGMENT + SEGMENT / 2);
+    let mut rig = Rig::open_with(&disk, options).unwrap();
+    let mut pushed = 0;
+    while push(&rig, pushed).is_ok() {
+        pushed += 1;
+        rig.tend.look(&rig.core, false);
+    }
+    while settle(&rig, 500).unwrap() > 0 {
+        rig.tend.look(&rig.core, false);
+    }
+    assert!(push(&rig, 600).is_err(), "there is space anyhow");
+    // The writer is idle for some seconds.
+    for _ in 0..8 {
+        rig.tend.look(&rig.core, true);
+    }
+    push(&rig, 700).unwrap();
 }
 
 /// So many milliseconds later nothing is kept of what is done.

@@ -208,7 +208,7 @@ fn a_scan_may_begin_at_any_group_or_at_the_end() {
         };
         let tail = found.scan(from, false, &mut each).unwrap();
         assert_eq!(numbers, (index..20).collect::<Vec<_>>());
-        let (mut log, cursor, _) = found.recover(tail).unwrap();
+        let (mut log, cursor, _) = found.recover(tail, &mut Vec::new()).unwrap();
         log.mark(cursor).unwrap();
     }
 }
