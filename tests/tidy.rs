@@ -22,7 +22,7 @@ queue/redis | Redis
 handler/command | CommandHandler
 handler/http | HttpHandler";
 /// What is used | by whom | what anybody else does instead.
-const RESERVED: &str = "sled | queue/sled | use the Queue trait
+const RESERVED: &str = "sled | queue/sled bench/peer | use the Queue trait
 bincode | queue/sled | records are written by one module
 redis | queue/redis bench | use the Queue trait
 fjall | bench/peer | others are measured, not used

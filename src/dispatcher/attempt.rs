@@ -256,19 +256,36 @@ impl Attempt {
             self.record_page(batch, page).await?;
         }
         match report.rest {
-            Rest::Missing if batch.remaining() > 0 => {
-                Err(Failure::Handler(HandlerError::transient(format!(
-                    "the handler left {} of {} requests without an outcome",
-                    batch.remaining(),
+            Rest::Missing if batch.remaining() > 0 => match self.count_open(batch).await? {
+                // Those that it did not name were found damaged while it read, and rejected.
+                0 => Ok(None),
+                open => Err(Failure::Handler(HandlerError::transient(format!(
+                    "the handler left {open} of {} requests without an outcome",
                     batch.len()
-                ))))
-            }
+                )))),
+            },
             Rest::Missing => Ok(None),
             Rest::Outcome(rest) if self.handler.wants_results() => {
                 self.record_rest(batch, &rest).await?;
                 Ok(None)
             }
             Rest::Outcome(rest) => Ok(Some(rest)),
+        }
+    }
+
+    /// How many members have no outcome.
+    async fn count_open(&self, batch: &Batch) -> Result<usize, Failure> {
+        let (mut page, mut open) = (Page::first(), 0);
+        loop {
+            let members = self.persist(|| batch.page(page)).await?;
+            let Some(last) = members.last() else {
+                return Ok(open);
+            };
+            page = page.after(last.position);
+            open += members
+                .iter()
+                .filter(|member| member.outcome.is_none())
+                .count();
         }
     }
 

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", feature = "journal"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod damaged;
 mod killed;
 mod pairs;
 mod places;
