@@ -7,10 +7,13 @@ use crate::{Yard, run, values};
 #[test]
 fn a_damaged_member_is_a_dead_letter_and_nobody_blames_the_handler() {
     let yard = Yard::new();
-    let lines: String = (0..50)
+    let lines: Vec<String> = (0..50)
         .map(|number| format!("\"payload {number:02}\"\n"))
         .collect();
-    yard.ok("push --store s --backend journal", lines.as_bytes());
+    yard.ok(
+        "push --store s --backend journal",
+        lines.concat().as_bytes(),
+    );
     let mut changed = 0;
     for entry in fs::read_dir(yard.0.path().join("s/log")).unwrap() {
         let path = entry.unwrap().path();
