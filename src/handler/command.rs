@@ -217,17 +217,16 @@ impl CommandHandler {
         command
     }
 
+    fn cannot(&self, error: &std::io::Error) -> HandlerError {
+        HandlerError::outage(format!(
+            "command {} can't be started: {error}",
+            self.program.display()
+        ))
+    }
+
     fn spawn(&self, batch: &Batch) -> Result<Running, HandlerError> {
-        let cannot = |error: std::io::Error| {
-            HandlerError::outage(format!(
-                "command {} can't be started: {error}",
-                self.program.display()
-            ))
-        };
-        if let Some(supervisor) = &self.supervisor {
-            std::fs::create_dir_all(&supervisor.directory).map_err(cannot)?;
-        }
-        let child = self.command(batch).spawn().map_err(cannot)?;
+        let child = self.command(batch).spawn();
+        let child = child.map_err(|error| self.cannot(&error))?;
         Ok(Running {
             child,
             supervised: self.supervisor.is_some(),
@@ -236,13 +235,17 @@ impl CommandHandler {
 
     /// Runs the command to its end; its answers if it exited with 0.
     async fn run(&self, batch: &Batch) -> Result<(Fed, Spool), HandlerError> {
+        if let Some(supervisor) = &self.supervisor {
+            std::fs::create_dir_all(&supervisor.directory).map_err(|error| self.cannot(&error))?;
+        }
+        // First: what can't be written must not have been worked for.
+        let mut spool = Spool::new(self.directory(), batch.id(), batch.unsettled()).await?;
         // Dropped last: the command is ended before its input seems to be.
         let mut stdin;
         let mut running = self.spawn(batch)?;
         let (input, stdout, stderr) = running.pipes();
         stdin = Some(Stdin::new(input, running.supervised));
         let limits = spool::Limits::new(batch, self.format, self.max_output_bytes);
-        let mut spool = Spool::new(self.directory(), batch.id()).await?;
         let mut tail = Tail::default();
         let mut fed = Fed::default();
         let pumps = async {
@@ -298,7 +301,12 @@ impl BatchHandler for CommandHandler {
         // If recording itself fails, the answers stay for the next holder.
         let complaint = answers.record(&batch, self.format).await?;
         if let Some(path) = &kept {
-            tokio::fs::remove_file(path).await?;
+            match tokio::fs::remove_file(path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
         }
         match complaint {
             Some(complaint) => Err(HandlerError::transient(complaint)),

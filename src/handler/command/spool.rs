@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -19,6 +19,8 @@ use crate::{
 /// Everything that the command has printed so far.
 pub(super) struct Spool {
     file: NamedTempFile,
+    /// Whether it lies where the next holder of the batch would look for it.
+    is_kept: bool,
 }
 
 /// How much a command may print for a batch: a flood must neither fill the disk nor run for ever.
@@ -45,23 +47,32 @@ impl Limits {
 }
 
 impl Spool {
-    /// A new file; in a directory of the handler's own, after removing those that killed holders of
-    /// this batch left there.
+    /// A new file, with space for usual answers to so many requests; in a directory of the handler's own, after
+    /// removing those that killed holders of this batch left there. If the disk of that is full, among the temporary
+    /// files of the system: there it is lost with this process, but batches go on, which may be what makes space again.
+    ///
+    /// # Errors
+    /// Outage: there is no space for it.
     pub(super) async fn new(
         directory: Option<PathBuf>,
         batch: BatchId,
+        requests: u32,
     ) -> Result<Self, HandlerError> {
-        let file = blocking(move || match directory {
-            None => NamedTempFile::new(),
-            Some(directory) => {
-                remove_abandoned(&directory, batch)?;
-                tempfile::Builder::new()
-                    .prefix(&format!("{batch}."))
-                    .suffix(SPOOL_SUFFIX)
-                    .tempfile_in(directory)
+        let bytes = USUAL_BYTES + USUAL_REQUEST_BYTES * u64::from(requests);
+        let spool = blocking(move || {
+            if let Some(directory) = directory {
+                match own_file(&directory, batch).and_then(|file| reserved(file, bytes)) {
+                    Ok(file) => return Ok((file, true)),
+                    Err(error) if error.kind() == ErrorKind::StorageFull => {
+                        tracing::warn!(%batch, "the disk of the store is full: the answers of the command wait elsewhere");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
+            Ok((reserved(NamedTempFile::new()?, bytes)?, false))
         });
-        Ok(Self { file: file.await? })
+        let (file, is_kept) = spool.await?;
+        Ok(Self { file, is_kept })
     }
 
     /// Copies `stdout` to the file until its end.
@@ -113,12 +124,36 @@ impl Spool {
     /// The answers in it, kept in a file at `path` until they are recorded, if one is given.
     pub(super) async fn keep(self, path: Option<&Path>, fed: Fed) -> Result<Answers, HandlerError> {
         let file = self.file;
-        let file = match path.map(Path::to_owned) {
+        let file = match path.filter(|_| self.is_kept).map(Path::to_owned) {
             None => file.reopen().map_err(local)?,
             Some(path) => blocking(move || keep(file, &path)).await?,
         };
         Ok(Answers::new(file, fed))
     }
+}
+
+fn own_file(directory: &Path, batch: BatchId) -> std::io::Result<NamedTempFile> {
+    remove_abandoned(directory, batch)?;
+    tempfile::Builder::new()
+        .prefix(&format!("{batch}."))
+        .suffix(SPOOL_SUFFIX)
+        .tempfile_in(directory)
+}
+
+/// Has the file system set space aside, so that a full disk shows before the command has done its work.
+fn reserved(file: NamedTempFile, bytes: u64) -> std::io::Result<NamedTempFile> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::{fs, io::Errno};
+        match fs::fallocate(file.as_file(), fs::FallocateFlags::KEEP_SIZE, 0, bytes) {
+            // Not all file systems can.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+    Ok(file)
 }
 
 fn remove_abandoned(directory: &Path, batch: BatchId) -> std::io::Result<()> {
@@ -159,6 +194,9 @@ fn flood(what: &str) -> HandlerError {
     HandlerError::transient(format!("the command printed {what}, and was stopped"))
 }
 
+/// What is set aside for answers, and for each of them.
+const USUAL_BYTES: u64 = 256 << 10;
+const USUAL_REQUEST_BYTES: u64 = 256;
 const SPOOL_SUFFIX: &str = ".spool";
 const CHUNK_BYTES: usize = 256 << 10;
 const BASE_BYTES: u64 = 64 << 20;
@@ -184,7 +222,7 @@ mod tests {
         let gone = folder.path().join("gone");
         let error = Spool::new(Some(gone.clone()), BATCH).await.err().unwrap();
         assert_eq!(error.kind(), FailureKind::Outage, "{error}");
-        let spool = Spool::new(None, BATCH).await.unwrap();
+        let spool = Spool::new(None, BATCH, 10).await.unwrap();
         let answers = gone.join("answers");
         let error = spool
             .keep(Some(&answers), Fed::default())
@@ -196,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_may_be_as_long_as_the_longest_payload_without_its_end() {
-        let mut spool = Spool::new(None, BATCH).await.unwrap();
+        let mut spool = Spool::new(None, BATCH, 10).await.unwrap();
         let mut line = vec![b'x'; MAX_PAYLOAD_BYTES];
         line.push(b'\n');
         spool.fill(&line[..], &LIMITS).await.unwrap();

@@ -134,7 +134,11 @@ impl Plan {
             .process_group(0);
         let mut child = command.spawn()?;
         let id = pid(child.id())?;
-        write_group(&lock, id)?;
+        match write_group(&lock, id) {
+            // On a full disk batches go on: if this process is killed, who comes next waits for the command to end.
+            Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
+            _ => {}
+        }
         let group = Arc::new(Group {
             id,
             alive: Mutex::new(true),
