@@ -12,6 +12,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
+//! | `clean` | the note of a clean close |
 //! | `handle` | the callers' end of the writer |
 //! | `writer` | the one thread that changes anything, and its groups |
 //! | `apply` | each verb as a step: what it decides, what it writes |
@@ -56,6 +57,7 @@ compile_error!(
 );
 
 mod apply;
+mod clean;
 mod db;
 mod handle;
 mod keys;

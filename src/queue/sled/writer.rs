@@ -20,9 +20,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     apply::Step,
+    clean,
     db::Db,
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
-    open::{self, Opened},
+    open::Opened,
     record::QueueV1,
     state::{Live, QueueState},
     write::Write,
@@ -357,7 +358,7 @@ impl Writer {
         let mut gate = core.write_gate();
         let closed = gate.db.as_ref().map_or(Ok(()), |db| {
             db.check()?;
-            open::mark_clean(&core.path, db.commits())
+            clean::mark(&core.path, db.commits())
         });
         let db = gate.db.take();
         let queues = std::mem::take(&mut gate.queues);
