@@ -248,6 +248,9 @@ impl SledStore {
     /// Batches that had not ended keep their ids and the members that are left, and are offered at
     /// once; what of them was already done outside may be done again.
     ///
+    /// The new store counts what was saved only, so [`Repaired`] is what tells of the rest. sled takes what
+    /// follows damage in its log for never written: how much that was is known if `from` was closed.
+    ///
     /// # Errors
     /// [`Locked`](crate::ErrorKind::Locked): `from` or `to` is open.
     /// [`Invalid`](crate::ErrorKind::Invalid): `to` is not empty, or can't be written.

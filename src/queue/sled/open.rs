@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
-//! STORE/CLEAN    after a clean close only: how many commits the database has had
+//! STORE/CLEAN    after a clean close only: how many commits the database has had, what each queue held
 //! STORE/LOCK     locked by the process that has it open, with its pid
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
@@ -368,14 +368,17 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
     let mut write = Write::default();
     match found {
         Some((store, _)) if store.uuid == format.uuid => {
-            let clean = clean::read(path);
-            if clean.is_some_and(|commits| commits != db.commits()) {
+            let closed = clean::read(path);
+            if closed
+                .as_ref()
+                .is_some_and(|closed| closed.commits != db.commits())
+            {
                 return Err(Error::corrupt(format!(
                     "the database in {} is not in the state in which it was closed; run `repair` to save what can be read",
                     path.display()
                 )));
             }
-            if clean.is_none() || db.entries() <= ALWAYS_COUNTED {
+            if closed.is_none() || db.entries() <= ALWAYS_COUNTED {
                 db.verify_counts()?;
             }
         }

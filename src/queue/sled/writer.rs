@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     apply::Step,
-    clean,
+    clean::{self, Closed, Held},
     db::Db,
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
     open::Opened,
@@ -358,7 +358,13 @@ impl Writer {
         let mut gate = core.write_gate();
         let closed = gate.db.as_ref().map_or(Ok(()), |db| {
             db.check()?;
-            clean::mark(&core.path, db.commits())
+            let held = gate.queues.iter();
+            let held = held.map(|(id, queue)| (*id, Held::of(&queue.record)));
+            let closed = Closed {
+                commits: db.commits(),
+                queues: held.collect(),
+            };
+            clean::mark(&core.path, &closed)
         });
         let db = gate.db.take();
         let queues = std::mem::take(&mut gate.queues);
