@@ -194,9 +194,14 @@ fn read_format(path: &Path) -> Result<Option<Format>> {
         Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
     };
     let mut lines = text.lines();
-    if lines.next() != Some(MAGIC) {
+    let magic = lines.next().unwrap_or_default();
+    if magic != MAGIC {
+        let what = match magic.strip_prefix("batchyard ") {
+            Some(what) => format!("is a {what}, not a {MAGIC}"),
+            None => "has a FORMAT of another program".to_owned(),
+        };
         return Err(Error::invalid(format!(
-            "{} has a FORMAT of another program; nothing in it was touched, so choose another folder",
+            "{} {what}; nothing in it was touched, so choose another folder",
             path.display()
         )));
     }
