@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use batchyard::{
-    Claim, Error, ErrorKind, List, NewRequest, Outcome, Page, Queue, QueueOptions, RedisQueue,
-    Retries, State, Then, Update,
+    Claim, DeadReason, Error, ErrorKind, List, MemoryQueue, NewRequest, Outcome, Page, Queue,
+    QueueOptions, RedisQueue, Retries, State, Then, Update,
     transfer::{DumpFrom, Transfer},
 };
 
@@ -162,6 +162,73 @@ async fn what_a_script_stumbles_over_is_corrupt_and_not_told_in_its_language() {
     assert!(said.contains("batchyard:{odd}:*"), "{said}");
     assert!(!said.contains("user_script"), "{said}");
     assert!(std::error::Error::source(&error).is_none());
+}
+
+#[tokio::test]
+async fn a_lost_payload_is_one_dead_letter_and_its_batch_goes_on() {
+    let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
+        return;
+    };
+    let queue = server.queue("payload").await;
+    let pushed = queue.push(queue.now(), requests(3)).await.unwrap();
+    let payload = format!("batchyard:{{payload}}:payload:{}", pushed[1].id);
+    let deleted: u64 = server.command(&["DEL", &payload]).await;
+    assert_eq!(deleted, 1);
+    let now = queue.now();
+    let lease = queue.claim(now, &Claim::new()).await.unwrap().unwrap();
+    for _ in 0..2 {
+        let members = queue.read(&lease, Page::first()).await.unwrap();
+        let open: Vec<_> = members.iter().filter(|one| one.outcome.is_none()).collect();
+        assert_eq!(open.len(), 2);
+        let Some(Outcome::Reject { reason, error }) = &members[1].outcome else {
+            panic!("{members:?}");
+        };
+        assert_eq!(*reason, DeadReason::Damaged);
+        assert!(error.contains(&payload), "{error}");
+    }
+    // It is still a member, and still held: nothing was settled or given back by reading.
+    let stats = queue.stats(now).await.unwrap();
+    assert_eq!((stats.in_flight, stats.offered, stats.dead), (3, 0, 0));
+    queue
+        .update(now, &lease, finish(Outcome::done()))
+        .await
+        .unwrap();
+    let stats = queue.stats(now).await.unwrap();
+    assert_eq!((stats.done, stats.dead), (2, 1));
+    let list = List::new(State::Dead).with_payloads();
+    let dead = queue.admin().unwrap().list(now, &list).await.unwrap();
+    assert_eq!(dead[0].id, pushed[1].id);
+    assert_eq!(dead[0].reason, Some(DeadReason::Damaged));
+    assert_eq!(dead[0].attempts, 1);
+
+    // What it lost is known, so it keeps nobody from taking the queue elsewhere.
+    let memory = MemoryQueue::new(QueueOptions::default());
+    let mut restore = memory.restore().await.unwrap();
+    let mut from = Some(DumpFrom::Start);
+    while let Some(at) = from {
+        let page = queue.dump(now, at).await.unwrap();
+        restore.add(page.records).await.unwrap();
+        from = page.next;
+    }
+    assert_eq!(memory.stats(now).await.unwrap().dead, 1);
+}
+
+#[tokio::test]
+async fn a_read_after_the_batch_ended_is_lease_lost_and_rejects_nothing() {
+    let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
+        return;
+    };
+    let queue = server.queue("ended").await;
+    queue.push(queue.now(), requests(3)).await.unwrap();
+    let now = queue.now();
+    let lease = queue.claim(now, &Claim::new()).await.unwrap().unwrap();
+    queue
+        .update(now, &lease, finish(Outcome::done()))
+        .await
+        .unwrap();
+    let error = queue.read(&lease, Page::first()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LeaseLost);
+    assert_eq!(queue.stats(now).await.unwrap().dead, 0);
 }
 
 #[tokio::test]
