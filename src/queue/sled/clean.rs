@@ -21,7 +21,7 @@ use crate::error::Result;
 const CLEAN: &str = "CLEAN";
 
 /// In which state a store was closed.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Closed {
     /// How many commits the database has had.
     pub(super) commits: u64,
@@ -76,17 +76,15 @@ pub(super) fn unmark(path: &Path) -> Result<()> {
 }
 
 fn text(closed: &Closed) -> String {
-    let mut text = format!("commits {}\n", closed.commits);
-    for (id, held) in &closed.queues {
-        let Held {
-            name,
-            pushed,
-            waiting,
-            dead,
-        } = held;
-        text += &format!("queue {id} pushed {pushed} waiting {waiting} dead {dead} {name}\n");
-    }
-    text
+    let queues = closed.queues.iter().map(|(id, held)| {
+        let (pushed, waiting, dead) = (held.pushed, held.waiting, held.dead);
+        format!(
+            "queue {id} pushed {pushed} waiting {waiting} dead {dead} {}\n",
+            held.name
+        )
+    });
+    let commits = format!("commits {}\n", closed.commits);
+    [commits].into_iter().chain(queues).collect()
 }
 
 fn parse(text: &str) -> Option<Closed> {
