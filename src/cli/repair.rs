@@ -15,7 +15,7 @@ use super::{
 /// Options of `repair`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: batchyard repair ./store ./store.repaired\nThe damaged store is only read: keep it until you have looked at the new one."
+    after_help = "Example: batchyard repair ./store ./store.repaired\nThe damaged store is only read: keep it until you have looked at the new one.\nExit 5 means that something was not saved, or that nobody can tell."
 )]
 pub(crate) struct RepairArgs {
     /// The damaged store
@@ -29,7 +29,7 @@ pub(crate) struct RepairArgs {
     json: bool,
 }
 
-/// What was saved, as it is printed.
+/// What was saved and what was not, as it is printed.
 #[derive(Serialize)]
 struct Line {
     queues: u64,
@@ -37,9 +37,14 @@ struct Line {
     dead: u64,
     damaged: u64,
     torn: u64,
+    absent: u64,
+    /// `null` if it can't be told.
+    lost_changes: Option<u64>,
+    missing: u64,
+    whole: bool,
 }
 
-/// Repairs it. Exit 5 if something could not be saved; a journal store needs no repair.
+/// Repairs it. Exit 5 if something was not saved, or if nobody can tell; a journal store needs no repair.
 pub(super) async fn repair(args: RepairArgs) -> Result<Exit, Failure> {
     if Backend::of(&args.from) == Some(Backend::Journal) {
         let from = args.from.display();
@@ -56,18 +61,21 @@ opens it, and the rest is served; run batchyard stats --store {from}"
         dead,
         damaged,
         torn,
+        absent,
+        lost_changes,
+        missing,
         ..
     } = repaired;
     say(&format!(
         "saved into {}: {held} requests to be handled and {dead} dead letters, in {queues} queues",
         args.to.display()
     ));
-    let lost = damaged > 0 || torn > 0;
-    if lost {
-        say(&format!(
-            "not saved: {damaged} damaged entries, and what {torn} trees hold beyond their damage; {} is as it was",
-            args.from.display()
-        ));
+    for loss in losses(&repaired) {
+        say(&loss);
+    }
+    let whole = repaired.is_whole();
+    if !whole {
+        say(&format!("{} is as it was: keep it", args.from.display()));
     }
     if args.json {
         print_json(&Line {
@@ -76,7 +84,55 @@ opens it, and the rest is served; run batchyard stats --store {from}"
             dead,
             damaged,
             torn,
+            absent,
+            lost_changes,
+            missing,
+            whole,
         })?;
     }
-    Ok(if lost { Exit::Partial } else { Exit::Ok })
+    Ok(if whole { Exit::Ok } else { Exit::Partial })
+}
+
+/// What was not saved, a sentence for each kind.
+fn losses(repaired: &Repaired) -> Vec<String> {
+    let Repaired {
+        damaged,
+        torn,
+        absent,
+        lost_changes,
+        missing,
+        ..
+    } = *repaired;
+    let mut losses = Vec::new();
+    match lost_changes {
+        Some(0) => {}
+        Some(lost) => losses.push(format!(
+            "not saved: the log ends early, and the last {lost} changes are not there: what was pushed, claimed and \
+settled then"
+        )),
+        None => losses.push(
+            "it can't be told whether the end of the log is missing, because the store was not closed".to_owned(),
+        ),
+    }
+    if damaged > 0 || torn > 0 {
+        losses.push(format!(
+            "not saved: {damaged} damaged entries, and what {torn} trees hold beyond their damage"
+        ));
+    }
+    if absent > 0 {
+        losses.push(format!(
+            "not saved: {absent} entries that the store counted and that are not there"
+        ));
+    }
+    if missing > 0 {
+        let bound = if lost_changes == Some(0) {
+            ""
+        } else {
+            "up to "
+        };
+        losses.push(format!(
+            "missing: {bound}{missing} requests that waited, were in flight or were dead letters"
+        ));
+    }
+    losses
 }

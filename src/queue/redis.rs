@@ -18,6 +18,10 @@
 //! - **Durability is the server's**: `appendfsync always` syncs before it answers, `everysec` may lose the
 //!   last second, no append-only file may lose more. Read at connect, told by
 //!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered.
+//! - **Lost keys are told.** Every script first compares what the queue's keys count: keys that something else deleted
+//!   are [`Corrupt`](crate::ErrorKind::Corrupt), and not an emptier queue. A payload that is gone is one dead letter, as
+//!   damaged. What can't be told: that all keys are gone when somebody connects anew, and that those for expiry times, for
+//!   bookmarks or for the places of retried requests in lists are.
 //! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused. Out of
 //!   memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
 
@@ -60,7 +64,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, Result},
     queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Transfer},
-    request::{Bookmark, NewRequest, Position, Pushed, QueueName, RequestId},
+    request::{Bookmark, DeadReason, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
 };
 
@@ -360,11 +364,17 @@ impl Queue for RedisQueue {
             page.push(parse_member(member, counted)?);
         }
         let ids: Vec<RequestId> = page.iter().map(|member| member.id).collect();
+        let mut gone = Vec::new();
         for (member, payload) in page.iter_mut().zip(self.payloads(&ids).await?) {
-            member.payload = match payload {
-                Some(payload) => payload,
-                None => return Err(self.without_payload(lease, member.id).await),
-            };
+            if payload.is_none() && member.outcome.is_none() {
+                let rejected = self.without_payload(member.id);
+                gone.push((member.id, rejected.clone()));
+                member.outcome = Some(rejected);
+            }
+            member.payload = payload.unwrap_or_default();
+        }
+        if !gone.is_empty() {
+            self.reject_damaged(lease, gone).await?;
         }
         Ok(page)
     }
@@ -442,30 +452,38 @@ impl Queue for RedisQueue {
 }
 
 impl RedisQueue {
-    /// Why a member has no payload: its batch ended between two reads, or somebody deleted it.
-    async fn without_payload(&self, lease: &Lease, id: RequestId) -> Error {
-        let again = match self.batch(lease).await {
-            Ok(batch) => {
-                let args = [
-                    batch,
-                    decimal(&lease.fence.0),
-                    Bytes::new(),
-                    decimal(&1),
-                    decimal(&1),
-                ];
-                self.calls.ask(&SCRIPTS.read, Timestamp::EPOCH, &args).await
+    fn without_payload(&self, id: RequestId) -> Outcome {
+        let key = self.calls.keys.payload(id);
+        Outcome::Reject {
+            reason: DeadReason::Damaged,
+            error: format!("its payload is gone: something else deleted key {key}"),
+        }
+    }
+
+    /// Dead-letters, once their batch has ended, members whose payload is gone: one of them must not
+    /// fail its batch at every attempt. If the batch has ended meanwhile, that is why they are.
+    async fn reject_damaged(&self, lease: &Lease, gone: Vec<(RequestId, Outcome)>) -> Result<()> {
+        let mut args = vec![
+            self.batch(lease).await?,
+            decimal(&lease.fence.0),
+            flag(false),
+            Bytes::new(),
+            "keep".into(),
+        ];
+        args.resize(9, Bytes::new());
+        for (id, rejected) in &gone {
+            args.extend([hex(id.as_u64()), outcome(rejected)]);
+        }
+        // Nothing that time brings: this is no verb of the caller's.
+        let reply = self.calls.change(&SCRIPTS.update, Timestamp::EPOCH, &args);
+        match &reply.await?[..] {
+            [status] if status == "ok" => {
+                let gone = gone.len();
+                tracing::error!(queue = %self.calls.name, gone, "payloads were deleted by something else");
+                Ok(())
             }
-            Err(error) => Err(error),
-        };
-        match again {
-            Ok(reply) if reply.first().is_some_and(|status| status == "ok") => {
-                Error::corrupt(format!(
-                    "the payload of request {id} is gone: key {} was deleted by something else",
-                    self.calls.keys.payload(id)
-                ))
-            }
-            Ok(_) => lease.lost(),
-            Err(error) => error,
+            [status] if status == "lost" => Err(lease.lost()),
+            _ => Err(damaged("a reply")),
         }
     }
 }

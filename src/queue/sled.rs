@@ -12,6 +12,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
+//! | `clean` | the note of a clean close |
 //! | `handle` | the callers' end of the writer |
 //! | `writer` | the one thread that changes anything, and its groups |
 //! | `apply` | each verb as a step: what it decides, what it writes |
@@ -56,6 +57,7 @@ compile_error!(
 );
 
 mod apply;
+mod clean;
 mod db;
 mod handle;
 mod keys;
@@ -245,6 +247,9 @@ impl SledStore {
     ///
     /// Batches that had not ended keep their ids and the members that are left, and are offered at
     /// once; what of them was already done outside may be done again.
+    ///
+    /// The new store counts what was saved only, so [`Repaired`] is what tells of the rest. sled takes what
+    /// follows damage in its log for never written: how much that was is known if `from` was closed.
     ///
     /// # Errors
     /// [`Locked`](crate::ErrorKind::Locked): `from` or `to` is open.

@@ -216,41 +216,6 @@ async fn a_key_that_something_else_wrote_to_is_corrupt_and_named() {
 }
 
 #[tokio::test]
-async fn lost_keys_are_never_served_as_an_empty_queue() {
-    let Some(server) = Server::start() else {
-        return;
-    };
-    let queue = server.queue("lost").await;
-    let pushed = queue.push(queue.now(), requests(2)).await.unwrap();
-    let lease = queue
-        .claim(queue.now(), &Claim::new())
-        .await
-        .unwrap()
-        .unwrap();
-    let payload = format!("batchyard:{{lost}}:payload:{}", pushed[1].id);
-    let () = server.command(&["DEL", &payload]).await;
-    let error = queue.read(&lease, Page::first()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert!(error.to_string().contains(&payload), "{error}");
-
-    let () = server.command(&["FLUSHALL"]).await;
-    let error = queue.stats(queue.now()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    let error = queue.push(queue.now(), requests(1)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert_eq!(
-        server
-            .queue("lost")
-            .await
-            .stats(queue.now())
-            .await
-            .unwrap()
-            .pushed,
-        0
-    );
-}
-
-#[tokio::test]
 async fn a_newer_format_is_refused_untouched() {
     let Some(server) = Server::start() else {
         return;

@@ -8,6 +8,7 @@
 
 mod differential;
 mod failures;
+mod lost_keys;
 mod proxy;
 mod restoring;
 mod server;

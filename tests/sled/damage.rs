@@ -15,7 +15,7 @@ use batchyard::{
 
 use crate::support::{self, NOW};
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("made");
     for entry in fs::read_dir(from).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -167,10 +167,12 @@ async fn damage_gives_the_right_data_or_an_error_and_a_repair_what_is_left() {
         }
         let mended = folder.path().join(format!("mended-{round}"));
         match SledStore::repair(&path, &mended).await {
-            Ok(_) => {
+            Ok(saved) => {
                 let left = everything(&mended)
                     .await
                     .expect("a repaired store is sound");
+                let all = right.keys().all(|id| left.contains_key(id));
+                assert!(all || !saved.is_whole(), "round {round}: {what}: {saved:?}");
                 for (id, entry) in &left {
                     let pushed = payloads
                         .get(id)
@@ -205,6 +207,7 @@ async fn a_repair_of_what_is_not_damaged_loses_nothing() {
         (0, 0, 1)
     );
     assert_eq!((repaired.held, repaired.dead), (90, 60));
+    assert!(repaired.is_whole(), "{repaired:?}");
     assert_eq!(
         support::snapshot(&whole.join("sled")),
         before,

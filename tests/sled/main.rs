@@ -6,6 +6,7 @@
 mod damage;
 mod kills;
 mod refusals;
+mod repair;
 mod restoring;
 mod support;
 mod syncs;

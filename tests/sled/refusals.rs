@@ -51,6 +51,30 @@ async fn a_newer_format_is_named_and_left_untouched() {
     assert_eq!(support::snapshot(folder.path()), before);
 }
 
+#[cfg(feature = "journal")]
+#[tokio::test]
+async fn a_store_of_the_other_backend_is_named_and_left_untouched() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (sled, journal) = (folder.path().join("sled"), folder.path().join("journal"));
+    let queue = SledQueue::open(&sled).await.expect("opens");
+    queue.close().await.expect("closes");
+    let queue = batchyard::JournalQueue::open(&journal)
+        .await
+        .expect("opens");
+    queue.close().await.expect("closes");
+    let before = support::snapshot(folder.path());
+
+    let (kind, message) = refused(&journal).await;
+    assert_eq!(kind, ErrorKind::Invalid);
+    assert!(message.contains("is a journal store"), "{message}");
+    let error = batchyard::JournalQueue::open(&sled)
+        .await
+        .expect_err("must be refused");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("is a sled store"), "{error}");
+    assert_eq!(support::snapshot(folder.path()), before);
+}
+
 #[tokio::test]
 async fn a_folder_without_permission_is_refused() {
     use std::os::unix::fs::PermissionsExt;

@@ -74,6 +74,36 @@ async fn a_repair_leaves_out_what_a_restore_had_not_ended() {
 }
 
 #[tokio::test]
+async fn what_a_restore_left_is_cleared_in_slices_with_other_verbs_between_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let memory = MemoryQueue::new(QueueOptions::default());
+    let keyed = |number: u32| NewRequest::new("a").idempotency_key(number.to_string());
+    let pushed = memory.push(NOW, (0..3_000).map(keyed).collect()).await;
+    pushed.expect("pushed");
+    let records = dump(&memory).await;
+    let (_, part) = records.split_last().expect("an end");
+
+    let store = SledStore::open(folder.path()).await.expect("opens");
+    let queue = store.queue(&QueueName::default()).await.expect("opens");
+    let transfer = queue.transfer().expect("transfers");
+    let mut left = transfer.restore().await.expect("begun");
+    left.add(part.to_vec()).await.expect("taken in");
+    let second = transfer.restore().await.err().map(|error| error.kind());
+    assert_eq!(second, Some(ErrorKind::Invalid), "it has not ended yet");
+    drop(left);
+
+    // Each slice is a group of its own: the writer takes what waits between two of them.
+    let before = store.sync_count();
+    let mut restore = transfer.restore().await.expect("begun");
+    let groups = store.sync_count() - before;
+    assert!(groups >= 6, "{groups} groups for 6,000 entries and more");
+    restore.add(records.clone()).await.expect("taken in");
+    drop(restore);
+    assert_eq!(dump(transfer).await, records);
+    store.close().await.expect("closed");
+}
+
+#[tokio::test]
 async fn queues_that_were_restored_and_queues_made_later_keep_apart() {
     let folder = tempfile::tempdir().expect("a folder");
     let name = |name: &str| name.parse::<QueueName>().expect("a name");

@@ -77,6 +77,10 @@ local function is_due()
 end
 
 local batch, until_at = offered()
+if batch then
+  local lack = lacks(batch, unpack(call('HMGET', PREFIX .. 'batch:' .. batch, 'requests', 'open')))
+  if lack then return lost(lack) end
+end
 if not batch and ARGV[7] == '1' and is_due() then batch = form() end
 if not batch then return answer({ 'none' }) end
 

@@ -119,7 +119,7 @@ impl Link {
         let (value, repeated) = self
             .persist(Ask::Script(script, &command))
             .await
-            .map_err(explain)?;
+            .map_err(|error| explain_script(error, key))?;
         let reply =
             FromRedisValue::from_redis_value(value).map_err(|error| explain(error.into()))?;
         Ok((reply, repeated))
@@ -251,6 +251,25 @@ fn passes(error: &RedisError) -> bool {
         || matches!(error.code(), Some("BUSY"))
 }
 
+/// What the caller should do about an error of a script on the queue of this key. What the interpreter says
+/// is for the log: it tells where a script stumbled, and not over what.
+fn explain_script(error: RedisError, key: &str) -> Error {
+    let keys = key.trim_end_matches("state");
+    let detail = error.detail().unwrap_or_default();
+    let what = match error.code() {
+        Some("LOST") => detail.to_owned(),
+        Some("ERR") if detail.contains("user_script") => {
+            tracing::error!(%error, key, "a script failed");
+            format!("the keys {keys}* on the Redis server do not fit together")
+        }
+        _ => return explain(error),
+    };
+    Error::corrupt(format!(
+        "{what}; something else deleted or changed keys, or the server lost them: bring them back from a backup of \
+         the server, or delete all of {keys}* to begin anew"
+    ))
+}
+
 /// What the caller should do about an error of the server or of the way to it.
 pub(super) fn explain(error: RedisError) -> Error {
     if passes(&error) {
@@ -263,7 +282,8 @@ pub(super) fn explain(error: RedisError) -> Error {
             "the Redis server has used up its maxmemory; drain the queue, or raise maxmemory",
         ),
         (_, Some("WRONGTYPE")) => Error::corrupt(format!(
-            "something else wrote to a key of the queue: {detail}"
+            "something else wrote to a key of the queue: {}",
+            detail.split(" script: ").next().unwrap_or_default()
         )),
         (_, Some("MISCONF" | "NOREPLICAS")) => {
             Error::unavailable(format!("the Redis server refuses to write: {detail}"))

@@ -27,15 +27,16 @@ pub(super) struct Scripts {
 
 /// All scripts, assembled once.
 pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
-    let fill = |body| assemble(FILLS, &[PRELUDE, body]);
-    let verb = |body| assemble(DRAINS, &[PRELUDE, DUE, body]);
-    let entries = |body| assemble(DRAINS, &[PRELUDE, DUE, ENTRIES, body]);
+    let fill = |body| assemble(FILLS, &[PRELUDE, SOUND, body]);
+    let apart = |body| assemble(FILLS, &[PRELUDE, body]);
+    let verb = |body| assemble(DRAINS, &[PRELUDE, SOUND, DUE, body]);
+    let entries = |body| assemble(DRAINS, &[PRELUDE, SOUND, DUE, ENTRIES, body]);
     Scripts {
         init: fill(include_str!("init.lua")),
-        push: assemble(FILLS, &[PRELUDE, DUE, include_str!("push.lua")]),
+        push: assemble(FILLS, &[PRELUDE, SOUND, DUE, include_str!("push.lua")]),
         stats: verb(include_str!("stats.lua")),
         claim: verb(include_str!("claim.lua")),
-        read: assemble(READS, &[PRELUDE, include_str!("read.lua")]),
+        read: assemble(READS, &[PRELUDE, SOUND, include_str!("read.lua")]),
         update: verb(include_str!("update.lua")),
         status: entries(include_str!("status.lua")),
         list: entries(include_str!("list.lua")),
@@ -45,8 +46,8 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         purge: verb(include_str!("purge.lua")),
         dump: entries(include_str!("dump.lua")),
         restore_begin: fill(include_str!("restore_begin.lua")),
-        restore_take: fill(include_str!("restore_take.lua")),
-        restore_settled: fill(include_str!("restore_settled.lua")),
+        restore_take: apart(include_str!("restore_take.lua")),
+        restore_settled: apart(include_str!("restore_settled.lua")),
         restore_end: fill(include_str!("restore_end.lua")),
     }
 });
@@ -56,6 +57,7 @@ fn assemble(header: &str, parts: &[&str]) -> Script {
 }
 
 const PRELUDE: &str = include_str!("prelude.lua");
+const SOUND: &str = include_str!("sound.lua");
 const DUE: &str = include_str!("due.lua");
 const ENTRIES: &str = include_str!("entries.lua");
 

@@ -17,7 +17,7 @@ use super::{
     script::SCRIPTS,
 };
 use crate::{
-    batch::{BatchId, Fence},
+    batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
     error::{Error, Result},
     queue::{
@@ -27,7 +27,7 @@ use crate::{
             Record, Restore, StoredMember, StoredRequest, Transfer,
         },
     },
-    request::{Bookmark, Position, RequestId, State},
+    request::{Bookmark, DeadReason, Position, RequestId, State},
 };
 
 #[async_trait]
@@ -106,8 +106,11 @@ impl RedisQueue {
         for (mut request, _) in page {
             if with_payload(&request) {
                 let id = request.entry.id;
-                let payload = payloads.next().flatten();
-                request.entry.payload = Some(payload.ok_or_else(|| changed(id))?);
+                request.entry.payload = match payloads.next().flatten() {
+                    None if is_damaged(&request) => Some(Bytes::new()),
+                    None => return Err(changed(id)),
+                    payload => payload,
+                };
             }
             records.push(Record::Request(Box::new(request)));
         }
@@ -251,10 +254,20 @@ impl RedisQueue {
     }
 }
 
+/// Whether it is known that its payload is gone.
+fn is_damaged(request: &StoredRequest) -> bool {
+    let member = request.member.as_ref();
+    let recorded = match member.and_then(|member| member.outcome.as_ref()) {
+        Some(Outcome::Reject { reason, .. }) => Some(*reason),
+        _ => None,
+    };
+    recorded.or(request.entry.reason) == Some(DeadReason::Damaged)
+}
+
 /// A payload was not there any more when it was asked for.
 fn changed(id: RequestId) -> Error {
     Error::unavailable(format!(
-        "request {id} was settled while the queue was dumped; dump it when nothing else uses it"
+        "request {id} was settled while the queue was dumped, or something else deleted its payload; dump it when nothing else uses it"
     ))
 }
 

@@ -2,7 +2,7 @@
 --
 -- ARGV[4], [5]   batch and fence
 -- ARGV[6], [7]   '1' with a checkpoint else '0', checkpoint
--- ARGV[8]        'hold', 'release', 'defer', 'split' or 'finish'
+-- ARGV[8]        'keep' (as it is), 'hold', 'release', 'defer', 'split' or 'finish'
 -- ARGV[9]        hold, defer: until when; split, finish: when retried members are ready again
 -- ARGV[10]       the most attempts, decimal
 -- ARGV[11]       until when done members are kept once the batch has ended
@@ -13,8 +13,10 @@
 -- O(o log N) for o outcomes; split and finish O(n log N) for n members
 local BATCH, THEN, AT, MAX_ATTEMPTS, KEEP = ARGV[4], ARGV[8], ARGV[9], tonumber(ARGV[10]), ARGV[11]
 local key, members = PREFIX .. 'batch:' .. BATCH, PREFIX .. 'members:' .. BATCH
-local held = call('HMGET', key, 'fence', 'prior', 'attempt', 'until', 'open', 'context')
+local held = call('HMGET', key, 'fence', 'prior', 'attempt', 'until', 'open', 'context', 'requests')
 if held[1] ~= ARGV[5] then return refuse('lost') end
+local lack = lacks(BATCH, held[7], held[5])
+if lack then return lost(lack) end
 local counted, open = held[2] + held[3], tonumber(held[5])
 
 -- The first outcome of each member named that has none yet, in order; or an id that is not a member.
@@ -162,7 +164,7 @@ for _, one in ipairs(fresh) do
 end
 call('HSET', key, 'open', open - #fresh)
 flush()
-changed = changed or THEN ~= 'hold' or #ARGV > 12
+changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12
 
 if THEN == 'hold' then
   offer(AT)
@@ -174,7 +176,7 @@ elseif THEN == 'defer' then
   call('HSET', key, 'fence', '')
 elseif THEN == 'finish' then
   finish(ARGV[12])
-else
+elseif THEN == 'split' then
   local unsettled = finish(nil)
   local half = math.ceil(#unsettled / 2)
   open_child(unsettled, 1, half)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
-//! STORE/CLEAN    after a clean close only: how many commits the database has had
+//! STORE/CLEAN    after a clean close only: how many commits the database has had, what each queue held
 //! STORE/LOCK     locked by the process that has it open, with its pid
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
@@ -23,6 +23,7 @@ use std::{
 
 use super::{
     apply::{self, Step},
+    clean,
     db::{self, Db},
     keys::{self, PartOf, Tree},
     record::{QueueV1, StoreV1},
@@ -36,7 +37,6 @@ use crate::{
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
-const CLEAN: &str = "CLEAN";
 const LOCK: &str = "LOCK";
 const DATABASE: &str = "sled";
 const MAGIC: &str = "batchyard sled store";
@@ -71,7 +71,7 @@ struct Format {
 pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
     let (lock, format) = begin(path)?;
     let db = open_database(path, &format, cache_bytes)?;
-    unmark_clean(path)?;
+    clean::unmark(path)?;
     let (queues, next_queue) = recover(&db, queues)?;
     finish(path, &db, format)?;
     Ok(Opened {
@@ -194,9 +194,14 @@ fn read_format(path: &Path) -> Result<Option<Format>> {
         Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
     };
     let mut lines = text.lines();
-    if lines.next() != Some(MAGIC) {
+    let magic = lines.next().unwrap_or_default();
+    if magic != MAGIC {
+        let what = match magic.strip_prefix("batchyard ") {
+            Some(what) => format!("is a {what}, not a {MAGIC}"),
+            None => "has a FORMAT of another program".to_owned(),
+        };
         return Err(Error::invalid(format!(
-            "{} has a FORMAT of another program; nothing in it was touched, so choose another folder",
+            "{} {what}; nothing in it was touched, so choose another folder",
             path.display()
         )));
     }
@@ -246,35 +251,6 @@ fn write_format(path: &Path, format: &Format) -> Result<()> {
         File::open(path)?.sync_all()
     };
     write().map_err(|error| unusable(path, "can't be written", error))
-}
-
-/// Notes that a store was closed after so many commits, all of them durable.
-pub(super) fn mark_clean(path: &Path, commits: u64) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let mut file = File::create(path.join(CLEAN))?;
-        file.write_all(format!("commits {commits}\n").as_bytes())?;
-        file.sync_all()?;
-        File::open(path)?.sync_all()
-    };
-    write().map_err(|error| unusable(path, "can't be marked as closed", error))
-}
-
-/// After how many commits the store was closed; `None` if it was not, or if nobody can tell.
-fn read_clean(path: &Path) -> Option<u64> {
-    let text = fs::read_to_string(path.join(CLEAN)).ok()?;
-    text.strip_prefix("commits ")?
-        .strip_suffix('\n')?
-        .parse()
-        .ok()
-}
-
-/// From here on, only another clean close makes the store clean.
-fn unmark_clean(path: &Path) -> Result<()> {
-    let remove = || match fs::remove_file(path.join(CLEAN)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => File::open(path)?.sync_all(),
-    };
-    remove().map_err(|error| unusable(path, "can't be written", error))
 }
 
 /// Locks the store for this process.
@@ -397,14 +373,17 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
     let mut write = Write::default();
     match found {
         Some((store, _)) if store.uuid == format.uuid => {
-            let clean = read_clean(path);
-            if clean.is_some_and(|commits| commits != db.commits()) {
+            let closed = clean::read(path);
+            if closed
+                .as_ref()
+                .is_some_and(|closed| closed.commits != db.commits())
+            {
                 return Err(Error::corrupt(format!(
                     "the database in {} is not in the state in which it was closed; run `repair` to save what can be read",
                     path.display()
                 )));
             }
-            if clean.is_none() || db.entries() <= ALWAYS_COUNTED {
+            if closed.is_none() || db.entries() <= ALWAYS_COUNTED {
                 db.verify_counts()?;
             }
         }
@@ -531,6 +510,6 @@ fn sync_folder(path: &Path) -> Result<()> {
     })
 }
 
-fn unusable(path: &Path, why: &str, error: io::Error) -> Error {
+pub(super) fn unusable(path: &Path, why: &str, error: io::Error) -> Error {
     Error::invalid(format!("the store {} {why}: {error}", path.display())).with_source(error)
 }

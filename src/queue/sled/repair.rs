@@ -8,6 +8,10 @@
 //! - A request that was in flight in a batch that is lost is ready again, at the tail.
 //! - A request whose payload is not whole is dead-lettered as `Damaged`.
 //! - What is both done and still waiting is done.
+//!
+//! What is not there is told as far as anything of the old store knows it (`told`).
+
+mod told;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,15 +21,17 @@ use std::{
     path::Path,
 };
 
+use self::told::Told;
 use super::{
     apply::{self, Step},
+    clean::{self, Held},
     db::{self, Db},
     keys::{self, PartOf, Tree},
     open,
     range::Range,
     record::{
-        BatchV1, BookmarkV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1, OutcomeV1, PartV1,
-        PlaceV1, QueueV1, Record, RequestV1, SettledV1, VerdictV1, decode,
+        BatchV1, BookmarkV1, CountsV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1,
+        OutcomeV1, PartV1, PlaceV1, QueueV1, Record, RequestV1, SettledV1, VerdictV1, decode,
     },
     rows::{self, Windows},
     state::{Live, QueueState},
@@ -51,6 +57,24 @@ pub struct Repaired {
     pub damaged: u64,
     /// Trees of the database that could be read in part only.
     pub torn: u64,
+    /// Entries that the store counted and that are not there.
+    pub absent: u64,
+    /// How many of its last changes are not there, since its log can't be read to the end: what was
+    /// pushed, claimed and settled then is not known here. `None` if nobody can tell, because it was
+    /// not closed.
+    pub lost_changes: Option<u64>,
+    /// Requests that waited, were in flight or were dead letters and are not there, as far as the note
+    /// of a clean close or the queues' own counts tell: at most so many, if changes are lost as well.
+    pub missing: u64,
+}
+
+impl Repaired {
+    /// Whether all that the store ever acknowledged is in the new one, and it is certain.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let gone = self.damaged + self.torn + self.absent + self.missing;
+        gone == 0 && self.lost_changes == Some(0)
+    }
 }
 
 /// Saves what can be read of `from` into a new store in `to`.
@@ -65,10 +89,12 @@ pub(super) fn repair(from: &Path, to: &Path) -> Result<Repaired> {
     open::open_new(to, |new| {
         let copy = to.join("salvage");
         let mut repaired = Repaired::default();
+        let mut told = Told::new(clean::read(from));
         let old = open_copy(from, &copy)?;
-        salvage(&old, new, &mut repaired)?;
+        salvage(&old, new, &mut told, &mut repaired)?;
         drop(old);
-        rebuild_all(new, &mut repaired)?;
+        let saved = rebuild_all(new, &told, &mut repaired)?;
+        told.compare(&saved, &mut repaired);
         fs::remove_dir_all(&copy).map_err(|error| {
             Error::invalid(format!("{} can't be removed", copy.display())).with_source(error)
         })?;
@@ -90,9 +116,9 @@ fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
 }
 
 /// Takes over every entry that is right.
-fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
+fn salvage(old: &sled::Db, new: &Db, told: &mut Told, repaired: &mut Repaired) -> Result<()> {
     let incoming = incoming(old);
-    salvage_rows(old, new, &incoming, repaired)?;
+    salvage_rows(old, new, &incoming, (told, repaired))?;
     for (tree, name) in Tree::ALL {
         let opened = catch_unwind(AssertUnwindSafe(|| old.open_tree(name)));
         let Ok(Ok(entries)) = opened else {
@@ -101,10 +127,22 @@ fn salvage(old: &sled::Db, new: &Db, repaired: &mut Repaired) -> Result<()> {
         };
         let mut write = Write::default();
         let mut take = |key: &[u8], value: &[u8]| -> Result<()> {
+            if tree == Tree::Meta && key == keys::COUNTS {
+                if let Ok((counts, _)) = decode::<CountsV1>(tree, key, value) {
+                    told.counts(counts);
+                }
+            } else {
+                told.found(tree);
+            }
             if is_own(tree, key) || (tree != Tree::Meta && incoming.contains(&keys::queue(key))) {
                 return Ok(());
             }
             if is_right(tree, key, value) {
+                if tree == Tree::Meta
+                    && let Ok((record, _)) = decode::<QueueV1>(tree, key, value)
+                {
+                    told.queue(keys::queue(&key[1..]), record);
+                }
                 write.put_raw(tree, key, value);
             } else {
                 repaired.damaged += 1;
@@ -127,16 +165,13 @@ fn salvage_rows(
     old: &sled::Db,
     new: &Db,
     incoming: &BTreeSet<u32>,
-    repaired: &mut Repaired,
+    (told, repaired): (&mut Told, &mut Repaired),
 ) -> Result<()> {
     let windows = Windows::new(old.clone());
     let found = catch_unwind(AssertUnwindSafe(|| windows.load(&BTreeSet::new())));
     repaired.torn += u64::from(!matches!(found, Ok(Ok(()))));
     let (mut write, mut last) = (Write::default(), None);
     for ((queue, window), tree) in windows.all() {
-        if incoming.contains(&queue) {
-            continue;
-        }
         let note = keys::key(queue, &[window]);
         let is_dropped = || old.open_tree(Tree::Requests.name())?.contains_key(&note);
         if matches!(catch_unwind(AssertUnwindSafe(is_dropped)), Ok(Ok(true))) {
@@ -150,6 +185,11 @@ fn salvage_rows(
         repaired.torn += u64::from(!whole);
         for (key, value) in chunks {
             let chunk = rows::chunk((queue, window), (key.into(), value));
+            let is_incoming = incoming.contains(&queue);
+            told.chunk(&chunk, !is_incoming);
+            if is_incoming {
+                continue;
+            }
             let Some(rows) = rows::salvaged_rows(&chunk) else {
                 repaired.damaged += 1;
                 continue;
@@ -235,8 +275,9 @@ fn read_all(tree: &sled::Tree, take: &mut impl FnMut(&[u8], &[u8]) -> Result<()>
     Ok(false)
 }
 
-/// Makes every queue that has an entry anywhere consistent again.
-fn rebuild_all(db: &Db, repaired: &mut Repaired) -> Result<()> {
+/// Makes every queue that has an entry anywhere consistent again; what each holds then.
+fn rebuild_all(db: &Db, told: &Told, repaired: &mut Repaired) -> Result<BTreeMap<u32, Held>> {
+    let mut saved = BTreeMap::new();
     let mut records: BTreeMap<u32, QueueV1> = BTreeMap::new();
     let (first, last) = (keys::queue_record(0), keys::queue_record(u32::MAX));
     for entry in db.range(Tree::Meta, first, last) {
@@ -248,9 +289,14 @@ fn rebuild_all(db: &Db, repaired: &mut Repaired) -> Result<()> {
         let mut from = 0;
         while let Some((key, _)) = db.first(tree, keys::key(from, &[]), vec![0xff; 32])? {
             let queue = keys::queue(&key);
-            records
-                .entry(queue)
-                .or_insert_with(|| QueueV1::new(&format!("recovered-{queue}")));
+            if !records.contains_key(&queue) {
+                let name = told.name(queue);
+                let name =
+                    name.filter(|name| records.values().all(|known| known.name != name.as_str()));
+                let name =
+                    name.map_or_else(|| format!("recovered-{queue}"), |name| name.to_string());
+                records.insert(queue, QueueV1::new(&name));
+            }
             let Some(next) = queue.checked_add(1) else {
                 break;
             };
@@ -271,8 +317,9 @@ fn rebuild_all(db: &Db, repaired: &mut Repaired) -> Result<()> {
         repaired.queues += 1;
         repaired.held += state.record.delayed + state.record.ready + state.record.in_flight;
         repaired.dead += state.record.dead;
+        saved.insert(id, Held::of(&state.record));
     }
-    Ok(())
+    Ok(saved)
 }
 
 /// A batch as its entries say.

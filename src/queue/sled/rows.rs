@@ -304,6 +304,13 @@ pub(super) fn salvaged_rows(chunk: &Chunk) -> Option<Vec<(u64, IVec)>> {
     slices(chunk, &head, body.len())
 }
 
+/// What a chunk says besides its rows, if all of it is as it was written.
+pub(super) fn head(chunk: &Chunk) -> Option<ChunkV1> {
+    let key = keys::key(chunk.queue, &[chunk.first]);
+    let decoded = record::decode::<ChunkV1>(Tree::Requests, &key, &chunk.value);
+    decoded.ok().map(|(head, _)| head)
+}
+
 fn slices(chunk: &Chunk, head: &ChunkV1, body: usize) -> Option<Vec<(u64, IVec)>> {
     let mut at = chunk.value.len() - body;
     let mut rows = Vec::with_capacity(head.rows.len());

@@ -16,12 +16,14 @@ impl Transfer for SledQueue {
     }
 
     async fn restore(&self) -> Result<Box<dyn Restore + '_>> {
-        self.check()?;
-        #[expect(
+        #![expect(
             clippy::redundant_closure_for_method_calls,
             reason = "the method is one lifetime's, the closure any's"
         )]
-        let begun = self.handle.call(self.live.id, |step| step.begin_restore());
+        self.check()?;
+        let (handle, id) = (&self.handle, self.live.id);
+        while handle.call(id, |step| step.clear_before_restore()).await? {}
+        let begun = handle.call(id, |step| step.begin_restore());
         Ok(Box::new(Restoring {
             incoming: Some(begun.await?),
             queue: self,

@@ -20,9 +20,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     apply::Step,
+    clean::{self, Closed, Held},
     db::Db,
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
-    open::{self, Opened},
+    open::Opened,
     record::QueueV1,
     state::{Live, QueueState},
     write::Write,
@@ -357,7 +358,13 @@ impl Writer {
         let mut gate = core.write_gate();
         let closed = gate.db.as_ref().map_or(Ok(()), |db| {
             db.check()?;
-            open::mark_clean(&core.path, db.commits())
+            let held = gate.queues.iter();
+            let held = held.map(|(id, queue)| (*id, Held::of(&queue.record)));
+            let closed = Closed {
+                commits: db.commits(),
+                queues: held.collect(),
+            };
+            clean::mark(&core.path, &closed)
         });
         let db = gate.db.take();
         let queues = std::mem::take(&mut gate.queues);

@@ -75,14 +75,27 @@ struct Members {
 }
 
 impl Step<'_> {
-    /// Begins to take in a dump.
-    pub(in crate::queue::sled) fn begin_restore(&mut self) -> Result<Incoming> {
+    /// Deletes a slice of what an earlier restore left, so that other verbs come between two of them; whether
+    /// there was one.
+    pub(in crate::queue::sled) fn clear_before_restore(&mut self) -> Result<bool> {
+        self.check_restore()?;
+        clear_slice(self.db, keys::apart(self.queue.id))
+    }
+
+    fn check_restore(&self) -> Result<()> {
         self.check_unused()?;
         self.check_space()?;
         if self.queue.turn.strong_count() > 0 {
             return Err(is_being_restored());
         }
+        Ok(())
+    }
+
+    /// Begins to take in a dump.
+    pub(in crate::queue::sled) fn begin_restore(&mut self) -> Result<Incoming> {
+        self.check_restore()?;
         let id = keys::apart(self.queue.id);
+        // Only what another restore began and left since the last slice is there.
         clear(self.db, id)?;
         self.write.put_key(Tree::Meta, keys::incoming(id));
         self.db.commit(self.write)?;
@@ -482,27 +495,31 @@ impl Step<'_> {
 
 /// Deletes all that is under a number which is no queue's.
 pub(in crate::queue::sled) fn clear(db: &Db, queue: u32) -> Result<()> {
+    while clear_slice(db, queue)? {}
+    Ok(())
+}
+
+/// Deletes a slice of it, in one commit; whether there was one.
+fn clear_slice(db: &Db, queue: u32) -> Result<bool> {
     let mut write = Write::default();
-    let chunks = db.chunks((queue, 0), (queue, u64::MAX));
-    for (count, chunk) in (1_usize..).zip(chunks) {
+    for chunk in db.chunks((queue, 0), (queue, u64::MAX)).take(SLICE) {
         write.delete_chunk(&chunk?);
-        if count.is_multiple_of(SLICE) {
-            db.commit(&mut write)?;
-        }
     }
     let (from, to) = (keys::key(queue, &[]), keys::key(queue, &[u64::MAX; 80]));
     for (tree, _) in Tree::ALL {
-        if matches!(tree, Tree::Meta | Tree::Requests) {
+        if matches!(tree, Tree::Meta | Tree::Requests) || !write.is_empty() {
             continue;
         }
         for entry in db.range(tree, from.clone(), to.clone()) {
             write.delete(tree, entry?.0.to_vec());
             if write.is_large() {
-                db.commit(&mut write)?;
+                break;
             }
         }
     }
-    db.commit(&mut write)
+    let is_any = !write.is_empty();
+    db.commit(&mut write)?;
+    Ok(is_any)
 }
 
 /// The last position of any batch: each is a range of positions for itself, before all ready requests.
