@@ -220,7 +220,10 @@ mod tests {
     async fn a_disk_that_takes_no_answers_is_an_outage_and_no_fault_of_the_batch() {
         let folder = tempfile::tempdir().unwrap();
         let gone = folder.path().join("gone");
-        let error = Spool::new(Some(gone.clone()), BATCH).await.err().unwrap();
+        let error = Spool::new(Some(gone.clone()), BATCH, 10)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(error.kind(), FailureKind::Outage, "{error}");
         let spool = Spool::new(None, BATCH, 10).await.unwrap();
         let answers = gone.join("answers");
