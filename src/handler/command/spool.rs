@@ -225,7 +225,8 @@ mod tests {
             .err()
             .unwrap();
         assert_eq!(error.kind(), FailureKind::Outage, "{error}");
-        let spool = Spool::new(None, BATCH, 10).await.unwrap();
+        let there = folder.path().to_owned();
+        let spool = Spool::new(Some(there), BATCH, 10).await.unwrap();
         let answers = gone.join("answers");
         let error = spool
             .keep(Some(&answers), Fed::default())
