@@ -120,7 +120,7 @@ fn lines(report: &Report, values: impl Fn(&str) -> Vec<Option<f64>>) -> Vec<Line
         let mark = if unequal { UNEQUAL } else { "" };
         Some(Line {
             name: format!("{}{mark}", contestant.name),
-            colour: COLOURS[number % COLOURS.len()],
+            colour: colour(report, number),
             dashes: match contestant.role {
                 Role::Backend => "",
                 Role::RawLog => "2 3",
@@ -131,6 +131,16 @@ fn lines(report: &Report, values: impl Fn(&str) -> Vec<Option<f64>>) -> Vec<Line
         })
     };
     contestants.filter_map(line).collect()
+}
+
+/// The raw logs are grey, and nobody else is.
+fn colour(report: &Report, number: usize) -> &'static str {
+    let is_raw = |role: Role| role == Role::RawLog;
+    let raw = is_raw(report.contestants[number].role);
+    let before = report.contestants[..number].iter();
+    let alike = before.filter(|one| is_raw(one.role) == raw).count();
+    let colours: &[&str] = if raw { &GREYS } else { &COLOURS };
+    colours[alike % colours.len()]
 }
 
 fn find<'a>(
@@ -144,7 +154,8 @@ fn find<'a>(
 }
 
 /// Far apart in hue and in brightness.
-const COLOURS: [&str; 12] = [
-    "#1f77b4", "#d62728", "#333333", "#7f7f7f", "#a0a0a0", "#8c6d31", "#e377c2", "#ff9896",
-    "#9467bd", "#17becf", "#2ca02c", "#ff7f0e",
+const COLOURS: [&str; 10] = [
+    "#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c6d31", "#e377c2",
+    "#bcbd22", "#333333",
 ];
+const GREYS: [&str; 4] = ["#555555", "#7f7f7f", "#a0a0a0", "#c0c0c0"];
