@@ -11,15 +11,18 @@
 //! store offers the batches that were in flight again under their ids, and `OUTPUT.part` is written
 //! anew. A store can hold several runs, one after the other, in queues `run`, `run-2`, and so on.
 
+mod ended;
 mod failures;
 mod ledger;
 mod output;
+mod place;
 mod reader;
 mod site;
 
 use std::{
     convert::Infallible,
     fs::{File, OpenOptions},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -29,15 +32,17 @@ use batchyard::{
     Batch, Dispatcher, List, Policy, Queue, RequestId, RunningDispatcher, State, Stats,
 };
 use clap::{Args, ValueHint};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use self::{
+    ended::Ended,
     failures::Failures,
     ledger::{Identity, Ledger},
     output::{Format, Output},
+    place::Place,
     reader::Reader,
-    site::Site,
+    site::{Site, TakenUp},
 };
 use super::{
     args::{HandlerArgs, NewStoreArgs, PolicyArgs},
@@ -94,7 +99,7 @@ pub(crate) struct RunArgs {
 }
 
 /// How a run ended.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Summary {
     /// Lines that became requests.
     requests: u64,
@@ -113,23 +118,20 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     args.handler.check()?;
     check_paths(&args)?;
     let mut stop = Stop::new()?;
+    if let Some(exit) = end_removal(&args, &mut stop).await? {
+        return Ok(exit);
+    }
     let mut site = Site::open(&args).await?;
     // Nobody else is at work on this run from here on: its files may be written anew.
     let failures = Arc::new(Failures::open(args.failures.as_deref())?);
-    let mut reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
-    let (queue, mut ledger) = site.take_up(&args).await?;
-    let skipped = ledger.clone();
-    let skipping = tokio::task::spawn_blocking(move || reader.skip(&skipped).map(|()| reader));
-    let reader = tokio::select! {
-        reader = skipping => reader.map_err(|error| Failure::new(Exit::Failure, error.to_string()))??,
-        exit = stop.asked() => return Ok(exit),
+    let reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
+    let mut run = site.take_up(&args).await?;
+    let reader = match skip(reader, &run.ledger, &mut stop).await? {
+        Ok(reader) => reader,
+        Err(exit) => return Ok(exit),
     };
-    if args.retry_failed {
-        ledger.identity = Identity::of(&args);
-        ledger.finished = false;
-        ledger.save(&*queue).await?;
-        redrive_all(&*queue).await?;
-    }
+    site.retry(&args, &mut run).await?;
+    let TakenUp { queue, ledger, .. } = run;
     let format = Format {
         plain: args.handler.plain,
         unordered: args.unordered,
@@ -144,16 +146,57 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let stats = queue.stats(queue.now()).await;
     let (ended, stats) = (ended?, stats?);
     let summary = Summary::new(&stats, &ended.ledger, started.elapsed());
+    summary.tell(&args)?;
     if let Some(exit) = ended.stopped {
-        summary.tell(&args)?;
         say("stopped; run the same command again to go on");
         site.store.close().await?;
         return Ok(exit);
     }
-    site.finish(&*queue, ended.ledger, summary.failed == 0)
-        .await?;
-    summary.tell(&args)?;
-    Ok(summary.exit())
+    let ended = Ended {
+        queue: queue.name(),
+        ledger: ended.ledger,
+        summary,
+    };
+    site.finish(&ended).await?;
+    Ok(ended.summary.exit())
+}
+
+/// Ends a run that was killed when only its folder was left to be removed; `None` if there is none.
+async fn end_removal(args: &RunArgs, stop: &mut Stop) -> Result<Option<Exit>, Failure> {
+    let place = Place::of(args);
+    if args.fresh || !args.out.exists() {
+        return Ok(None);
+    }
+    let Some(ended) = place.being_removed()? else {
+        return Ok(None);
+    };
+    Identity::of(args).check(&ended.ledger.identity, args.retry_failed)?;
+    let untold = Arc::new(Failures::open(None)?);
+    let reader = Reader::open(&args.input, args.lines, untold)?;
+    if let Err(exit) = skip(reader, &ended.ledger, stop).await? {
+        return Ok(Some(exit));
+    }
+    say("this run was over, but for the removal of its folder");
+    ended.summary.tell(args)?;
+    place.remove()?;
+    Ok(Some(ended.summary.exit()))
+}
+
+/// Reads past what was queued before, and makes sure that it is unchanged, unless it is asked to stop.
+async fn skip(
+    mut reader: Reader,
+    ledger: &Ledger,
+    stop: &mut Stop,
+) -> Result<Result<Reader, Exit>, Failure> {
+    let skipped = ledger.clone();
+    let skipping = tokio::task::spawn_blocking(move || reader.skip(&skipped).map(|()| reader));
+    tokio::select! {
+        reader = skipping => {
+            let reader = reader.map_err(|error| Failure::new(Exit::Failure, error.to_string()))??;
+            Ok(Ok(reader))
+        }
+        exit = stop.asked() => Ok(Err(exit)),
+    }
 }
 
 /// Finds what can never work before anything is opened or queued, and changes nothing.
@@ -207,14 +250,6 @@ fn dispatcher(
     };
     let builder = Dispatcher::builder(Arc::clone(queue)).policy(policy);
     Ok(builder.handler(handle).build()?.start())
-}
-
-async fn redrive_all(queue: &dyn Queue) -> Result<(), Failure> {
-    let admin = output::administration(queue)?;
-    for_each_page(queue, State::Dead, async |ids| {
-        admin.redrive(queue.now(), ids).await.map(|_| ())
-    })
-    .await
 }
 
 async fn for_each_page(
@@ -338,7 +373,11 @@ impl Summary {
 
     fn tell(&self, args: &RunArgs) -> Result<(), Failure> {
         if args.json {
-            print_json(self)?;
+            match print_json(self) {
+                // Nobody wants to know: that changes nothing about the run.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                printed => printed?,
+            }
         }
         let Self {
             requests,

@@ -2,6 +2,8 @@
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ending;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Write},

@@ -1,72 +1,86 @@
 //! Where a run is kept: its store, its queue in there, and what becomes of both at its end.
+//!
+//! A run ends in steps. Killed between any two of them and started again, it hands nothing to its handler:
+//!
+//! ```text
+//!   OUTPUT.part is synced and renamed ─┐
+//!   the failures are synced            ├ goes on: nothing is left to do but to write both anew, and to end
+//!   the summary is told                │
+//!   the store is closed ───────────────┘
+//!   ENDED is written ──────────────────┬ a folder that stays: the run is over
+//!   the folder is renamed to .removing │ one that goes: tells the summary again, and removes the rest
+//!   and emptied, ENDED last ───────────┴ the run is over
+//! ```
+//! A run that is over is started over by the same command; `--retry-failed` takes `ENDED` back first.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use batchyard::{Queue, QueueName, QueueOptions, State, Store};
 
 use super::{
-    Exit, Failure, RunArgs, for_each_page,
-    ledger::{Identity, Ledger},
+    Exit, Failure, RunArgs,
+    ended::Ended,
+    for_each_page,
+    ledger::{Identity, Ledger, Retry},
     output,
+    place::Place,
 };
 use crate::cli::{
     output::say,
     store::{Backend, OpenStore},
 };
 
-/// The store of a run, and whether it is this run's own.
+/// The store of a run.
 pub(super) struct Site {
     pub(super) store: Arc<dyn Store>,
     pub(super) commands: PathBuf,
-    folder: PathBuf,
-    /// The folder was not named by the user, and goes when all is done.
-    own: bool,
+    place: Place,
+}
+
+/// The run that goes on, or a new one.
+pub(super) struct TakenUp {
+    pub(super) queue: Arc<dyn Queue>,
+    pub(super) ledger: Ledger,
+    /// It had ended.
+    was_over: bool,
 }
 
 impl Site {
     pub(super) async fn open(args: &RunArgs) -> Result<Self, Failure> {
-        let named = args.store.folder().map(Path::to_owned);
-        let own = named.is_none();
-        let folder = named.unwrap_or_else(|| {
-            let mut folder = args.out.as_os_str().to_owned();
-            folder.push(".batchyard");
-            folder.into()
-        });
-        let open = OpenStore::folder(&folder, args.store.backend, options()).await?;
-        let site = Self {
+        let place = Place::of(args);
+        if args.retry_failed && !place.folder.exists() {
+            return Err(nothing_to_retry(&place));
+        }
+        let open = OpenStore::folder(&place.folder, args.store.backend, options()).await?;
+        place.remove_leftovers()?;
+        Ok(Self {
             store: open.store,
             commands: open.commands,
-            folder,
-            own,
-        };
-        if own {
-            site.remove_leftover()?;
-        }
-        Ok(site)
+            place,
+        })
     }
 
     /// The queue of the run that goes on, or of a new one.
-    pub(super) async fn take_up(
-        &mut self,
-        args: &RunArgs,
-    ) -> Result<(Arc<dyn Queue>, Ledger), Failure> {
+    pub(super) async fn take_up(&mut self, args: &RunArgs) -> Result<TakenUp, Failure> {
         let identity = Identity::of(args);
         let last = self.last_run().await?;
         if let Some((queue, _)) = &last
             && !args.fresh
             && let Some(ledger) = Ledger::load(&**queue).await?
-            && (args.retry_failed || !ledger.finished)
         {
-            identity.check(&ledger.identity, args.retry_failed)?;
-            return Ok((Arc::clone(queue), ledger));
+            let ended = Ended::read(&self.place.folder)?;
+            let was_over = ended.is_some_and(|ended| ended.queue == queue.name());
+            if args.retry_failed || !was_over {
+                identity.check(&ledger.identity, args.retry_failed)?;
+                return Ok(TakenUp {
+                    queue: Arc::clone(queue),
+                    ledger,
+                    was_over,
+                });
+            }
         }
         if args.retry_failed {
-            let text = format!("{} holds no run to retry", self.folder.display());
-            return Err(Failure::new(Exit::NotFound, text));
+            return Err(nothing_to_retry(&self.place));
         }
         if let Some((queue, _)) = &last
             && !args.fresh
@@ -78,25 +92,52 @@ impl Site {
                 ));
             }
         }
-        let number = match last {
-            None => 1,
-            Some((queue, _)) if self.own => {
-                drop(queue);
-                self.start_over().await?;
-                1
-            }
-            Some((queue, number)) => {
-                clear(&*queue).await?;
-                number + 1
-            }
-        };
+        self.begin(last, identity).await
+    }
+
+    async fn begin(
+        &mut self,
+        mut last: Option<(Arc<dyn Queue>, u32)>,
+        identity: Identity,
+    ) -> Result<TakenUp, Failure> {
+        if self.place.own && last.take().is_some() {
+            self.start_over().await?;
+        }
+        let number = last.as_ref().map_or(1, |(_, number)| number + 1);
         let queue = self.store.queue(&run_name(number)?).await?;
         let ledger = Ledger {
             identity,
             ..Ledger::default()
         };
         ledger.save(&*queue).await?;
-        Ok((queue, ledger))
+        // Not before the new one is there: a run without its requests must never be gone on with.
+        if let Some((before, _)) = last {
+            clear(&*before).await?;
+        }
+        Ok(TakenUp {
+            queue,
+            ledger,
+            was_over: false,
+        })
+    }
+
+    /// Brings back what failed, once for each time that it is asked for, however often that is cut off.
+    pub(super) async fn retry(&self, args: &RunArgs, run: &mut TakenUp) -> Result<(), Failure> {
+        let TakenUp { queue, ledger, .. } = run;
+        if args.retry_failed {
+            ledger.identity = Identity::of(args);
+            if run.was_over || ledger.retry == Retry::No {
+                ledger.retry = Retry::Begun;
+            }
+            ledger.save(&**queue).await?;
+            Ended::forget(&self.place.folder)?;
+        }
+        if ledger.retry == Retry::Begun {
+            redrive_all(&**queue).await?;
+            ledger.retry = Retry::Redriven;
+            ledger.save(&**queue).await?;
+        }
+        Ok(())
     }
 
     /// The queue of the latest run in this store, and its number.
@@ -111,53 +152,27 @@ impl Site {
 
     async fn start_over(&mut self) -> Result<(), Failure> {
         self.store.close().await?;
-        let backend = Backend::of(&self.folder);
-        self.remove()?;
-        let open = OpenStore::folder(&self.folder, backend, options()).await?;
+        let backend = Backend::of(&self.place.folder);
+        self.place.discard()?;
+        let open = OpenStore::folder(&self.place.folder, backend, options()).await?;
         self.store = open.store;
         Ok(())
     }
 
-    /// Notes that the run is finished, and removes what nobody needs any more.
-    pub(super) async fn finish(
-        self,
-        queue: &dyn Queue,
-        mut ledger: Ledger,
-        all_done: bool,
-    ) -> Result<(), Failure> {
-        ledger.finished = true;
-        ledger.save(queue).await?;
+    /// Notes that the run has ended, and removes what nobody needs any more.
+    pub(super) async fn finish(self, ended: &Ended) -> Result<(), Failure> {
         self.store.close().await?;
-        if self.own && all_done {
-            self.remove()?;
+        ended.write(&self.place.folder)?;
+        if self.place.own && ended.summary.failed == 0 {
+            self.place.remove()?;
         }
         Ok(())
     }
+}
 
-    /// Removes the folder in one step: half a store would be in the way of the next run.
-    fn remove(&self) -> Result<(), Failure> {
-        self.remove_leftover()?;
-        let moved = std::fs::rename(&self.folder, self.leftover());
-        moved.map_err(|error| Failure::io(self.folder.display(), &error))?;
-        self.remove_leftover()
-    }
-
-    /// Where the folder goes while it is removed.
-    fn leftover(&self) -> PathBuf {
-        let mut leftover = self.folder.as_os_str().to_owned();
-        leftover.push(".removing");
-        leftover.into()
-    }
-
-    fn remove_leftover(&self) -> Result<(), Failure> {
-        let leftover = self.leftover();
-        match std::fs::remove_dir_all(&leftover) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Failure::io(leftover.display(), &error))
-            }
-            _ => Ok(()),
-        }
-    }
+fn nothing_to_retry(place: &Place) -> Failure {
+    let text = format!("{} holds no run to retry", place.folder.display());
+    Failure::new(Exit::NotFound, text)
 }
 
 /// Results are kept as long as the store.
@@ -191,6 +206,14 @@ async fn clear(queue: &dyn Queue) -> Result<(), Failure> {
     }
     for_each_page(queue, State::Dead, async |ids| {
         admin.purge(queue.now(), ids).await.map(|_| ())
+    })
+    .await
+}
+
+async fn redrive_all(queue: &dyn Queue) -> Result<(), Failure> {
+    let admin = output::administration(queue)?;
+    for_each_page(queue, State::Dead, async |ids| {
+        admin.redrive(queue.now(), ids).await.map(|_| ())
     })
     .await
 }
