@@ -157,6 +157,7 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         ledger: ended.ledger,
         summary,
     };
+    drop(queue);
     site.finish(&ended).await?;
     Ok(ended.summary.exit())
 }
@@ -178,7 +179,7 @@ async fn end_removal(args: &RunArgs, stop: &mut Stop) -> Result<Option<Exit>, Fa
     }
     say("this run was over, but for the removal of its folder");
     ended.summary.tell(args)?;
-    place.remove()?;
+    place.end_removal()?;
     Ok(Some(ended.summary.exit()))
 }
 

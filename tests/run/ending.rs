@@ -9,7 +9,7 @@ use crate::{Bench, ECHO, numbers};
 
 /// Notes each call, puts something in the way of the note that the run has ended, and answers.
 fn blocked(answer: &str) -> String {
-    let block = "for store in out.batchyard store; do [ ! -e $store ] || [ -e open ] || mkdir -p $store/ENDED.new; done";
+    let block = "[ -e open ] || for note in out.batchyard.ended.new out.batchyard/ENDED.new store/ENDED.new; do mkdir $note; done";
     format!("echo call >> calls; {block}; {answer}")
 }
 
@@ -21,9 +21,15 @@ fn calls(bench: &Bench) -> usize {
 }
 
 /// Lets the run end from now on.
-fn unblock(bench: &Bench, store: &str) {
+fn unblock(bench: &Bench) {
     bench.write("open", "");
-    fs::remove_dir(bench.path(store).join("ENDED.new")).unwrap();
+    for store in [
+        "out.batchyard.ended.new",
+        "out.batchyard/ENDED.new",
+        "store/ENDED.new",
+    ] {
+        let _ = fs::remove_dir(bench.path(store));
+    }
 }
 
 #[test]
@@ -35,10 +41,10 @@ fn killed_once_output_is_there_it_ends_without_a_call() {
     ] {
         let bench = Bench::new(&numbers(10));
         let script = blocked(ECHO);
-        bench.run(options, &script).with(1, &["ENDED.new"]);
+        bench.run(options, &script).with(1, &[".new"]);
         let out = bench.read("out");
         assert_eq!((calls(&bench), out.lines().count()), (1, 10));
-        unblock(&bench, store);
+        unblock(&bench);
         let again = bench.run(options, &script);
         again.with(0, &["10 requests: 10 done, 0 failed"]);
         assert_eq!((calls(&bench), bench.read("out")), (1, out));
@@ -54,9 +60,9 @@ fn killed_once_output_is_there_it_keeps_what_failed_and_tells_it() {
     let bench = Bench::new(&(numbers(4) + "refused\n"));
     let script = blocked(HALF);
     let options = ["--failures", "failures"];
-    bench.run(&options, &script).with(1, &["ENDED.new"]);
+    bench.run(&options, &script).with(1, &[".new"]);
     let (out, failures) = (bench.read("out"), bench.read("failures"));
-    unblock(&bench, "out.batchyard");
+    unblock(&bench);
     let told = ["4 requests: 2 done, 2 failed; 1 lines refused"];
     bench.run(&options, &script).with(5, &told);
     assert_eq!(calls(&bench), 1);
@@ -65,9 +71,9 @@ fn killed_once_output_is_there_it_keeps_what_failed_and_tells_it() {
     // The same for what is retried: what fails again is not retried by the way.
     let retry = ["--retry-failed", "--failures", "failures"];
     fs::remove_file(bench.path("open")).unwrap();
-    bench.run(&retry, &script).with(1, &["ENDED.new"]);
+    bench.run(&retry, &script).with(1, &[".new"]);
     assert_eq!(calls(&bench), 2);
-    unblock(&bench, "out.batchyard");
+    unblock(&bench);
     bench.run(&retry, &script).with(5, &told);
     assert_eq!(calls(&bench), 2);
     // It was over, so what failed is retried once more.
@@ -83,7 +89,7 @@ fn not_removed() -> Bench {
     let block = format!("echo call >> calls; [ -e open ] || : > out.batchyard.removing; {ECHO}");
     bench.write("script", block);
     bench.run(&[], ". ./script").with(1, &["removing"]);
-    assert!(bench.path("out.batchyard/ENDED").exists());
+    assert!(bench.path("out.batchyard.ended").exists());
     bench.write("open", "");
     fs::remove_file(bench.path("out.batchyard.removing")).unwrap();
     bench
@@ -92,33 +98,31 @@ fn not_removed() -> Bench {
 /// One whose folder is out of the way.
 fn renamed() -> Bench {
     let bench = not_removed();
-    fs::rename(
-        bench.path("out.batchyard"),
-        bench.path("out.batchyard.removing"),
-    )
-    .unwrap();
+    let removing = bench.path("out.batchyard.removing");
+    fs::rename(bench.path("out.batchyard"), removing).unwrap();
     bench
 }
 
-/// One whose folder has nothing but its note any more.
-fn emptied() -> Bench {
+/// One whose folder is half a store.
+fn half_removed() -> Bench {
     let bench = renamed();
-    for entry in fs::read_dir(bench.path("out.batchyard.removing")).unwrap() {
-        let path = entry.unwrap().path();
-        match path.file_name().unwrap().to_str().unwrap() {
-            "ENDED" => {}
-            _ if path.is_dir() => fs::remove_dir_all(path).unwrap(),
-            _ => fs::remove_file(path).unwrap(),
-        }
-    }
+    fs::remove_file(bench.path("out.batchyard.removing/FORMAT")).unwrap();
+    fs::remove_dir_all(bench.path("out.batchyard.removing/commands")).unwrap();
     bench
 }
 
-const REMOVALS: [fn() -> Bench; 3] = [not_removed, renamed, emptied];
+/// One whose folder is gone.
+fn removed() -> Bench {
+    let bench = renamed();
+    fs::remove_dir_all(bench.path("out.batchyard.removing")).unwrap();
+    bench
+}
+
+const REMOVALS: [fn() -> Bench; 4] = [not_removed, renamed, half_removed, removed];
 
 fn nothing_is_left(bench: &Bench) {
-    for name in ["out.batchyard", "out.batchyard.removing", "out.part"] {
-        assert!(!bench.path(name).exists(), "{name}");
+    for name in ["", ".removing", ".ended"].map(|end| format!("out.batchyard{end}")) {
+        assert!(!bench.path(&name).exists(), "{name}");
     }
 }
 
@@ -150,13 +154,12 @@ fn killed_while_its_folder_goes_it_is_no_other_run() {
         bench.run(&["--fresh"], script).with(0, &["4 done"]);
         assert_eq!(calls(&bench), 2);
         nothing_is_left(&bench);
-
-        let bench = state();
-        fs::remove_file(bench.path("out")).unwrap();
-        bench.run(&[], script).with(5, &["3 done"]);
-        assert_eq!(calls(&bench), 2, "its OUTPUT is wanted again");
-        nothing_is_left(&bench);
     }
+    let bench = removed();
+    fs::remove_file(bench.path("out")).unwrap();
+    bench.run(&[], ". ./script").with(5, &["3 done"]);
+    assert_eq!(calls(&bench), 2, "its OUTPUT is wanted again");
+    nothing_is_left(&bench);
 }
 
 #[test]
@@ -165,11 +168,11 @@ fn a_run_that_is_started_over_is_not_taken_for_the_one_before() {
     let script = format!("echo call >> calls; {HALF}");
     bench.run(&[], &script).with(5, &["2 failed"]);
     // Killed when the folder of the run before was out of the way.
-    let discarded = bench.path("out.batchyard.discarded");
-    fs::rename(bench.path("out.batchyard"), &discarded).unwrap();
+    let removing = bench.path("out.batchyard.removing");
+    fs::rename(bench.path("out.batchyard"), &removing).unwrap();
     bench.run(&[], &script).with(5, &["4 requests"]);
     assert_eq!(calls(&bench), 2);
-    assert!(!discarded.exists());
+    assert!(!removing.exists());
 }
 
 #[test]

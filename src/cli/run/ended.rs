@@ -1,4 +1,4 @@
-//! The note that a run has ended: in the folder of its store, written when nothing else is left to be done.
+//! The note that a run has ended, written when nothing else is left to be done.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use std::{
 use batchyard::QueueName;
 use serde::{Deserialize, Serialize};
 
-use super::{Exit, Failure, Summary, ledger::Ledger};
+use super::{Exit, Failure, Summary, ledger::Ledger, place::with_suffix};
 
 /// How the last run of a store ended.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,10 +21,9 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// The note in a folder, if there is one.
-    pub(super) fn read(folder: &Path) -> Result<Option<Self>, Failure> {
-        let path = folder.join(ENDED);
-        let text = match fs::read(&path) {
+    /// The note in this file, if there is one.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, Failure> {
+        let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(Failure::io(path.display(), &error)),
@@ -38,35 +37,35 @@ impl Ended {
         })
     }
 
-    /// Writes it into a folder, whole and durably.
-    pub(super) fn write(&self, folder: &Path) -> Result<(), Failure> {
-        let new = folder.join(ENDED_NEW);
+    /// Writes it, whole and durably.
+    pub(super) fn write(&self, path: &Path) -> Result<(), Failure> {
+        let new = with_suffix(path, ".new");
         let text = serde_json::to_vec(self).expect("numbers and strings are always writable");
         let write = || -> io::Result<()> {
             let mut file = File::create(&new)?;
             file.write_all(&text)?;
             file.sync_all()?;
-            fs::rename(&new, folder.join(ENDED))?;
-            sync_folder(folder)
+            fs::rename(&new, path)?;
+            sync_folder_of(path)
         };
         write().map_err(|error| Failure::io(new.display(), &error))
     }
 
-    /// Takes it back, durably: the run goes on.
-    pub(super) fn forget(folder: &Path) -> Result<(), Failure> {
-        let path = folder.join(ENDED);
-        let forgotten = match fs::remove_file(&path) {
+    /// Takes it back, durably.
+    pub(super) fn forget(path: &Path) -> Result<(), Failure> {
+        let forgotten = match fs::remove_file(path) {
             Err(error) if is_missing(&error) => return Ok(()),
-            removed => removed.and_then(|()| sync_folder(folder)),
+            removed => removed.and_then(|()| sync_folder_of(path)),
         };
         forgotten.map_err(|error| Failure::io(path.display(), &error))
     }
 }
 
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    let folder = match folder {
-        empty if empty == Path::new("") => Path::new("."),
-        folder => folder,
+/// Syncs the folder that a file or a folder is in.
+pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
     };
     File::open(folder)?.sync_all()
 }
@@ -74,6 +73,3 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 pub(super) fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
-
-pub(super) const ENDED: &str = "ENDED";
-const ENDED_NEW: &str = "ENDED.new";

@@ -1,17 +1,20 @@
 //! The folder of a run, and how it goes.
 //!
-//! A folder that was not named by the user is removed once nobody needs it: renamed to `….removing`, so that
-//! half a store is never in the way, then emptied, with the note that the run has ended last. One whose run
-//! is started over is renamed to `….discarded` instead: nobody may take what it holds for the end of a run.
+//! ```text
+//! OUTPUT.batchyard            the store; ENDED in it says that its last run is over
+//! OUTPUT.batchyard.removing   what is left of a folder that is removed: half a store is never in the way
+//! OUTPUT.batchyard.ended      all of the run is done, and what there is of both only waits for its removal
+//! ```
+//! A folder that was named by the user stays.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use super::{
     Failure, RunArgs,
-    ended::{ENDED, Ended, is_missing, sync_folder},
+    ended::{Ended, is_missing, sync_folder_of},
 };
 
 /// Where the store of a run is.
@@ -30,58 +33,52 @@ impl Place {
         }
     }
 
-    /// The end of a run all of whose requests are done, and whose folder is still to be removed, or the rest of it.
-    pub(super) fn being_removed(&self) -> Result<Option<Ended>, Failure> {
-        if !self.own {
-            return Ok(None);
-        }
-        let folder = if self.folder.exists() {
-            &self.folder
-        } else {
-            &self.removing()
-        };
-        let ended = Ended::read(folder)?;
-        Ok(ended.filter(|ended| ended.summary.failed == 0))
+    /// Where it is noted that the last run is over.
+    pub(super) fn ended(&self) -> PathBuf {
+        self.folder.join("ENDED")
     }
 
-    /// Removes the folder, or what is left of it.
+    /// The end of a run whose folder is still to be removed, or the rest of it.
+    pub(super) fn being_removed(&self) -> Result<Option<Ended>, Failure> {
+        if self.own {
+            Ended::read(&self.going())
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Notes that the run has ended, and removes what nobody needs any more.
+    pub(super) fn end(&self, ended: &Ended) -> Result<(), Failure> {
+        if !self.own || ended.summary.failed > 0 {
+            return ended.write(&self.ended());
+        }
+        ended.write(&self.going())?;
+        self.end_removal()
+    }
+
+    /// Removes the folder or what is left of it, and then the note of that.
+    pub(super) fn end_removal(&self) -> Result<(), Failure> {
+        if self.folder.exists() {
+            self.remove()?;
+        }
+        self.forget_removal()
+    }
+
+    /// Removes the folder: at once, for whoever looks for a store in it.
     pub(super) fn remove(&self) -> Result<(), Failure> {
         let removing = self.removing();
-        if self.folder.exists() {
-            remove_all(&removing)?;
-            rename(&self.folder, &removing)?;
-        }
-        let remove = || -> io::Result<()> {
-            for entry in fs::read_dir(&removing)? {
-                let entry = entry?;
-                if entry.file_name() == ENDED {
-                    continue;
-                }
-                if entry.file_type()?.is_dir() {
-                    fs::remove_dir_all(entry.path())?;
-                } else {
-                    fs::remove_file(entry.path())?;
-                }
-            }
-            sync_folder(&removing)?;
-            fs::remove_dir_all(&removing)
-        };
-        remove().map_err(|error| Failure::io(removing.display(), &error))
+        remove_all(&removing)?;
+        let renamed =
+            fs::rename(&self.folder, &removing).and_then(|()| sync_folder_of(&self.folder));
+        renamed.map_err(|error| Failure::io(self.folder.display(), &error))?;
+        remove_all(&removing)
     }
 
-    /// Removes the folder of a run that is started over.
-    pub(super) fn discard(&self) -> Result<(), Failure> {
-        let discarded = self.discarded();
-        remove_all(&discarded)?;
-        rename(&self.folder, &discarded)?;
-        remove_all(&discarded)
-    }
-
-    /// Removes what a run that was killed while it removed its folder left, once that is no longer of use.
-    pub(super) fn remove_leftovers(&self) -> Result<(), Failure> {
+    /// Removes what a run left that was killed while it removed its folder.
+    pub(super) fn forget_removal(&self) -> Result<(), Failure> {
         if self.own {
             remove_all(&self.removing())?;
-            remove_all(&self.discarded())?;
+            Ended::forget(&self.going())?;
         }
         Ok(())
     }
@@ -90,22 +87,15 @@ impl Place {
         with_suffix(&self.folder, ".removing")
     }
 
-    fn discarded(&self) -> PathBuf {
-        with_suffix(&self.folder, ".discarded")
+    fn going(&self) -> PathBuf {
+        with_suffix(&self.folder, ".ended")
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(suffix);
     path.into()
-}
-
-/// In one step, and durably.
-fn rename(from: &Path, to: &Path) -> Result<(), Failure> {
-    let renamed = fs::rename(from, to)
-        .and_then(|()| sync_folder(from.parent().unwrap_or_else(|| Path::new(""))));
-    renamed.map_err(|error| Failure::io(from.display(), &error))
 }
 
 fn remove_all(folder: &Path) -> Result<(), Failure> {

@@ -7,9 +7,11 @@
 //!   the failures are synced            ├ goes on: nothing is left to do but to write both anew, and to end
 //!   the summary is told                │
 //!   the store is closed ───────────────┘
-//!   ENDED is written ──────────────────┬ a folder that stays: the run is over
-//!   the folder is renamed to .removing │ one that goes: tells the summary again, and removes the rest
-//!   and emptied, ENDED last ───────────┴ the run is over
+//!   a folder that stays: ENDED is written in it ─ the run is over
+//!   one that goes: OUTPUT.batchyard.ended ─┐
+//!   the folder is renamed                  ├ tells the summary again, and removes the rest
+//!   and removed ───────────────────────────┘
+//!   and so is OUTPUT.batchyard.ended ──────────── the run is over
 //! ```
 //! A run that is over is started over by the same command; `--retry-failed` takes `ENDED` back first.
 
@@ -52,7 +54,7 @@ impl Site {
             return Err(nothing_to_retry(&place));
         }
         let open = OpenStore::folder(&place.folder, args.store.backend, options()).await?;
-        place.remove_leftovers()?;
+        place.forget_removal()?;
         Ok(Self {
             store: open.store,
             commands: open.commands,
@@ -68,7 +70,7 @@ impl Site {
             && !args.fresh
             && let Some(ledger) = Ledger::load(&**queue).await?
         {
-            let ended = Ended::read(&self.place.folder)?;
+            let ended = Ended::read(&self.place.ended())?;
             let was_over = ended.is_some_and(|ended| ended.queue == queue.name());
             if args.retry_failed || !was_over {
                 identity.check(&ledger.identity, args.retry_failed)?;
@@ -130,7 +132,7 @@ impl Site {
                 ledger.retry = Retry::Begun;
             }
             ledger.save(&**queue).await?;
-            Ended::forget(&self.place.folder)?;
+            Ended::forget(&self.place.ended())?;
         }
         if ledger.retry == Retry::Begun {
             redrive_all(&**queue).await?;
@@ -153,20 +155,18 @@ impl Site {
     async fn start_over(&mut self) -> Result<(), Failure> {
         self.store.close().await?;
         let backend = Backend::of(&self.place.folder);
-        self.place.discard()?;
+        self.place.remove()?;
         let open = OpenStore::folder(&self.place.folder, backend, options()).await?;
         self.store = open.store;
         Ok(())
     }
 
-    /// Notes that the run has ended, and removes what nobody needs any more.
+    /// Ends the run: nothing else is left to be done.
     pub(super) async fn finish(self, ended: &Ended) -> Result<(), Failure> {
-        self.store.close().await?;
-        ended.write(&self.place.folder)?;
-        if self.place.own && ended.summary.failed == 0 {
-            self.place.remove()?;
-        }
-        Ok(())
+        let Self { store, place, .. } = self;
+        store.close().await?;
+        drop(store);
+        place.end(ended)
     }
 }
 
