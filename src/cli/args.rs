@@ -36,8 +36,7 @@ impl StoreArgs {
         backend: Option<Backend>,
         queues: QueueOptions,
     ) -> Result<OpenStore, Failure> {
-        let url = std::env::var("BATCHYARD_REDIS_URL").ok();
-        match (&self.store, url.filter(|url| !url.is_empty())) {
+        match (&self.store, server_url()) {
             (Some(folder), _) if folder.to_string_lossy().contains("://") => Err(Failure::new(
                 Exit::Usage,
                 "--store is a folder; the URL of a server is given in BATCHYARD_REDIS_URL",
@@ -87,6 +86,11 @@ impl NewStoreArgs {
         self.store.store.as_deref()
     }
 
+    /// The URL of the server, if no folder was named.
+    pub(crate) fn url(&self) -> Option<String> {
+        server_url().filter(|_| self.store.store.is_none())
+    }
+
     /// As [`StoreArgs::open`], on this backend if it is new.
     ///
     /// # Errors
@@ -94,6 +98,11 @@ impl NewStoreArgs {
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
         self.store.open(self.backend, queues).await
     }
+}
+
+fn server_url() -> Option<String> {
+    let url = std::env::var("BATCHYARD_REDIS_URL").ok();
+    url.filter(|url| !url.is_empty())
 }
 
 /// When batches leave and how failures are treated: every knob of [`Policy`].

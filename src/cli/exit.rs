@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, fmt, io, process::ExitCode};
 
-use batchyard::{Error, ErrorKind};
+use batchyard::{Error, ErrorKind, QueueName};
 
 use super::output;
 
@@ -65,6 +65,12 @@ impl Failure {
             _ => Exit::Failure,
         };
         Self::new(exit, format!("{path}: {error}"))
+    }
+
+    /// With the queue that it is about.
+    pub(crate) fn about(mut self, queue: &QueueName) -> Self {
+        self.text = format!("queue {queue:?}: {}", self.text);
+        self
     }
 
     /// With what else helps if the store is in use.
