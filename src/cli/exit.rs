@@ -107,13 +107,25 @@ impl From<Error> for Failure {
     }
 }
 
-/// Writing to stdout failed. Whoever read it has enough: that is no failure.
+/// Writing to stdout failed. Whoever read it has enough: that is no failure of what only shows something.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::new(Exit::Ok, ""),
             _ => Self::new(Exit::Failure, format!("stdout: {error}")),
         }
+    }
+}
+
+impl Failure {
+    /// Writing to stdout failed, and so what changes the store ended before its end: whoever reads that there is no
+    /// more must not take it for all. `so_far` says what was done.
+    pub(crate) fn unprinted(error: io::Error, so_far: impl fmt::Display) -> Self {
+        let why = match error.kind() {
+            io::ErrorKind::BrokenPipe => "nobody reads stdout any more".to_owned(),
+            _ => Self::from(error).text,
+        };
+        Self::new(Exit::Failure, format!("{why}: {so_far}"))
     }
 }
 

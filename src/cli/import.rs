@@ -275,7 +275,10 @@ impl<'a> Taking<'a> {
             format!("queue {queue:?}: {records} records taken in")
         });
         if args.json {
-            print_json(&line)?;
+            print_json(&line).map_err(|error| {
+                let so_far = "what follows was not taken in; import again to go on";
+                Failure::unprinted(error, so_far).about(queue)
+            })?;
         }
         Ok(())
     }
