@@ -903,6 +903,6 @@ fn each_verb_has_an_example_in_its_help_and_the_codes_are_in_that_of_all() {
     let help = yard.ok("--help", b"");
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let codes = "0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in use, changed input), \
-5 partial success, 6 timeout, 7 remote error, 8 store damaged, 130 interrupted, 143 terminated";
+5 partial success, 7 remote error, 8 store damaged, 130 interrupted, 143 terminated";
     assert!(help.contains(codes), "{help}");
 }

@@ -20,8 +20,7 @@ use super::{
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store; run, push, dispatch and import make it if it is missing. All but run can do
-    /// without if `BATCHYARD_REDIS_URL` is set (feature redis)
+    /// The folder of the store [default: the server in `BATCHYARD_REDIS_URL`, with the feature redis]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     store: Option<PathBuf>,
 }
@@ -74,7 +73,7 @@ impl StoreArgs {
 pub(crate) struct NewStoreArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// The backend of a store that is made [default: that in `BATCHYARD_BACKEND`, or sled]; one that is
+    /// The backend of the store if it is made, its folder being new or empty [default: that in `BATCHYARD_BACKEND`, or sled]; one that is
     /// there says itself which it has
     #[arg(long, value_name = "BACKEND", help_heading = "Store")]
     pub(crate) backend: Option<Backend>,
@@ -185,7 +184,9 @@ fn set<T>(field: &mut T, value: Option<T>) {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Handler")]
 pub(crate) struct HandlerArgs {
-    /// Send batches there instead of to a command, such as `http:https://example.org/batches` (feature http)
+    /// Send batches there instead of to a command, such as `http:https://example.org/batches` (feature http): each
+    /// is a POST of the lines that a command gets, with the batch id as Idempotency-Key. An answer 2xx of type
+    /// application/x-ndjson is lines like those of a command; any other 2xx means that all is done, without results
     #[arg(long, value_name = "KIND:WHERE", conflicts_with_all = ["command", "plain"])]
     pub(crate) handler: Option<String>,
     /// Payload lines to the command, result lines from it, one to one, in place of JSON Lines

@@ -21,12 +21,6 @@ pub(crate) enum Exit {
     Conflict = 4,
     /// It was done, but not for every request.
     Partial = 5,
-    /// It took too long.
-    #[expect(
-        dead_code,
-        reason = "part of the documented table; for verbs that wait"
-    )]
-    Timeout = 6,
     /// A server answered with an error, or not at all.
     Remote = 7,
     /// The store is damaged.
@@ -39,7 +33,7 @@ pub(crate) enum Exit {
 
 /// The table of exit codes, for the help.
 pub(crate) const HELP: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in \
-use, changed input), 5 partial success, 6 timeout, 7 remote error, 8 store damaged, 130 interrupted, \
+use, changed input), 5 partial success, 7 remote error, 8 store damaged, 130 interrupted, \
 143 terminated.";
 
 /// An error on its way out of the program.

@@ -54,7 +54,8 @@ use super::{
 /// Options of `run`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...",
+    override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...\n       batchyard run [OPTIONS] INPUT --out OUTPUT --handler http:URL",
+    mut_arg("store", |store| store.help("The folder of the store, for several runs [default: OUTPUT.batchyard, which goes when all is done]")),
     after_help = "The command reads a line {\"id\",\"attempt\",\"payload\"} for each request of its batch and prints a line \
 {\"id\",\"result\"} or {\"id\",\"error\"} for each, with \"retry\":true if it should be tried again. \
 BATCHYARD_BATCH_ID, the same at every redelivery, BATCHYARD_ATTEMPT and BATCHYARD_QUEUE are in its environment; \
