@@ -276,7 +276,7 @@ fn a_file_is_pushed_in_bulk() {
 }
 
 #[test]
-fn push_ends_well_when_nobody_reads_its_ids_any_more() {
+fn push_says_how_far_it_was_when_nobody_reads_its_ids_any_more() {
     let yard = Yard::new();
     let mut push = yard.start("push --store STORE");
     push.say("1\n");
@@ -289,8 +289,73 @@ fn push_ends_well_when_nobody_reads_its_ids_any_more() {
     drop(stdout);
     let mut stdin = stdin.unwrap();
     stdin.write_all(b"2\n").unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (code, err) = ended(&mut child);
+    assert_eq!(code, Some(1), "{err}");
+    let why = "nobody reads stdout any more: 2 lines: 2 pushed, up to line 2; those behind it were not pushed";
+    assert!(err.contains(why), "{err}");
     assert_eq!(yard.stats()["ready"], 2);
+}
+
+/// Its exit code, and what it said.
+fn ended(child: &mut Child) -> (Option<i32>, String) {
+    let mut err = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut err)
+        .unwrap();
+    (child.wait().unwrap().code(), err)
+}
+
+/// Runs it with a stdout that nobody reads.
+fn unread(command: &mut Command, input: &[u8]) -> Ran {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command
+        .stdin(Stdio::piped())
+        .stdout(writer)
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let (code, err) = ended(&mut child);
+    Ran {
+        code,
+        out: String::new(),
+        err,
+    }
+}
+
+#[test]
+fn what_changes_a_store_says_how_far_it_was_when_nobody_reads_it() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n2\n3\n");
+    assert_eq!(yard.settle().code, Some(5));
+    let export = yard.ok("export --store STORE", b"");
+    for (line, code, why) in [
+        (
+            "import --store other --json",
+            1,
+            "what follows was not taken in",
+        ),
+        ("dead redrive --all --dry-run --store STORE", 0, ""),
+        (
+            "dead purge --all --store STORE",
+            1,
+            "2 purged, and no more were looked at",
+        ),
+        ("stats --store STORE", 0, ""),
+        ("export --store STORE", 0, ""),
+    ] {
+        let ran = unread(&mut yard.command(line), export.as_bytes());
+        assert_eq!(ran.code, Some(code), "{line}: {}", ran.err);
+        assert!(ran.err.contains(why), "{line}: {}", ran.err);
+        assert!(
+            code == 1 || !ran.err.contains("error"),
+            "{line}: {}",
+            ran.err
+        );
+    }
 }
 
 #[test]
@@ -323,6 +388,8 @@ fn a_line_with_a_known_key_is_a_duplicate_unless_it_says_something_else() {
         "{}",
         ran.err
     );
+    let sums = "4 lines: 1 pushed, 1 duplicate, 2 refused";
+    assert!(ran.err.contains(sums), "{}", ran.err);
     let second = values(&ran.out);
     assert_eq!(second.len(), 2);
     assert_eq!(second[0]["id"], first[1]["id"]);
@@ -685,7 +752,7 @@ fn the_second_signal_gives_batches_back() {
 }
 
 #[test]
-fn dispatch_stops_well_when_nobody_reads_its_events_any_more() {
+fn dispatch_says_that_it_stops_when_nobody_reads_its_events_any_more() {
     let yard = Yard::new();
     let Running {
         mut child,
@@ -694,7 +761,9 @@ fn dispatch_stops_well_when_nobody_reads_its_events_any_more() {
     } = held_up(&yard);
     drop((stdin, stdout));
     fs::write(yard.path("go"), "go\n").unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (code, err) = ended(&mut child);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("the dispatcher was stopped"), "{err}");
     assert_eq!(yard.stats()["done"], 1);
 }
 
@@ -834,6 +903,6 @@ fn each_verb_has_an_example_in_its_help_and_the_codes_are_in_that_of_all() {
     let help = yard.ok("--help", b"");
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let codes = "0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in use, changed input), \
-5 partial success, 6 timeout, 7 remote error, 8 store damaged, 130 interrupted, 143 terminated";
+5 partial success, 7 remote error, 8 store damaged, 130 interrupted, 143 terminated";
     assert!(help.contains(codes), "{help}");
 }

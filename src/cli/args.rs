@@ -20,8 +20,7 @@ use super::{
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The folder of the store; run, push, dispatch and import make it if it is missing. All but run can do
-    /// without if `BATCHYARD_REDIS_URL` is set (feature redis)
+    /// The folder of the store [default: the server in `BATCHYARD_REDIS_URL`, with the feature redis]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     store: Option<PathBuf>,
 }
@@ -36,8 +35,7 @@ impl StoreArgs {
         backend: Option<Backend>,
         queues: QueueOptions,
     ) -> Result<OpenStore, Failure> {
-        let url = std::env::var("BATCHYARD_REDIS_URL").ok();
-        match (&self.store, url.filter(|url| !url.is_empty())) {
+        match (&self.store, server_url()) {
             (Some(folder), _) if folder.to_string_lossy().contains("://") => Err(Failure::new(
                 Exit::Usage,
                 "--store is a folder; the URL of a server is given in BATCHYARD_REDIS_URL",
@@ -75,7 +73,7 @@ impl StoreArgs {
 pub(crate) struct NewStoreArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// The backend of a store that is made [default: that in `BATCHYARD_BACKEND`, or sled]; one that is
+    /// The backend of the store if it is made, its folder being new or empty [default: that in `BATCHYARD_BACKEND`, or sled]; one that is
     /// there says itself which it has
     #[arg(long, value_name = "BACKEND", help_heading = "Store")]
     pub(crate) backend: Option<Backend>,
@@ -87,6 +85,11 @@ impl NewStoreArgs {
         self.store.store.as_deref()
     }
 
+    /// The URL of the server, if no folder was named.
+    pub(crate) fn url(&self) -> Option<String> {
+        server_url().filter(|_| self.store.store.is_none())
+    }
+
     /// As [`StoreArgs::open`], on this backend if it is new.
     ///
     /// # Errors
@@ -94,6 +97,11 @@ impl NewStoreArgs {
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
         self.store.open(self.backend, queues).await
     }
+}
+
+fn server_url() -> Option<String> {
+    let url = std::env::var("BATCHYARD_REDIS_URL").ok();
+    url.filter(|url| !url.is_empty())
 }
 
 /// When batches leave and how failures are treated: every knob of [`Policy`].
@@ -176,7 +184,9 @@ fn set<T>(field: &mut T, value: Option<T>) {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Handler")]
 pub(crate) struct HandlerArgs {
-    /// Send batches there instead of to a command, such as `http:https://example.org/batches` (feature http)
+    /// Send batches there instead of to a command, such as `http:https://example.org/batches` (feature http): each
+    /// is a POST of the lines that a command gets, with the batch id as Idempotency-Key. An answer 2xx of type
+    /// application/x-ndjson is lines like those of a command; any other 2xx means that all is done, without results
     #[arg(long, value_name = "KIND:WHERE", conflicts_with_all = ["command", "plain"])]
     pub(crate) handler: Option<String>,
     /// Payload lines to the command, result lines from it, one to one, in place of JSON Lines

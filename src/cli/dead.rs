@@ -1,6 +1,11 @@
 //! `dead ls|show|redrive|purge`: the requests that failed for good.
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 use batchyard::{Administration, DeadReason, Entry, List, Queue, QueueName, RequestId, State};
 use clap::{
@@ -13,7 +18,7 @@ use super::{
     args::StoreArgs,
     entries,
     exit::{Exit, Failure},
-    output::{print, print_json, say},
+    output::{print, say},
     store::OpenStore,
     table::Table,
 };
@@ -251,7 +256,7 @@ async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exi
             while let Some(page) = next_page(&**queue, &mut list).await? {
                 let page = page.iter().filter(|entry| fits(entry, args.reason));
                 let ids: Vec<RequestId> = page.map(|entry| entry.id).collect();
-                changed += args.apply(change, &**queue, &ids).await?;
+                args.apply(change, &**queue, &ids, &mut changed).await?;
             }
         }
     } else {
@@ -270,16 +275,10 @@ async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exi
             }
         }
         for (queue, ids) in picked.values() {
-            changed += args.apply(change, &***queue, ids).await?;
+            args.apply(change, &***queue, ids, &mut changed).await?;
         }
     }
-    let verb = match (change, args.dry_run) {
-        (Change::Redrive, false) => "redriven",
-        (Change::Redrive, true) => "would be redriven",
-        (Change::Purge, false) => "purged",
-        (Change::Purge, true) => "would be purged",
-    };
-    say(&format!("{changed} {verb}"));
+    say(&format!("{changed} {}", args.verb(change)));
     Ok(match (changed, missing) {
         (_, 0) => Exit::Ok,
         (0, _) => Exit::NotFound,
@@ -288,31 +287,52 @@ async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exi
 }
 
 impl PickArgs {
-    /// Changes these dead letters of a queue, in one step, and prints them; how many.
+    fn verb(&self, change: Change) -> &'static str {
+        match (change, self.dry_run) {
+            (Change::Redrive, false) => "redriven",
+            (Change::Redrive, true) => "would be redriven",
+            (Change::Purge, false) => "purged",
+            (Change::Purge, true) => "would be purged",
+        }
+    }
+
+    /// Changes these dead letters of a queue, in one step, counts and prints them.
     async fn apply(
         &self,
         change: Change,
         queue: &dyn Queue,
         ids: &[RequestId],
-    ) -> Result<u64, Failure> {
+        changed: &mut u64,
+    ) -> Result<(), Failure> {
         let admin = administration(queue)?;
-        let changed = match change {
+        *changed += match change {
             _ if self.dry_run => ids.len() as u64,
             Change::Redrive => admin.redrive(queue.now(), ids).await?,
             Change::Purge => admin.purge(queue.now(), ids).await?,
         };
-        let name = queue.name();
+        self.print(&queue.name(), ids).map_err(|error| {
+            if self.dry_run {
+                return error.into();
+            }
+            let so_far = format!(
+                "{changed} {}, and no more were looked at",
+                self.verb(change)
+            );
+            Failure::unprinted(error, so_far)
+        })
+    }
+
+    fn print(&self, queue: &QueueName, ids: &[RequestId]) -> io::Result<()> {
+        let mut text = Vec::new();
         for id in ids {
             if self.json {
-                print_json(&Changed {
-                    id: *id,
-                    queue: &name,
-                })?;
+                serde_json::to_writer(&mut text, &Changed { id: *id, queue })?;
+                text.push(b'\n');
             } else {
-                print(format!("{id}\n").as_bytes())?;
+                writeln!(text, "{id}")?;
             }
         }
-        Ok(changed)
+        print(&text)
     }
 }
 

@@ -254,7 +254,8 @@ fn watch(mut events: broadcast::Receiver<Event>, json: bool) -> Result<(), Failu
             Err(RecvError::Closed) => return Ok(()),
         };
         if json {
-            print_json(&event)?;
+            print_json(&event)
+                .map_err(|error| Failure::unprinted(error, "the dispatcher was stopped"))?;
         }
         if let Event::QueueFailed {
             queue,

@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, fmt, io, process::ExitCode};
 
-use batchyard::{Error, ErrorKind};
+use batchyard::{Error, ErrorKind, QueueName};
 
 use super::output;
 
@@ -21,12 +21,6 @@ pub(crate) enum Exit {
     Conflict = 4,
     /// It was done, but not for every request.
     Partial = 5,
-    /// It took too long.
-    #[expect(
-        dead_code,
-        reason = "part of the documented table; for verbs that wait"
-    )]
-    Timeout = 6,
     /// A server answered with an error, or not at all.
     Remote = 7,
     /// The store is damaged.
@@ -39,7 +33,7 @@ pub(crate) enum Exit {
 
 /// The table of exit codes, for the help.
 pub(crate) const HELP: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in \
-use, changed input), 5 partial success, 6 timeout, 7 remote error, 8 store damaged, 130 interrupted, \
+use, changed input), 5 partial success, 7 remote error, 8 store damaged, 130 interrupted, \
 143 terminated.";
 
 /// An error on its way out of the program.
@@ -65,6 +59,12 @@ impl Failure {
             _ => Exit::Failure,
         };
         Self::new(exit, format!("{path}: {error}"))
+    }
+
+    /// With the queue that it is about.
+    pub(crate) fn about(mut self, queue: &QueueName) -> Self {
+        self.text = format!("queue {queue:?}: {}", self.text);
+        self
     }
 
     /// With what else helps if the store is in use.
@@ -101,13 +101,25 @@ impl From<Error> for Failure {
     }
 }
 
-/// Writing to stdout failed. Whoever read it has enough: that is no failure.
+/// Writing to stdout failed. Whoever read it has enough: that is no failure of what only shows something.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::new(Exit::Ok, ""),
             _ => Self::new(Exit::Failure, format!("stdout: {error}")),
         }
+    }
+}
+
+impl Failure {
+    /// Writing to stdout failed, and so what changes the store ended before its end: whoever reads that there is no
+    /// more must not take it for all. `so_far` says what was done.
+    pub(crate) fn unprinted(error: io::Error, so_far: impl fmt::Display) -> Self {
+        let why = match error.kind() {
+            io::ErrorKind::BrokenPipe => "nobody reads stdout any more".to_owned(),
+            _ => Self::from(error).text,
+        };
+        Self::new(Exit::Failure, format!("{why}: {so_far}"))
     }
 }
 

@@ -8,7 +8,7 @@
 
 mod lines;
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use batchyard::{ErrorKind, NewRequest, Pushed, Queue, QueueName, RequestId};
 use clap::{Args, ValueHint};
@@ -28,7 +28,7 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "Lines that are refused are told on stderr with their numbers; the others are pushed, and the exit \
-code is 5.\n\n\
+code is 5. If stdout is closed before all ids are printed, what was pushed so far is told, and the exit code is 1.\n\n\
 Example: batchyard push --store ./store --queue emails --attribute tenant=7 emails.jsonl"
 )]
 pub(crate) struct PushArgs {
@@ -44,7 +44,8 @@ pub(crate) struct PushArgs {
     /// Give each request this attribute; may be given several times
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = attribute)]
     attributes: Vec<(String, String)>,
-    /// Push a line only if no other with the same value in this field was pushed in the last 24 hours
+    /// Push a line only once for each value of this field within 24 hours: the same line again is a duplicate and
+    /// has the id of the first, another one with the same value is refused
     #[arg(long, value_name = "FIELD", conflicts_with = "lines")]
     idempotency_key_from: Option<String>,
     /// Let a request expire if no batch has taken it after this long [default: never]
@@ -95,7 +96,7 @@ async fn push_all(
 ) -> Result<Exit, Failure> {
     let (sender, mut chunks) = mpsc::channel(CHUNKS);
     let reading = tokio::task::spawn_blocking(move || lines.read_all(&sender));
-    let (mut pushed, mut refused) = (0, 0);
+    let mut sums = Sums::default();
     loop {
         let chunk = tokio::select! {
             chunk = chunks.recv() => chunk,
@@ -108,9 +109,14 @@ async fn push_all(
             group.append(chunk);
         }
         let answers = push_group(args, queue, &group).await?;
-        refused += group.refused + (group.requests.len() - answers.len()) as u64;
-        pushed += answers.len();
-        print_answers(args, &answers)?;
+        sums.add(&group, &answers);
+        print_answers(args, &answers).map_err(|error| {
+            let so_far = format!(
+                "{sums}, up to line {}; those behind it were not pushed",
+                group.last_line
+            );
+            Failure::unprinted(error, so_far)
+        })?;
     }
     match reading.await {
         Ok(read) => read?,
@@ -119,11 +125,50 @@ async fn push_all(
             return Err(error.into());
         }
     }
-    if refused > 0 {
-        say(&format!("{pushed} pushed, {refused} refused"));
-        return Ok(Exit::Partial);
+    if sums.duplicates + sums.refused > 0 {
+        say(&sums.to_string());
     }
-    Ok(Exit::Ok)
+    Ok(match sums.refused {
+        0 => Exit::Ok,
+        _ => Exit::Partial,
+    })
+}
+
+/// What became of lines.
+#[derive(Debug, Default)]
+struct Sums {
+    pushed: u64,
+    duplicates: u64,
+    refused: u64,
+}
+
+impl Sums {
+    fn add(&mut self, group: &Chunk, answers: &[Answer]) {
+        let duplicates = answers.iter().filter(|answer| answer.duplicate).count();
+        self.pushed += (answers.len() - duplicates) as u64;
+        self.duplicates += duplicates as u64;
+        self.refused += group.refused + (group.requests.len() - answers.len()) as u64;
+    }
+}
+
+impl fmt::Display for Sums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pushed,
+            duplicates,
+            refused,
+        } = self;
+        let s = |count| if count == 1 { "" } else { "s" };
+        let lines = pushed + duplicates + refused;
+        write!(f, "{lines} line{}: {pushed} pushed", s(lines))?;
+        if *duplicates > 0 {
+            write!(f, ", {duplicates} duplicate{}", s(*duplicates))?;
+        }
+        if *refused > 0 {
+            write!(f, ", {refused} refused")?;
+        }
+        Ok(())
+    }
 }
 
 /// Pushes a group at once; if one of its keys has come with another payload, one by one.
@@ -171,17 +216,17 @@ async fn push_group(
     Ok(answers)
 }
 
-fn print_answers(args: &PushArgs, answers: &[Answer]) -> Result<(), Failure> {
+fn print_answers(args: &PushArgs, answers: &[Answer]) -> io::Result<()> {
     let mut text = Vec::new();
     for answer in answers {
         if args.json {
-            serde_json::to_writer(&mut text, answer).map_err(std::io::Error::from)?;
+            serde_json::to_writer(&mut text, answer)?;
         } else {
             text.extend_from_slice(answer.id.to_string().as_bytes());
         }
         text.push(b'\n');
     }
-    Ok(print(&text)?)
+    print(&text)
 }
 
 impl PushArgs {

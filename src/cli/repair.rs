@@ -15,7 +15,9 @@ use super::{
 /// Options of `repair`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: batchyard repair ./store ./store.repaired\nThe damaged store is only read: keep it until you have looked at the new one.\nExit 5 means that something was not saved, or that nobody can tell."
+    after_help = "Example: batchyard repair ./store ./store.repaired\nThe damaged store is only read: keep it until you have looked at the new one.\nExit 5 means that something was not saved, or that nobody can tell.\n\
+Only sled stores need it. A journal opens with what is left of it: any verb that opens it tells what is damaged of its own \
+records, a damaged payload becomes a dead letter once it is read, and JournalOptions::verify of the library reads all at once."
 )]
 pub(crate) struct RepairArgs {
     /// The damaged store
@@ -51,6 +53,14 @@ pub(super) async fn repair(args: RepairArgs) -> Result<Exit, Failure> {
         let text = format!(
             "{from} is a journal store, which always opens: whatever is damaged is set aside and told when any verb \
 opens it, and the rest is served; run batchyard stats --store {from}"
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let is_url = |path: &&PathBuf| path.to_string_lossy().contains("://");
+    if let Some(url) = [&args.from, &args.to].into_iter().find(is_url) {
+        let text = format!(
+            "{} is a server; repair is about sled stores in folders, and what a server lost it tells itself",
+            url.display()
         );
         return Err(Failure::new(Exit::Usage, text));
     }

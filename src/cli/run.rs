@@ -11,45 +11,51 @@
 //! store offers the batches that were in flight again under their ids, and `OUTPUT.part` is written
 //! anew. A store can hold several runs, one after the other, in queues `run`, `run-2`, and so on.
 
+mod ended;
 mod failures;
 mod ledger;
 mod output;
+mod place;
 mod reader;
+mod site;
 
 use std::{
     convert::Infallible,
     fs::{File, OpenOptions},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use batchyard::{
-    Batch, Dispatcher, List, Policy, Queue, QueueName, QueueOptions, RequestId, RunningDispatcher,
-    State, Stats, Store,
+    Batch, Dispatcher, List, Policy, Queue, RequestId, RunningDispatcher, State, Stats,
 };
 use clap::{Args, ValueHint};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use self::{
+    ended::Ended,
     failures::Failures,
     ledger::{Identity, Ledger},
     output::{Format, Output},
+    place::Place,
     reader::Reader,
+    site::{Site, TakenUp},
 };
 use super::{
     args::{HandlerArgs, NewStoreArgs, PolicyArgs},
     exit::{Exit, Failure},
     output::{Progress, print_json, say},
     stop::Stop,
-    store::{Backend, OpenStore},
 };
 
 /// Options of `run`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...",
+    override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...\n       batchyard run [OPTIONS] INPUT --out OUTPUT --handler http:URL",
+    mut_arg("store", |store| store.help("The folder of the store, for several runs [default: OUTPUT.batchyard, which goes when all is done]")),
     after_help = "The command reads a line {\"id\",\"attempt\",\"payload\"} for each request of its batch and prints a line \
 {\"id\",\"result\"} or {\"id\",\"error\"} for each, with \"retry\":true if it should be tried again. \
 BATCHYARD_BATCH_ID, the same at every redelivery, BATCHYARD_ATTEMPT and BATCHYARD_QUEUE are in its environment; \
@@ -94,7 +100,7 @@ pub(crate) struct RunArgs {
 }
 
 /// How a run ended.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Summary {
     /// Lines that became requests.
     requests: u64,
@@ -113,23 +119,20 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     args.handler.check()?;
     check_paths(&args)?;
     let mut stop = Stop::new()?;
+    if let Some(exit) = end_removal(&args, &mut stop).await? {
+        return Ok(exit);
+    }
     let mut site = Site::open(&args).await?;
     // Nobody else is at work on this run from here on: its files may be written anew.
     let failures = Arc::new(Failures::open(args.failures.as_deref())?);
-    let mut reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
-    let (queue, mut ledger) = site.take_up(&args).await?;
-    let skipped = ledger.clone();
-    let skipping = tokio::task::spawn_blocking(move || reader.skip(&skipped).map(|()| reader));
-    let reader = tokio::select! {
-        reader = skipping => reader.map_err(|error| Failure::new(Exit::Failure, error.to_string()))??,
-        exit = stop.asked() => return Ok(exit),
+    let reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
+    let mut run = site.take_up(&args).await?;
+    let reader = match skip(reader, &run.ledger, &mut stop).await? {
+        Ok(reader) => reader,
+        Err(exit) => return Ok(exit),
     };
-    if args.retry_failed {
-        ledger.identity = Identity::of(&args);
-        ledger.finished = false;
-        ledger.save(&*queue).await?;
-        redrive_all(&*queue).await?;
-    }
+    site.retry(&args, &mut run).await?;
+    let TakenUp { queue, ledger, .. } = run;
     let format = Format {
         plain: args.handler.plain,
         unordered: args.unordered,
@@ -144,16 +147,58 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let stats = queue.stats(queue.now()).await;
     let (ended, stats) = (ended?, stats?);
     let summary = Summary::new(&stats, &ended.ledger, started.elapsed());
+    summary.tell(&args)?;
     if let Some(exit) = ended.stopped {
-        summary.tell(&args)?;
         say("stopped; run the same command again to go on");
         site.store.close().await?;
         return Ok(exit);
     }
-    site.finish(&*queue, ended.ledger, summary.failed == 0)
-        .await?;
-    summary.tell(&args)?;
-    Ok(summary.exit())
+    let ended = Ended {
+        queue: queue.name(),
+        ledger: ended.ledger,
+        summary,
+    };
+    drop(queue);
+    site.finish(&ended).await?;
+    Ok(ended.summary.exit())
+}
+
+/// Ends a run that was killed when only its folder was left to be removed; `None` if there is none.
+async fn end_removal(args: &RunArgs, stop: &mut Stop) -> Result<Option<Exit>, Failure> {
+    let place = Place::of(args);
+    if args.fresh || !args.out.exists() {
+        return Ok(None);
+    }
+    let Some(ended) = place.being_removed()? else {
+        return Ok(None);
+    };
+    Identity::of(args).check(&ended.ledger.identity, args.retry_failed)?;
+    let untold = Arc::new(Failures::open(None)?);
+    let reader = Reader::open(&args.input, args.lines, untold)?;
+    if let Err(exit) = skip(reader, &ended.ledger, stop).await? {
+        return Ok(Some(exit));
+    }
+    say("this run was over, but for the removal of its folder");
+    ended.summary.tell(args)?;
+    place.end_removal()?;
+    Ok(Some(ended.summary.exit()))
+}
+
+/// Reads past what was queued before, and makes sure that it is unchanged, unless it is asked to stop.
+async fn skip(
+    mut reader: Reader,
+    ledger: &Ledger,
+    stop: &mut Stop,
+) -> Result<Result<Reader, Exit>, Failure> {
+    let skipped = ledger.clone();
+    let skipping = tokio::task::spawn_blocking(move || reader.skip(&skipped).map(|()| reader));
+    tokio::select! {
+        reader = skipping => {
+            let reader = reader.map_err(|error| Failure::new(Exit::Failure, error.to_string()))??;
+            Ok(Ok(reader))
+        }
+        exit = stop.asked() => Ok(Err(exit)),
+    }
 }
 
 /// Finds what can never work before anything is opened or queued, and changes nothing.
@@ -207,188 +252,6 @@ fn dispatcher(
     };
     let builder = Dispatcher::builder(Arc::clone(queue)).policy(policy);
     Ok(builder.handler(handle).build()?.start())
-}
-
-/// The store of a run, and whether it is this run's own.
-struct Site {
-    store: Arc<dyn Store>,
-    commands: PathBuf,
-    folder: PathBuf,
-    /// The folder was not named by the user, and goes when all is done.
-    own: bool,
-}
-
-impl Site {
-    async fn open(args: &RunArgs) -> Result<Self, Failure> {
-        let named = args.store.folder().map(Path::to_owned);
-        let own = named.is_none();
-        let folder = named.unwrap_or_else(|| {
-            let mut folder = args.out.as_os_str().to_owned();
-            folder.push(".batchyard");
-            folder.into()
-        });
-        let open = OpenStore::folder(&folder, args.store.backend, options()).await?;
-        let site = Self {
-            store: open.store,
-            commands: open.commands,
-            folder,
-            own,
-        };
-        if own {
-            site.remove_leftover()?;
-        }
-        Ok(site)
-    }
-
-    /// The queue of the run that goes on, or of a new one.
-    async fn take_up(&mut self, args: &RunArgs) -> Result<(Arc<dyn Queue>, Ledger), Failure> {
-        let identity = Identity::of(args);
-        let last = self.last_run().await?;
-        if let Some((queue, _)) = &last
-            && !args.fresh
-            && let Some(ledger) = Ledger::load(&**queue).await?
-            && (args.retry_failed || !ledger.finished)
-        {
-            identity.check(&ledger.identity, args.retry_failed)?;
-            return Ok((Arc::clone(queue), ledger));
-        }
-        if args.retry_failed {
-            let text = format!("{} holds no run to retry", self.folder.display());
-            return Err(Failure::new(Exit::NotFound, text));
-        }
-        if let Some((queue, _)) = &last
-            && !args.fresh
-        {
-            let failed = queue.stats(queue.now()).await?.dead;
-            if failed > 0 {
-                say(&format!(
-                    "the run before ended with {failed} failed; this one starts over (--retry-failed runs only those)"
-                ));
-            }
-        }
-        let number = match last {
-            None => 1,
-            Some((queue, _)) if self.own => {
-                drop(queue);
-                self.start_over().await?;
-                1
-            }
-            Some((queue, number)) => {
-                clear(&*queue).await?;
-                number + 1
-            }
-        };
-        let queue = self.store.queue(&run_name(number)?).await?;
-        let ledger = Ledger {
-            identity,
-            ..Ledger::default()
-        };
-        ledger.save(&*queue).await?;
-        Ok((queue, ledger))
-    }
-
-    /// The queue of the latest run in this store, and its number.
-    async fn last_run(&self) -> Result<Option<(Arc<dyn Queue>, u32)>, Failure> {
-        let names = self.store.queues(QUEUE).await?;
-        let last = names.iter().filter_map(run_number).max();
-        match last {
-            None => Ok(None),
-            Some(number) => Ok(Some((self.store.queue(&run_name(number)?).await?, number))),
-        }
-    }
-
-    async fn start_over(&mut self) -> Result<(), Failure> {
-        self.store.close().await?;
-        let backend = Backend::of(&self.folder);
-        self.remove()?;
-        let open = OpenStore::folder(&self.folder, backend, options()).await?;
-        self.store = open.store;
-        Ok(())
-    }
-
-    /// Notes that the run is finished, and removes what nobody needs any more.
-    async fn finish(
-        self,
-        queue: &dyn Queue,
-        mut ledger: Ledger,
-        all_done: bool,
-    ) -> Result<(), Failure> {
-        ledger.finished = true;
-        ledger.save(queue).await?;
-        self.store.close().await?;
-        if self.own && all_done {
-            self.remove()?;
-        }
-        Ok(())
-    }
-
-    /// Removes the folder in one step: half a store would be in the way of the next run.
-    fn remove(&self) -> Result<(), Failure> {
-        self.remove_leftover()?;
-        let moved = std::fs::rename(&self.folder, self.leftover());
-        moved.map_err(|error| Failure::io(self.folder.display(), &error))?;
-        self.remove_leftover()
-    }
-
-    /// Where the folder goes while it is removed.
-    fn leftover(&self) -> PathBuf {
-        let mut leftover = self.folder.as_os_str().to_owned();
-        leftover.push(".removing");
-        leftover.into()
-    }
-
-    fn remove_leftover(&self) -> Result<(), Failure> {
-        let leftover = self.leftover();
-        match std::fs::remove_dir_all(&leftover) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Failure::io(leftover.display(), &error))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Results are kept as long as the store.
-fn options() -> QueueOptions {
-    QueueOptions::default().retention(Duration::MAX)
-}
-
-fn run_name(number: u32) -> Result<QueueName, Failure> {
-    let name = match number {
-        1 => QUEUE.to_owned(),
-        number => format!("{QUEUE}-{number}"),
-    };
-    Ok(name.parse()?)
-}
-
-fn run_number(name: &QueueName) -> Option<u32> {
-    match name.as_str().strip_prefix(QUEUE)? {
-        "" => Some(1),
-        rest => rest.strip_prefix('-')?.parse().ok(),
-    }
-}
-
-/// Takes everything that waits or failed out of the queue of a run that is over.
-async fn clear(queue: &dyn Queue) -> Result<(), Failure> {
-    let admin = output::administration(queue)?;
-    for state in [State::Ready, State::Delayed, State::InFlight] {
-        for_each_page(queue, state, async |ids| {
-            admin.cancel(queue.now(), ids).await.map(|_| ())
-        })
-        .await?;
-    }
-    for_each_page(queue, State::Dead, async |ids| {
-        admin.purge(queue.now(), ids).await.map(|_| ())
-    })
-    .await
-}
-
-async fn redrive_all(queue: &dyn Queue) -> Result<(), Failure> {
-    let admin = output::administration(queue)?;
-    for_each_page(queue, State::Dead, async |ids| {
-        admin.redrive(queue.now(), ids).await.map(|_| ())
-    })
-    .await
 }
 
 async fn for_each_page(
@@ -512,7 +375,11 @@ impl Summary {
 
     fn tell(&self, args: &RunArgs) -> Result<(), Failure> {
         if args.json {
-            print_json(self)?;
+            match print_json(self) {
+                // Nobody wants to know: that changes nothing about the run.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                printed => printed?,
+            }
         }
         let Self {
             requests,
@@ -551,6 +418,4 @@ impl Summary {
     }
 }
 
-/// The queue of the first run in a store.
-const QUEUE: &str = "run";
 const TICK: Duration = Duration::from_millis(200);

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", feature = "journal"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod again;
 mod damaged;
 mod killed;
 mod pairs;
@@ -300,6 +301,7 @@ fn an_import_is_whole_or_not_at_all() {
     refused(&format!("{export}{export}"), "goes on behind its end");
     yard.fails("import --store a missing", 3, &["missing"]);
     yard.fails("import --store b --from nowhere", 3, &["nowhere"]);
+    yard.ok("push --store a", b"1");
     let ran = run(&mut yard.command("import --store a"), export.as_bytes());
     assert_eq!(ran.code, Some(2), "{}", ran.err);
     assert!(ran.err.contains("in use"), "{}", ran.err);

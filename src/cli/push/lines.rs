@@ -34,6 +34,7 @@ pub(super) struct Chunk {
     pub(super) bytes: usize,
     /// Lines among them that became no requests.
     pub(super) refused: u64,
+    pub(super) last_line: u64,
 }
 
 impl Chunk {
@@ -41,6 +42,7 @@ impl Chunk {
         self.requests.append(&mut next.requests);
         self.bytes += next.bytes;
         self.refused += next.refused;
+        self.last_line = next.last_line;
     }
 }
 
@@ -77,6 +79,7 @@ impl Lines {
             let ended = line.is_none();
             if let Some(line) = line {
                 number += 1;
+                chunk.last_line = number;
                 match request(&self.payloads, line) {
                     Ok(request) => {
                         chunk.bytes += request.payload.len() + REQUEST_BYTES;

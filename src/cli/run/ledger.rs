@@ -15,8 +15,21 @@ pub(super) struct Ledger {
     pub(super) read: Progress,
     /// INPUT was read to its end.
     pub(super) complete: bool,
-    /// OUTPUT is in its place.
-    pub(super) finished: bool,
+    /// Whether what failed was brought back.
+    #[serde(default)]
+    pub(super) retry: Retry,
+}
+
+/// How far a `--retry-failed` is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Retry {
+    /// There was none.
+    #[default]
+    No,
+    /// Not all of what failed may be back.
+    Begun,
+    /// What fails now has failed anew.
+    Redriven,
 }
 
 /// A prefix of INPUT and what became of it.

@@ -2,6 +2,8 @@
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ending;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Write},
@@ -56,14 +58,18 @@ impl Bench {
 
     /// A named pipe to which commands tell where they are.
     fn signals(&self) -> Signals {
-        let made = Command::new("mkfifo").arg(self.path("signals")).status();
+        Signals(BufReader::new(self.pipe("signals")))
+    }
+
+    fn pipe(&self, name: &str) -> File {
+        let made = Command::new("mkfifo").arg(self.path(name)).status();
         assert!(made.unwrap().success());
         // Open in both directions, it never ends and never blocks a writer for long.
         let both = OpenOptions::new()
             .read(true)
             .write(true)
-            .open(self.path("signals"));
-        Signals(BufReader::new(both.unwrap()))
+            .open(self.path(name));
+        both.unwrap()
     }
 }
 
@@ -567,17 +573,20 @@ fn the_second_signal_stops_at_once() {
     again.wait().unwrap();
 }
 
-/// Answers each request, tells when it starts and ends, and notes what it was given for which batch
-/// and whether another copy was at work on it.
+/// Answers each request, tells when it starts and ends, each time that it may go on, and notes what it was given
+/// for which batch and whether another copy was at work on it.
 const COUNTING: &str = r#"
     exec 8> seen/$BATCHYARD_BATCH_ID.lock
     flock -n 8 || echo "$BATCHYARD_BATCH_ID" >> overlaps
+    read -r _ <> steps
     echo start > signals
     cat > seen/$BATCHYARD_BATCH_ID.$$
     sed -E 's/"attempt":[0-9]+,//' seen/$BATCHYARD_BATCH_ID.$$ | cksum >> seen/$BATCHYARD_BATCH_ID.members
+    read -r _ <> steps
     echo read > signals
     sed -E 's/^\{("id":"[0-9a-f]*").*"payload":(.*)\}$/{\1,"result":\2}/' seen/$BATCHYARD_BATCH_ID.$$
     rm seen/$BATCHYARD_BATCH_ID.$$
+    read -r _ <> steps
     echo end > signals
 "#;
 
@@ -601,6 +610,13 @@ fn a_run_killed_at_any_moment_goes_on_where_it_was() {
     let bench = Bench::new(&numbers(lines));
     fs::create_dir(bench.path("seen")).unwrap();
     let mut signals = bench.signals();
+    let steps = bench.pipe("steps");
+    let may_go_on = |steps: &File, times: u32| {
+        let mut steps = steps;
+        steps
+            .write_all("\n".repeat(times as usize).as_bytes())
+            .unwrap();
+    };
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -611,7 +627,10 @@ fn a_run_killed_at_any_moment_goes_on_where_it_was() {
             .process_group(0)
             .spawn()
             .unwrap();
-        for _ in 0..random.u32(1..12) {
+        // All of them together are fewer than the run has.
+        let count = random.u32(1..12);
+        may_go_on(&steps, count);
+        for _ in 0..count {
             signals.next();
         }
         if round % 2 == 0 {
@@ -624,6 +643,7 @@ fn a_run_killed_at_any_moment_goes_on_where_it_was() {
         assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
     let drain = std::thread::spawn(move || while signals.next() != "over" {});
+    may_go_on(&steps, 1000);
     let ended = bench.run(&options, COUNTING);
     bench.write("signals", "over\n");
     drain.join().unwrap();
