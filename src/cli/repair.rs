@@ -51,8 +51,8 @@ pub(super) async fn repair(args: RepairArgs) -> Result<Exit, Failure> {
     if Backend::of(&args.from) == Some(Backend::Journal) {
         let from = args.from.display();
         let text = format!(
-            "{from} is a journal store, which always opens: whatever is damaged is set aside and told when any verb \
-opens it, and the rest is served; run batchyard stats --store {from}"
+            "{from} is a journal store, which needs none: it opens with what is left of it, and tells what is damaged; run \
+batchyard stats --store {from}"
         );
         return Err(Failure::new(Exit::Usage, text));
     }

@@ -196,7 +196,7 @@ fn the_verbs_work_on_a_journal() {
     yard.fails(
         "repair store other",
         2,
-        &["store is a journal store", "always opens", "stats"],
+        &["store is a journal store", "what is left", "stats"],
     );
     assert!(!yard.0.path().join("other").exists());
 }
