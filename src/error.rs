@@ -1,6 +1,8 @@
 //! The one error type, whose kind tells the caller what to do next.
 
-use std::{error::Error as StdError, fmt, sync::Arc};
+#[cfg(feature = "redis")]
+use std::sync::Arc;
+use std::{error::Error as StdError, fmt};
 
 /// A [`Result`](std::result::Result) with Batchyard's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
