@@ -80,6 +80,7 @@ impl Verb {
     fn log(&self) -> &'static str {
         match self {
             Self::Dispatch(args) => args.log(),
+            Self::Run(_) => run::LOG,
             _ => output::LOG,
         }
     }

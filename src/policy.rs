@@ -34,7 +34,7 @@ pub struct Policy {
     pub queue_threshold: NonZeroU32,
     /// A batch leaves when the oldest ready request is this old. Default: 2 hours.
     pub time_threshold: Duration,
-    /// The queue is looked at this often even if nothing woke the dispatcher. Default: 10 minutes.
+    /// The queue is looked at this often even if nothing woke the dispatcher; at least 1 ms. Default: 10 minutes.
     pub time_interval: Duration,
     /// The most requests of a batch. Default: `queue_threshold`.
     pub max_batch_requests: Option<NonZeroU32>,
@@ -148,8 +148,12 @@ impl Policy {
                 self.heartbeat_interval, self.lease_duration
             )));
         }
-        if self.time_interval.is_zero() {
-            return Err(Error::invalid("time_interval must be above zero"));
+        if self.time_interval < MIN_TIME_INTERVAL {
+            return Err(Error::invalid(format!(
+                "time_interval ({:?}) must be at least {MIN_TIME_INTERVAL:?}: looking more often would leave no time for \
+the work; a push wakes a dispatcher anyway",
+                self.time_interval
+            )));
         }
         if self.initial_backoff > self.max_backoff {
             return Err(Error::invalid(format!(
@@ -173,6 +177,18 @@ pub enum Trigger {
     Age,
     /// Somebody asked for it.
     Flush,
+}
+
+impl Trigger {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Bytes => "bytes",
+            Self::Age => "age",
+            Self::Flush => "flush",
+        }
+    }
 }
 
 /// What to do with a queue now, and when that can change by itself.
@@ -242,6 +258,8 @@ fn trigger(
     }
 }
 
+/// A dispatcher that looks more often has no time for its batches.
+const MIN_TIME_INTERVAL: Duration = Duration::from_millis(1);
 const TWO: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const THREE: NonZeroU32 = NonZeroU32::new(3).expect("not zero");
 const FOUR: NonZeroU32 = NonZeroU32::new(4).expect("not zero");

@@ -885,11 +885,11 @@ async fn the_longest_durations_are_taken_for_what_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interval_shorter_than_a_look_holds_nothing_up() {
+async fn the_shortest_interval_holds_nothing_up() {
     let queue = queue();
     let dispatcher = Dispatcher::builder(queue.clone())
         .policy(Policy {
-            time_interval: Duration::from_nanos(1),
+            time_interval: Duration::from_millis(1),
             max_in_flight: count(1),
             ..policy()
         })
@@ -909,15 +909,18 @@ async fn bad_settings_are_refused_before_anything_is_taken() {
     let builder = || Dispatcher::builder(queue()).handler(Nothing);
     assert!(Dispatcher::builder(queue()).build().is_err(), "no handler");
     assert!(builder().request_kwargs("[1]").build().is_err());
-    assert!(
-        builder()
-            .policy(Policy {
-                time_interval: Duration::ZERO,
-                ..policy()
-            })
-            .build()
-            .is_err()
-    );
+    for interval in [
+        Duration::ZERO,
+        Duration::from_nanos(1),
+        Duration::from_micros(999),
+    ] {
+        let policy = Policy {
+            time_interval: interval,
+            ..policy()
+        };
+        let error = builder().policy(policy).build().unwrap_err();
+        assert!(error.to_string().contains("at least 1ms"), "{error}");
+    }
     for (heartbeat_interval, lease_duration) in [
         (Duration::ZERO, MINUTE),
         (MINUTE / 2 + SECOND, MINUTE),

@@ -359,6 +359,55 @@ fn what_changes_a_store_says_how_far_it_was_when_nobody_reads_it() {
 }
 
 #[test]
+fn what_leads_nowhere_says_what_would() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n");
+    for (line, code, with) in [
+        ("import --from STORE --store STORE", 2, "are the same"),
+        (
+            "import --from STORE --store ./store/../store",
+            2,
+            "are the same",
+        ),
+        (
+            "bench --dir nowhere/at/all --quick",
+            3,
+            "the folder nowhere/at/all does not exist",
+        ),
+    ] {
+        yard.fails(line, code, &[with]);
+    }
+    let ran = yard.run("import --store other", b"what is this\n");
+    assert_eq!(ran.code, Some(2), "{}", ran.err);
+    let with = "import takes what export prints";
+    assert!(
+        ran.err.contains("line 1") && ran.err.contains(with),
+        "{}",
+        ran.err
+    );
+    #[cfg(feature = "redis")]
+    {
+        let mut stats = yard.command("stats");
+        let ran = run(stats.env("BATCHYARD_REDIS_URL", "rediss://localhost"), b"");
+        assert_eq!(ran.code, Some(2), "{}", ran.err);
+        assert!(
+            ran.err.contains("TLS, which is not compiled in"),
+            "{}",
+            ran.err
+        );
+    }
+    // Words, not code.
+    let ran = run(
+        yard.command(
+            "dispatch --store STORE --drain --queue-threshold 1 --max-attempts 1 -- sh -c",
+        )
+        .arg("exit 0"),
+        b"",
+    );
+    assert!(ran.err.contains("trigger=\"count\""), "{}", ran.err);
+}
+
+#[test]
 fn push_stops_at_a_signal_between_two_lines() {
     let yard = Yard::new();
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
@@ -437,6 +486,17 @@ fn what_can_never_work_is_refused_before_anything_is_made() {
         ),
         ("push --store STORE --colour red", "--colour"),
         ("push", "BATCHYARD_REDIS_URL"),
+        ("dead redrive --store STORE", "--all"),
+        ("dead purge --store STORE --reason exhausted", "--all"),
+        (
+            "dead show --store STORE xyz",
+            "an id is 16 hexadecimal digits, as dead ls lists them",
+        ),
+        ("repair redis://localhost other", "is a server"),
+        (
+            "dispatch --store STORE --time-interval 1ns -- cat",
+            "at least 1ms",
+        ),
         (
             "dispatch --store STORE --queue-threshold 0 -- cat",
             "at least 1",
@@ -458,7 +518,6 @@ fn what_can_never_work_is_refused_before_anything_is_made() {
         ("dispatch --store STORE --handler pigeon:home", "pigeon"),
         ("dispatch --store STORE", "COMMAND"),
         ("dead show --store STORE 17", "16 hexadecimal digits"),
-        ("dead redrive --store STORE", "ID"),
         ("dead purge --store STORE --all 000000000000002a", "--all"),
         (
             "dead purge --store STORE --all --reason boredom",

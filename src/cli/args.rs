@@ -114,7 +114,7 @@ pub(crate) struct PolicyArgs {
     /// A batch leaves when the oldest ready request is this old [default: 2h]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     time_threshold: Option<Duration>,
-    /// Look at the queue this often even if nothing happens [default: 10m]
+    /// Look at the queue this often even if nothing happens; at least 1ms [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     time_interval: Option<Duration>,
     /// The most requests of a batch [default: the queue threshold]

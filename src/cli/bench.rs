@@ -24,7 +24,7 @@ use clap::{Args, ValueHint};
 use self::process::Processes;
 use super::{
     args::{count, own_program},
-    exit::{Exit, Failure},
+    exit::{Exit, Failure, no_folder},
     output::{Steps, print, print_json, say},
     stop::Stop,
     table::Table,
@@ -140,8 +140,12 @@ fn named_load(name: &str) -> Result<String, String> {
 }
 
 fn own_folder(dir: &Path) -> Result<tempfile::TempDir, Failure> {
+    const PREFIX: &str = "batchyard-bench-";
+    if let Some(failure) = no_folder(&dir.join(PREFIX)) {
+        return Err(failure);
+    }
     tempfile::Builder::new()
-        .prefix("batchyard-bench-")
+        .prefix(PREFIX)
         .tempdir_in(dir)
         .map_err(|error| Failure::io(dir.display(), &error))
 }

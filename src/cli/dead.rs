@@ -67,6 +67,7 @@ pub(crate) struct LsArgs {
 #[command(after_help = "Example: batchyard dead show --store ./store 18a3c0de5f00a1b2")]
 pub(crate) struct ShowArgs {
     /// The id of the dead letter
+    #[arg(value_parser = id)]
     id: RequestId,
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
@@ -82,7 +83,7 @@ pub(crate) struct ShowArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PickArgs {
     /// The ids of dead letters
-    #[arg(required_unless_present = "all", value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = id)]
     ids: Vec<RequestId>,
     /// All dead letters
     #[arg(long, conflicts_with = "ids")]
@@ -125,6 +126,13 @@ pub(super) async fn dead(verb: DeadVerb) -> Result<Exit, Failure> {
         | DeadVerb::Redrive(PickArgs { store, .. })
         | DeadVerb::Purge(PickArgs { store, .. }) => store,
     };
+    if let DeadVerb::Redrive(args) | DeadVerb::Purge(args) = &verb
+        && args.ids.is_empty()
+        && !args.all
+    {
+        let text = "which dead letters? name their ids, as dead ls lists them, or give --all";
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let open = store.existing().await?;
     let result = match &verb {
         DeadVerb::Ls(args) => list(args, &open).await,
@@ -363,6 +371,11 @@ fn administration(queue: &dyn Queue) -> Result<&dyn Administration, Failure> {
         let text = "this store can't list its requests; use another backend";
         Failure::new(Exit::Usage, text)
     })
+}
+
+fn id(text: &str) -> Result<RequestId, String> {
+    let unknown = |_| "an id is 16 hexadecimal digits, as dead ls lists them".to_owned();
+    text.parse().map_err(unknown)
 }
 
 /// Parses reasons as they are printed.

@@ -1,6 +1,6 @@
 //! Exit codes, and errors that know theirs.
 
-use std::{error::Error as _, fmt, io, process::ExitCode};
+use std::{error::Error as _, fmt, io, path::Path, process::ExitCode};
 
 use batchyard::{Error, ErrorKind, QueueName};
 
@@ -121,6 +121,18 @@ impl Failure {
         };
         Self::new(Exit::Failure, format!("{why}: {so_far}"))
     }
+}
+
+/// That the folder is not there in which something is to be made, if it is not.
+pub(crate) fn no_folder(path: &Path) -> Option<Failure> {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""))?;
+    (!folder.exists()).then(|| {
+        let text = format!(
+            "the folder {} does not exist; make it first",
+            folder.display()
+        );
+        Failure::new(Exit::NotFound, text)
+    })
 }
 
 /// Tells what went wrong, if anything did, and gives the exit code.

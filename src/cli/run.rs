@@ -18,6 +18,7 @@ mod output;
 mod place;
 mod reader;
 mod site;
+mod trouble;
 
 use std::{
     convert::Infallible,
@@ -46,7 +47,7 @@ use self::{
 };
 use super::{
     args::{HandlerArgs, NewStoreArgs, PolicyArgs},
-    exit::{Exit, Failure},
+    exit::{Exit, Failure, no_folder},
     output::{Progress, print_json, say},
     stop::Stop,
 };
@@ -235,6 +236,9 @@ fn check_writable(path: &Path) -> Result<(), Failure> {
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    if let Some(failure) = no_folder(path) {
+        return failure;
+    }
     let text = format!("{} can't be written: {error}", path.display());
     Failure::new(Exit::Failure, text)
 }
@@ -251,7 +255,9 @@ fn dispatcher(
         async move { handler.handle(batch).await }
     };
     let builder = Dispatcher::builder(Arc::clone(queue)).policy(policy);
-    Ok(builder.handler(handle).build()?.start())
+    let (running, events) = builder.handler(handle).build()?.start_observed();
+    tokio::spawn(trouble::tell(events));
+    Ok(running)
 }
 
 async fn for_each_page(
@@ -419,3 +425,5 @@ impl Summary {
 }
 
 const TICK: Duration = Duration::from_millis(200);
+/// What it tells itself is not in its log.
+pub(super) const LOG: &str = "warn,batchyard::dispatcher=error,batchyard::command=info";

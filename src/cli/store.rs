@@ -123,6 +123,10 @@ impl OpenStore {
     /// As [`batchyard::RedisStore::connect`].
     #[cfg(feature = "redis")]
     pub(crate) async fn redis(url: &str, queues: QueueOptions) -> Result<Self, Failure> {
+        if url.starts_with("rediss://") {
+            let text = "rediss:// asks for TLS, which is not compiled in; use redis://, through a tunnel if it leaves this machine";
+            return Err(Failure::new(Exit::Usage, text));
+        }
         let store = batchyard::RedisStore::connect(url).await?;
         Ok(Self {
             store: Arc::new(store.with_options(queues)),

@@ -156,7 +156,8 @@ fn log(event: &Event) {
             trigger,
             ..
         } => {
-            info!(%queue, %batch, attempt, requests, bytes, ?trigger, "batch claimed");
+            let trigger = trigger.map_or("offered again", Trigger::name);
+            info!(%queue, %batch, attempt, requests, bytes, trigger, "batch claimed");
         }
         Event::Finished {
             queue,

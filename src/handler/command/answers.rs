@@ -64,7 +64,10 @@ impl Answers {
             let (id, outcome) = match decode_answer_line(&line) {
                 Ok(answer) => answer,
                 Err(why) => {
-                    bad.count(number, &why);
+                    bad.count(
+                        number,
+                        &format!("{why}; if the command writes plain lines, use --plain"),
+                    );
                     continue;
                 }
             };
