@@ -144,6 +144,13 @@ impl StdError for Error {
     }
 }
 
+/// Whether there is no space left, on the disk or of what one may use of it.
+#[cfg(any(feature = "sled", feature = "journal", feature = "command"))]
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
@@ -38,9 +38,10 @@ pub(crate) struct StoreFolder {
     kind: Kind,
     /// The fields of FORMAT; none before it is written.
     pub(crate) fields: Option<BTreeMap<String, String>>,
-    _lock: File,
-    /// A folder that is locked as well: nobody removes that to get around a lock.
+    /// A folder that is locked as well: nobody removes that to get around a lock. Let go of first, so that who has the
+    /// lock finds this one free.
     folder_lock: Option<File>,
+    _lock: File,
 }
 
 impl StoreFolder {
@@ -54,26 +55,39 @@ impl StoreFolder {
             path: path.to_owned(),
             kind,
             fields,
-            _lock: lock,
             folder_lock: None,
+            _lock: lock,
         })
     }
 
-    /// Locks a folder of the store as well, which nobody takes for a stale lock and removes.
+    /// Locks a folder of the store as well, which nobody takes for a stale lock and removes. Where folders can't be
+    /// locked, as on some network file systems, the lock has to do.
     pub(crate) fn lock_too(&mut self, folder: &Path) -> Result<()> {
         let file =
             File::open(folder).map_err(|error| unusable(folder, "can't be opened", error))?;
-        match file.try_lock() {
-            Ok(()) => {
-                self.folder_lock = Some(file);
-                Ok(())
+        let mut waited = Duration::ZERO;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                // A process that was just started may hold it until it has become another program.
+                Err(TryLockError::WouldBlock) if waited < OWN_LOCK_WAIT => {
+                    thread::sleep(LOCK_POLL);
+                    waited += LOCK_POLL;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::locked(format!(
+                        "{} is open in another process, though its LOCK was removed or replaced; stop that process",
+                        self.path.display()
+                    )));
+                }
+                Err(TryLockError::Error(error)) => {
+                    tracing::debug!(%error, folder = %folder.display(), "the folder can't be locked");
+                    return Ok(());
+                }
             }
-            Err(TryLockError::WouldBlock) => Err(Error::locked(format!(
-                "{} is open in another process, though its LOCK was removed or replaced; stop that process",
-                self.path.display()
-            ))),
-            Err(TryLockError::Error(error)) => Err(unusable(folder, "can't be locked", error)),
         }
+        self.folder_lock = Some(file);
+        Ok(())
     }
 
     /// Makes it a store of its kind, durably.
@@ -206,7 +220,7 @@ fn lock(path: &Path) -> Result<File> {
     };
     // Its pid is there to be named: a full disk is no reason not to open.
     if let Err(error) = write()
-        && error.kind() != io::ErrorKind::StorageFull
+        && !is_full(&error)
     {
         return Err(unusable(path, "can't be written", error));
     }

@@ -174,7 +174,8 @@ impl JournalOptions {
     /// # Errors
     /// [`Locked`](crate::ErrorKind::Locked): another process has it open, whose pid is named.
     /// [`Invalid`](crate::ErrorKind::Invalid): it is a file, can't be written, holds something else,
-    /// or has a newer format; it was left untouched. Damage is no error: see [`JournalStore::report`].
+    /// or has a newer format; it was left untouched. [`Corrupt`](crate::ErrorKind::Corrupt): nothing is left of its log,
+    /// or that is of another store. All other damage is no error: see [`JournalStore::report`].
     pub async fn open(self, path: impl AsRef<Path>) -> Result<JournalStore> {
         let path: PathBuf = path.as_ref().to_owned();
         let opened = tokio::task::spawn_blocking(move || self.open_now(path)).await;
@@ -183,11 +184,15 @@ impl JournalOptions {
 
     fn open_now(self, path: PathBuf) -> Result<JournalStore> {
         let mut folder = StoreFolder::open(&path, KIND)?;
-        let stated = folder.fields.clone();
+        if folder.fields.is_none() {
+            // First of all: a folder that holds anything else, and not this, is nobody's.
+            let salt = fastrand::u64(..);
+            let is_used = false;
+            folder.write_format(fields(Identity { salt, is_used }))?;
+        }
+        let stated = folder.fields.clone().unwrap_or_default();
         let log = path.join(LOG);
-        let is_used = stated
-            .as_ref()
-            .is_some_and(|fields| fields.contains_key(USED));
+        let is_used = stated.contains_key(USED);
         if is_used && !log.is_dir() {
             return Err(gone(&path));
         }
@@ -196,16 +201,19 @@ impl JournalOptions {
             .map_err(|error| unusable(&log, "can't be opened", error))?;
         folder.lock_too(&log)?;
         let there = salts(&disk).map_err(|error| unusable(&log, "can't be read", error))?;
-        let (salt, is_mended) = salt(&path, stated.as_ref(), &there)?;
+        let (salt, is_mended) = salt(&path, &stated, &there)?;
         let identity = Identity { salt, is_used };
-        if stated.is_none() || is_mended {
+        if is_mended {
             folder.write_format(fields(identity))?;
         }
         let mut store = self.serve(Arc::new(disk), identity, path, Some(folder))?;
         if is_mended {
-            let line = "damaged: FORMAT does not name the salt of the log; it was written again";
+            let was = stated.get(SALT).map_or("none", String::as_str);
+            let line = format!(
+                "damaged: FORMAT did not name the salt of the log, {salt:016x}, but {was}; it was written again"
+            );
             tracing::warn!(store = ?store.keeper.core, "{line}");
-            store.report.insert(0, line.into());
+            store.report.insert(0, line);
         }
         Ok(store)
     }
@@ -246,7 +254,11 @@ impl JournalOptions {
                 ended,
             };
             let core = &ending.core;
-            core.serve(|core, is_idle| tend.look(core, is_idle));
+            let folder = &mut ending.folder;
+            core.serve(|core, is_idle| {
+                tend.look(core, is_idle);
+                note_use(core, folder);
+            });
             if core.check().is_ok() {
                 // A clean end opens at once: nothing is left to fold.
                 let tidied = tend.finish(core);
@@ -400,48 +412,62 @@ impl Drop for Ending {
 /// Notes in FORMAT that the log has segments, once it has: then it is damage if none is there any more.
 fn note_use(core: &Core, folder: &mut Option<StoreFolder>) {
     let Some(folder) = folder else { return };
-    let is_used = core
-        .lock()
-        .is_ok_and(|inner| inner.filling.at.place() != Place::start_of(1));
-    let fields = folder.fields.clone().unwrap_or_default();
-    if !is_used || fields.contains_key(USED) {
+    let is_noted = |fields: &BTreeMap<String, String>| fields.contains_key(USED);
+    if folder.fields.as_ref().is_some_and(is_noted) {
         return;
     }
+    let is_used = core.lock().is_ok_and(|inner| {
+        // Of what is not durable yet there may be no segment.
+        inner.sealed.is_empty() && inner.filling.at.place() != Place::start_of(1)
+    });
+    if !is_used {
+        return;
+    }
+    let fields = folder.fields.clone().unwrap_or_default();
     let used = fields
         .into_iter()
-        .chain([(USED.to_owned(), "yes".to_owned())]);
+        .chain([(USED.to_owned(), YES.to_owned())]);
     if let Err(error) = folder.write_format(used.collect()) {
         tracing::warn!(store = ?core, "{error}");
     }
 }
 
-/// The salt that FORMAT states or, if that can't be, the one that lies in the files of the log; and whether it is
-/// the latter.
+/// The salt that FORMAT states or, if that is damaged, the one that lies in the files of the log; and whether it is
+/// the latter. A few other digits are damage; another salt altogether is the log of another store.
 fn salt(
     path: &Path,
-    stated: Option<&BTreeMap<String, String>>,
+    stated: &BTreeMap<String, String>,
     there: &BTreeSet<u64>,
 ) -> Result<(u64, bool)> {
-    let Some(fields) = stated else {
-        return Ok((fastrand::u64(..), false));
+    let digits = stated.get(SALT).map_or("", String::as_str);
+    let salt = u64::from_str_radix(digits, 16);
+    let salt = salt.ok().filter(|_| digits.len() == 16);
+    if let Some(salt) = salt
+        && (there.is_empty() || there.contains(&salt))
+    {
+        return Ok((salt, false));
+    }
+    let is_near = |other: u64| {
+        let other = format!("{other:016x}");
+        let same = digits
+            .bytes()
+            .zip(other.bytes())
+            .filter(|(one, other)| one == other);
+        salt.is_none() || same.count() >= NEAR_DIGITS
     };
-    let digits = fields.get(SALT).filter(|digits| digits.len() == 16);
-    let salt = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    match (salt, there.len()) {
-        (Some(salt), count) if count == 0 || there.contains(&salt) => Ok((salt, false)),
-        (_, 1) => Ok((there.first().copied().unwrap_or_default(), true)),
+    match (there.first(), there.len()) {
+        (Some(only), 1) if is_near(*only) => Ok((*only, true)),
         _ => Err(Error::corrupt(format!(
-            "the FORMAT of {} is damaged: it does not name the salt of the log; bring it back from a copy of the store",
-            path.display()
+            "the FORMAT of {path} and the files in {path}/{LOG} are not of the same store: one of them is damaged, or comes \
+             from elsewhere; bring back the one that belongs here",
+            path = path.display()
         ))),
     }
 }
 
 fn fields(identity: Identity) -> BTreeMap<String, String> {
     let salt = (SALT.to_owned(), format!("{:016x}", identity.salt));
-    let used = identity
-        .is_used
-        .then(|| (USED.to_owned(), "yes".to_owned()));
+    let used = identity.is_used.then(|| (USED.to_owned(), YES.to_owned()));
     used.into_iter().chain([salt]).collect()
 }
 
@@ -522,8 +548,11 @@ const KIND: Kind = Kind {
     version: 1,
 };
 const SALT: &str = "salt";
+/// So many of its 16 digits prove that a salt is meant.
+const NEAR_DIGITS: usize = 8;
 /// That the log has segments.
 const USED: &str = "used";
+const YES: &str = "yes";
 /// The folder of the log within that of the store.
 const LOG: &str = "log";
 /// No queue has this number.

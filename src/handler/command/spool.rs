@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::{LineFormat, answers::Answers, feed::Fed};
 use crate::{
     batch::BatchId,
+    error::is_full,
     handler::{Batch, HandlerError},
     request::MAX_PAYLOAD_BYTES,
 };
@@ -63,7 +64,7 @@ impl Spool {
             if let Some(directory) = directory {
                 match own_file(&directory, batch).and_then(|file| reserved(file, bytes)) {
                     Ok(file) => return Ok((file, true)),
-                    Err(error) if error.kind() == ErrorKind::StorageFull => {
+                    Err(error) if is_full(&error) => {
                         tracing::warn!(%batch, "the disk of the store is full: the answers of the command wait elsewhere");
                     }
                     Err(error) => return Err(error),

@@ -48,6 +48,8 @@ use rustix::{
     },
 };
 
+use crate::error::is_full;
+
 /// The exit code that says "the command could not be started", as `env`, `timeout` and `docker` use it.
 pub(super) const CANNOT_START: u8 = 125;
 
@@ -136,7 +138,7 @@ impl Plan {
         let id = pid(child.id())?;
         match write_group(&lock, id) {
             // On a full disk batches go on: if this process is killed, who comes next waits for the command to end.
-            Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
+            Err(error) if !is_full(&error) => return Err(error),
             _ => {}
         }
         let group = Arc::new(Group {

@@ -58,7 +58,7 @@ pub(super) struct Core {
 
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is about something else"
+    reason = "they change one by one: who writes, who waits, what ended, what is known"
 )]
 pub(super) struct Inner {
     pub(super) state: State,

@@ -1,7 +1,7 @@
 //! Opening: the last baseline, and every event since.
 //!
-//! Nothing is changed before all of it has been looked at. What can't be read is set aside and reported,
-//! never a reason not to open.
+//! Nothing is changed before all of it has been looked at. What can't be read is set aside and reported: a reason not to
+//! open is only that nothing at all is left of a log that was used.
 
 use std::{
     path::{Path, PathBuf},
@@ -151,7 +151,7 @@ pub(super) fn open(
 /// A log of which nothing is left.
 pub(super) fn gone(path: &Path) -> Error {
     Error::corrupt(format!(
-        "the log of {path} is gone: {path}/{LOG} has none of its segments; if it lies on a disk of its own, mount that, \
+        "the log of {path} is gone: nothing in {path}/{LOG} can be recognised as a part of it; if that lies on a disk of its own, mount that, \
          else bring the store back from a copy",
         path = path.display()
     ))

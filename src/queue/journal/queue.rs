@@ -167,7 +167,7 @@ impl JournalQueue {
                 Err((full, false)) if full.kind() == ErrorKind::QueueFull => {
                     room.wait(full, &self.live.options()).await?;
                 }
-                Err((error, _)) => return Err(error),
+                Err((error, _)) => return Err(no_space(error)),
             }
         }
     }

@@ -134,28 +134,35 @@ impl Tend {
         })?;
         let mut parts: Vec<Blob> = Vec::new();
         for part in bytes.chunks(PART_BYTES) {
+            let mut put = Ok(());
             core.log_now(|inner| {
                 let mut value = Vec::with_capacity(part.len() + 8);
                 bytes::Bytes::copy_from_slice(part).put(&mut value);
-                make_room(inner, value.len());
-                parts.push(inner.filling.put_blob(&value));
+                put = make_room(inner, &self.space, value.len());
+                if put.is_ok() {
+                    parts.push(inner.filling.put_blob(&value));
+                }
                 inner.seal();
             })?;
+            put?;
         }
         let baseline = Baseline {
             parts,
             segment: from.segment,
             offset: from.offset,
         };
-        let mut index = Blob::default();
+        let mut index = Ok(Blob::default());
         core.log_now(|inner| {
             let mut value = Vec::new();
             baseline.put(&mut value);
-            make_room(inner, 2 * value.len());
-            index = inner.filling.put_blob(&value);
-            inner.filling.put(&Event::Baseline(baseline));
+            index = make_room(inner, &self.space, 2 * value.len()).map(|()| {
+                let index = inner.filling.put_blob(&value);
+                inner.filling.put(&Event::Baseline(baseline));
+                index
+            });
             inner.seal();
         })?;
+        let mut index = index?;
         if fault::is(Fault::DropBaseline) {
             index = Blob::default();
         }
@@ -218,14 +225,16 @@ pub(super) fn witness(core: &Core) -> Result<()> {
     })
 }
 
-fn make_room(inner: &mut Inner, bytes: usize) {
+fn make_room(inner: &mut Inner, space: &Space, bytes: usize) -> Result<()> {
     if inner.filling.takes(bytes + 1024) {
-        return;
+        return Ok(());
     }
     inner.seal();
     if !inner.filling.takes(bytes + 1024) {
+        space.has_segment()?;
         inner.filling.at = inner.filling.at.next_segment();
     }
+    Ok(())
 }
 
 const PART_BYTES: usize = 256 << 10;

@@ -25,7 +25,7 @@ pub(super) fn verify(core: &Core) -> Result<Vec<String>> {
         let stretches: Vec<Stretch> = queue.stored.stretches.values().copied().collect();
         let mut at = 0;
         while at < stretches.len() {
-            // As many as are read in one go, and no more is known than of those.
+            // What is known of them is looked up for as many as may be read in one go.
             let rest = &stretches[at..(at + TOGETHER).min(stretches.len())];
             let known = queue.known(rest, inner.state.salt);
             let (loaded, count) = view::read_together(&core.reader, rest, &known)?;
@@ -105,4 +105,5 @@ impl Lines {
 
 /// Of one queue.
 const MOST_LINES: usize = 100;
-const TOGETHER: usize = 64;
+/// Stretches that are read in one go are rarely more.
+const TOGETHER: usize = 16;

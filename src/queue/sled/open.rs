@@ -31,7 +31,7 @@ use super::{
     write::Write,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, is_full},
     queue::QueueOptions,
 };
 
@@ -287,7 +287,12 @@ pub(super) fn lock(path: &Path) -> Result<File> {
         file.rewind()?;
         file.write_all(format!("{}\n", std::process::id()).as_bytes())
     };
-    write().map_err(|error| unusable(path, "can't be written", error))?;
+    // Its pid is there to be named: a full disk is no reason not to open.
+    if let Err(error) = write()
+        && !is_full(&error)
+    {
+        return Err(unusable(path, "can't be written", error));
+    }
     Ok(file)
 }
 

@@ -21,7 +21,7 @@ use super::{
     write::{Last, Log, write_header, write_slot},
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, is_full},
     queue::journal::disk::DiskFile,
 };
 
@@ -112,7 +112,7 @@ impl Found {
         let end = u64::from(from.offset) + bytes;
         let kept = match self.copy_aside(&segment, from, end) {
             Ok(name) => format!("they were set aside in {name}"),
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_full(&error) => {
                 "they were dropped, since the disk has no space to keep them".to_owned()
             }
             Err(error) => return Err(error),
@@ -142,11 +142,13 @@ impl Found {
             })
         });
         let copied = copied.and_then(|()| copy.sync_all());
-        if copied.is_err() {
-            self.disk.remove(&name)?;
+        if let Err(error) = copied {
+            // It is the first error that counts.
+            let _ = self.disk.remove(&name);
+            return Err(error);
         }
         self.disk.sync_folder()?;
-        copied.map(|()| name)
+        Ok(name)
     }
 
     /// Writes the last frame again.

@@ -9,7 +9,7 @@ use crate::{
         core::{Core, Inner},
         event::{Carried, Event, Of, Rewritten, What},
         fold::fold,
-        log::{Place, Reader},
+        log::Place,
         record::{self, Roster},
         state::{Blob, QueueState, Stand},
         step::{Loaded, legible},
@@ -36,7 +36,7 @@ impl Tend {
         };
         let mut carried = Ok(false);
         core.log_now(|inner| {
-            carried = slice(inner, &core.reader, segment);
+            carried = slice(inner, core, segment);
             inner.seal();
         })?;
         let is_over = !matches!(carried, Ok(true));
@@ -80,7 +80,7 @@ impl Tend {
 /// Carries some of what is needed of a segment; false if nothing is left.
 pub(in crate::queue::journal) fn slice(
     inner: &mut Inner,
-    reader: &Reader,
+    core: &Core,
     segment: u32,
 ) -> Result<bool> {
     let mut bytes = 0;
@@ -90,9 +90,9 @@ pub(in crate::queue::journal) fn slice(
             if bytes >= SLICE_BYTES {
                 return Ok(true);
             }
-            bytes += carry_stretch(inner, reader, queue, first)?;
+            bytes += carry_stretch(inner, core, queue, first)?;
         }
-        if carry_blobs(inner, reader, queue, segment)? {
+        if carry_blobs(inner, core, queue, segment)? {
             return Ok(true);
         }
     }
@@ -114,7 +114,7 @@ fn next_stretch(inner: &Inner, queue: u32, segment: u32) -> Option<u64> {
     None
 }
 
-fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Result<usize> {
+fn carry_stretch(inner: &mut Inner, core: &Core, id: u32, first: u64) -> Result<usize> {
     let Some(queue) = inner.state.queues.get(&id) else {
         return Ok(0);
     };
@@ -126,9 +126,9 @@ fn carry_stretch(inner: &mut Inner, reader: &Reader, id: u32, first: u64) -> Res
         offset: stretch.offset,
     };
     let known = queue.known([stretch], inner.state.salt);
-    let loaded = Loaded::read(reader.read(at, stretch.bytes), stretch, &known)?;
+    let loaded = Loaded::read(core.reader.read(at, stretch.bytes), stretch, &known)?;
     let most = loaded.bytes.len() + (loaded.requests.len() + 1) * record::MOST_BESIDES;
-    make_room(inner, most);
+    make_room(inner, &core.space, most)?;
     inner.filling.end_piece();
     let anchor = inner.filling.anchor();
     let Some(queue) = inner.state.queues.get(&id) else {
@@ -195,7 +195,7 @@ impl QueueState {
 }
 
 /// Carries the blobs of a queue in this segment; whether there were any.
-fn carry_blobs(inner: &mut Inner, reader: &Reader, id: u32, segment: u32) -> Result<bool> {
+fn carry_blobs(inner: &mut Inner, core: &Core, id: u32, segment: u32) -> Result<bool> {
     let Some(queue) = inner.state.queues.get(&id) else {
         return Ok(false);
     };
@@ -209,17 +209,15 @@ fn carry_blobs(inner: &mut Inner, reader: &Reader, id: u32, segment: u32) -> Res
     if some.is_empty() {
         return Ok(false);
     }
-    make_room(
-        inner,
-        some.iter().map(|blob| blob.bytes as usize + 40).sum(),
-    );
+    let most = some.iter().map(|blob| blob.bytes as usize + 40).sum();
+    make_room(inner, &core.space, most)?;
     let mut moved = BTreeMap::new();
     for blob in some {
         let at = Place {
             segment: blob.segment,
             offset: blob.offset,
         };
-        let bytes = legible(reader.read(at, blob.bytes))?.unwrap_or_default();
+        let bytes = legible(core.reader.read(at, blob.bytes))?.unwrap_or_default();
         // A damaged one is damaged there, too: its checksum is the old one.
         let new = inner.filling.put_blob(&bytes);
         moved.insert(

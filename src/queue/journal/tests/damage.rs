@@ -210,7 +210,7 @@ fn what_is_on_its_way_to_the_disk_is_not_taken_for_damaged() {
         let pushed = Step::new(&rig.core, &mut inner, rig.queue.live.id).push(later, &plan);
         assert_eq!(pushed.unwrap().len(), 9);
         if round == 2 {
-            assert!(slice(&mut inner, &rig.core.reader, 1).unwrap());
+            assert!(slice(&mut inner, &rig.core, 1).unwrap());
         }
         drop(inner);
         let members = wait(&rig.core, rig.queue.read(&lease, Page::first())).unwrap();

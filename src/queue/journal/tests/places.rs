@@ -113,6 +113,67 @@ async fn the_salt_is_found_in_the_log_if_format_lost_it() {
 }
 
 #[tokio::test]
+async fn the_log_of_another_store_is_not_served_as_this_one() {
+    let (folder, other) = (store().await, store().await);
+    let log = folder.path().join("log");
+    fs::rename(&log, folder.path().join("away")).unwrap();
+    fs::rename(other.path().join("log"), &log).unwrap();
+    let format = fs::read_to_string(folder.path().join("FORMAT")).unwrap();
+    assert_eq!(refusal(folder.path()).await.0, ErrorKind::Corrupt);
+    assert_eq!(
+        fs::read_to_string(folder.path().join("FORMAT")).unwrap(),
+        format
+    );
+    fs::rename(&log, other.path().join("log")).unwrap();
+    assert_eq!(look(other.path()).await, (1, vec![]), "it was left alone");
+    fs::rename(folder.path().join("away"), &log).unwrap();
+    assert_eq!(look(folder.path()).await, (1, vec![]));
+}
+
+#[tokio::test]
+async fn a_first_opening_that_was_cut_off_is_begun_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = JournalStore::open(folder.path()).await.unwrap();
+    store.close().await.unwrap();
+    let log = folder.path().join("log");
+    for entry in fs::read_dir(&log).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    assert_eq!(
+        look(folder.path()).await,
+        (0, vec![]),
+        "before anything is in the log"
+    );
+    drop(folder);
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("LOCK"), "").unwrap();
+    fs::write(folder.path().join("FORMAT.new"), "batchy").unwrap();
+    assert_eq!(
+        look(folder.path()).await,
+        (0, vec![]),
+        "before FORMAT is whole"
+    );
+}
+
+#[tokio::test]
+async fn it_is_noted_while_a_store_is_open_that_there_is_something_to_lose() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = JournalStore::open(folder.path()).await.unwrap();
+    let queue = store.queue(&QueueName::default()).await.unwrap();
+    let is_noted = || {
+        let format = fs::read_to_string(folder.path().join("FORMAT")).unwrap();
+        format.lines().any(|line| line.starts_with("used"))
+    };
+    assert!(!is_noted());
+    queue.push_one(NewRequest::new("kept")).await.unwrap();
+    // Once the writer is idle.
+    while !is_noted() {
+        tokio::task::yield_now().await;
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn files_of_several_stores_are_left_alone_if_nothing_tells_whose_they_should_be() {
     let (folder, other) = (store().await, store().await);
     let segment = other.path().join("log/segment-000.log");
