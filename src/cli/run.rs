@@ -124,10 +124,10 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         return Ok(exit);
     }
     let mut site = Site::open(&args).await?;
-    // Nobody else is at work on this run from here on: its files may be written anew.
+    let mut run = site.take_up(&args).await?;
+    // It is this run, and nobody else is at work on it: its files may be written anew.
     let failures = Arc::new(Failures::open(args.failures.as_deref())?);
     let reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
-    let mut run = site.take_up(&args).await?;
     let reader = match skip(reader, &run.ledger, &mut stop).await? {
         Ok(reader) => reader,
         Err(exit) => return Ok(exit),
