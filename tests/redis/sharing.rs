@@ -209,6 +209,39 @@ async fn pushes_that_wait_go_together_and_each_has_an_answer_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_push_of_many_requests_takes_its_room_once_from_those_that_go_with_it() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let options = QueueOptions::default().max_requests(2_000);
+    let queue = server.queue_with("many", options).await.unwrap();
+    let now = queue.now();
+    let all = [1_500, 1, 500, 499, 1].map(|count| {
+        let requests = vec![NewRequest::new("one of many"); count];
+        queue.push(now, requests)
+    });
+    let answers = futures_util::future::join_all(all).await;
+    let told: Vec<Result<usize, ErrorKind>> = answers
+        .into_iter()
+        .map(|answer| match answer {
+            Ok(pushed) => Ok(pushed.len()),
+            Err(error) => Err(error.kind()),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            Ok(1_500),
+            Ok(1),
+            Err(ErrorKind::QueueFull),
+            Ok(499),
+            Err(ErrorKind::QueueFull),
+        ]
+    );
+    assert_eq!(queue.stats(now).await.unwrap().ready, 2_000);
+}
+
+#[tokio::test]
 async fn a_push_that_nobody_waits_for_any_more_is_left_out_if_it_was_not_sent() {
     let Some(server) = Server::start() else {
         return;
