@@ -147,6 +147,35 @@ async fn a_batch_that_lost_a_key_is_corrupt_when_it_is_offered_read_or_updated()
 }
 
 #[tokio::test]
+async fn what_expired_when_a_batch_was_found_to_lack_a_key_stays_counted() {
+    let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
+        return;
+    };
+    for verb in ["claim", "update"] {
+        let queue = server.queue(verb).await;
+        let now = queue.now();
+        queue.push(now, requests(2)).await.unwrap();
+        let lease = queue.claim(now, &Claim::new()).await.unwrap().unwrap();
+        let late = now.after(Duration::from_hours(100));
+        let short = NewRequest::new("short").ttl(Duration::from_hours(1));
+        queue.push(now, vec![short]).await.unwrap();
+        let members = format!("batchyard:{{{verb}}}:members:*");
+        let members: Vec<String> = server.command(&["KEYS", &members]).await;
+        let () = server.command(&["RENAME", &members[0], "away"]).await;
+        let answer = match verb {
+            "claim" => queue.claim(late, &Claim::new()).await.map(|_| ()),
+            _ => queue.update(late, &lease, finish(Outcome::done())).await,
+        };
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Corrupt, "{verb}");
+        let () = server.command(&["RENAME", "away", &members[0]]).await;
+        let stats = queue.stats(late).await.unwrap();
+        assert!(stats.adds_up(), "{verb}: {stats:?}");
+        assert_eq!((stats.expired, stats.in_flight), (1, 2), "{verb}");
+        assert_eq!((stats.ready, stats.ready_bytes), (0, 0), "{verb}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_script_stumbles_over_is_corrupt_and_not_told_in_its_language() {
     let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
         return;
