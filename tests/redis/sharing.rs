@@ -259,3 +259,57 @@ async fn a_push_that_nobody_waits_for_any_more_is_left_out_if_it_was_not_sent() 
     assert_eq!((first.unwrap().len(), last.unwrap().len()), (1, 1));
     assert_eq!(queue.stats(now).await.unwrap().pushed, 2);
 }
+
+#[test]
+fn a_push_ends_though_the_runtime_that_sends_it_runs_no_more() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let idle = runtime(false);
+    let (queue, mut first) = idle.block_on(async {
+        let queue = std::sync::Arc::new(server.queue("idle").await);
+        let pushing = queue.clone();
+        let mut first = Box::pin(async move {
+            pushing
+                .push(pushing.now(), vec![NewRequest::new("first")])
+                .await
+        });
+        // Whoever sends it was begun here, and does not get to run.
+        assert!(futures_util::poll!(&mut first).is_pending());
+        (queue, first)
+    });
+    let error = runtime(true)
+        .block_on(queue.push(queue.now(), vec![NewRequest::new("second")]))
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("may have been made"), "{error}");
+
+    // It goes on when that runtime does, without the push that was given up.
+    idle.block_on(&mut first).unwrap();
+    let stats = idle.block_on(queue.stats(queue.now())).unwrap();
+    assert_eq!(stats.pushed, 1);
+}
+
+#[test]
+fn a_push_that_was_not_sent_when_its_sender_ended_was_not_made() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let ended = runtime(false);
+    let queue = ended.block_on(server.queue("unsent"));
+    let mut push = Box::pin(queue.push(queue.now(), vec![NewRequest::new("unsent")]));
+    ended.block_on(async { assert!(futures_util::poll!(&mut push).is_pending()) });
+    drop(ended);
+    let error = runtime(false).block_on(push).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("was not made"), "{error}");
+}
+
+/// A runtime of one thread, which runs only while it is waited in; its clock jumps to what is waited for if `is_paused`.
+fn runtime(is_paused: bool) -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(is_paused)
+        .build()
+        .unwrap()
+}
