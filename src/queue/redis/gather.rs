@@ -184,8 +184,10 @@ async fn serve(calls: Arc<Calls>, options: QueueOptions, mut serving: Serving) {
                     .for_each(|(answer, reply)| drop(answer.send(Ok(reply))));
             }
             Err(error) => {
-                let error = error.copies();
-                answers.for_each(|answer| drop(answer.send(Err(error()))));
+                let errors = error.copies(answers.len());
+                answers
+                    .zip(errors)
+                    .for_each(|(answer, error)| drop(answer.send(Err(error))));
             }
         }
     }
