@@ -72,15 +72,19 @@ impl Error {
         self.kind
     }
 
-    /// As many errors like this one as there are callers to tell.
+    /// As many errors like this one as there are callers to tell; a lone caller gets this one itself.
     #[cfg(feature = "redis")]
-    pub(crate) fn copies(self) -> impl Fn() -> Self {
+    pub(crate) fn copies(self, callers: usize) -> Vec<Self> {
+        if callers == 1 {
+            return vec![self];
+        }
         let source: Option<Arc<dyn StdError + Send + Sync>> = self.source.map(Arc::from);
-        move || Self {
+        let copy = || Self {
             kind: self.kind,
             message: self.message.clone(),
             source: source.clone().map(|source| Box::new(Shared(source)).into()),
-        }
+        };
+        std::iter::repeat_with(copy).take(callers).collect()
     }
 }
 
@@ -164,5 +168,24 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Poisoned);
         assert_eq!(error.to_string(), "store a: sync failed");
         assert_eq!(error.source().unwrap().to_string(), "disk on fire");
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn every_caller_is_told_the_cause_and_a_lone_one_gets_the_cause_itself() {
+        let error = || Error::unavailable("no answer").with_source(fmt::Error);
+        for callers in [0, 1, 3] {
+            let copies = error().copies(callers);
+            assert_eq!(copies.len(), callers);
+            for copy in copies {
+                assert_eq!(
+                    (copy.kind(), &*copy.to_string()),
+                    (ErrorKind::Unavailable, "no answer")
+                );
+                let cause = copy.source().unwrap();
+                assert_eq!(cause.to_string(), fmt::Error.to_string());
+                assert_eq!(cause.is::<fmt::Error>(), callers == 1);
+            }
+        }
     }
 }

@@ -18,10 +18,11 @@
 //! - **Durability is the server's**: `appendfsync always` syncs before it answers, `everysec` may lose the
 //!   last second, no append-only file may lose more. Read at connect, told by
 //!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered.
-//! - **Lost keys are told.** Every script first compares what the queue's keys count: keys that something else deleted
-//!   are [`Corrupt`](crate::ErrorKind::Corrupt), and not an emptier queue. A payload that is gone is one dead letter, as
-//!   damaged. What can't be told: that all keys are gone when somebody connects anew, and that those for expiry times, for
-//!   bookmarks or for the places of retried requests in lists are.
+//! - **Lost keys are told.** Every script, but for the two that take in a dump beside the queue, first compares what the
+//!   queue's keys count, and one that claims, reads or updates a batch what the batch's keys count: keys that something
+//!   else deleted are [`Corrupt`](crate::ErrorKind::Corrupt), and not an emptier queue. A payload that is gone is one
+//!   dead letter, as damaged. What can't be told: that all keys are gone when somebody connects anew, and that those for
+//!   expiry times, for bookmarks or for the places of retried requests in lists are.
 //! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused. Out of
 //!   memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
 

@@ -112,7 +112,7 @@ async fn a_queue_that_lost_a_key_is_corrupt_and_no_verb_serves_it() {
 }
 
 #[tokio::test]
-async fn a_batch_that_lost_a_key_is_corrupt_when_it_is_offered_or_updated() {
+async fn a_batch_that_lost_a_key_is_corrupt_when_it_is_offered_read_or_updated() {
     let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
         return;
     };
@@ -128,13 +128,14 @@ async fn a_batch_that_lost_a_key_is_corrupt_when_it_is_offered_or_updated() {
         assert_eq!(keys.len(), 1, "{keys:?}");
         let () = server.command(&["DEL", &keys[0]]).await;
         let late = now.after(Duration::from_hours(100));
+        let read = queue.read(&lease, Page::first()).await.map(|_| ());
         let update = queue.update(now, &lease, finish(Outcome::done())).await;
         let claim = queue.claim(late, &Claim::new()).await.map(|_| ());
-        let answers = [("update", update), ("claim", claim)];
+        let answers = [("read", read), ("update", update), ("claim", claim)];
         for (verb, answer) in answers {
             let error = answer.expect_err(verb);
             // The fence of a lease is in the batch's own key.
-            if (lost, verb) == ("batch", "update") {
+            if lost == "batch" && verb != "claim" {
                 assert_eq!(error.kind(), ErrorKind::LeaseLost);
                 continue;
             }
@@ -142,6 +143,35 @@ async fn a_batch_that_lost_a_key_is_corrupt_when_it_is_offered_or_updated() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{lost}, {verb}: {said}");
             assert!(said.contains(&keys[0]), "{lost}, {verb}: {said}");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_expired_when_a_batch_was_found_to_lack_a_key_stays_counted() {
+    let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
+        return;
+    };
+    for verb in ["claim", "update"] {
+        let queue = server.queue(verb).await;
+        let now = queue.now();
+        queue.push(now, requests(2)).await.unwrap();
+        let lease = queue.claim(now, &Claim::new()).await.unwrap().unwrap();
+        let late = now.after(Duration::from_hours(100));
+        let short = NewRequest::new("short").ttl(Duration::from_hours(1));
+        queue.push(now, vec![short]).await.unwrap();
+        let members = format!("batchyard:{{{verb}}}:members:*");
+        let members: Vec<String> = server.command(&["KEYS", &members]).await;
+        let () = server.command(&["RENAME", &members[0], "away"]).await;
+        let answer = match verb {
+            "claim" => queue.claim(late, &Claim::new()).await.map(|_| ()),
+            _ => queue.update(late, &lease, finish(Outcome::done())).await,
+        };
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Corrupt, "{verb}");
+        let () = server.command(&["RENAME", "away", &members[0]]).await;
+        let stats = queue.stats(late).await.unwrap();
+        assert!(stats.adds_up(), "{verb}: {stats:?}");
+        assert_eq!((stats.expired, stats.in_flight), (1, 2), "{verb}");
+        assert_eq!((stats.ready, stats.ready_bytes), (0, 0), "{verb}");
     }
 }
 

@@ -209,6 +209,39 @@ async fn pushes_that_wait_go_together_and_each_has_an_answer_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_push_of_many_requests_takes_its_room_once_from_those_that_go_with_it() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let options = QueueOptions::default().max_requests(2_000);
+    let queue = server.queue_with("many", options).await.unwrap();
+    let now = queue.now();
+    let all = [1_500, 1, 500, 499, 1].map(|count| {
+        let requests = vec![NewRequest::new("one of many"); count];
+        queue.push(now, requests)
+    });
+    let answers = futures_util::future::join_all(all).await;
+    let told: Vec<Result<usize, ErrorKind>> = answers
+        .into_iter()
+        .map(|answer| match answer {
+            Ok(pushed) => Ok(pushed.len()),
+            Err(error) => Err(error.kind()),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            Ok(1_500),
+            Ok(1),
+            Err(ErrorKind::QueueFull),
+            Ok(499),
+            Err(ErrorKind::QueueFull),
+        ]
+    );
+    assert_eq!(queue.stats(now).await.unwrap().ready, 2_000);
+}
+
+#[tokio::test]
 async fn a_push_that_nobody_waits_for_any_more_is_left_out_if_it_was_not_sent() {
     let Some(server) = Server::start() else {
         return;
@@ -225,4 +258,58 @@ async fn a_push_that_nobody_waits_for_any_more_is_left_out_if_it_was_not_sent() 
     let (first, last) = tokio::join!(first, last);
     assert_eq!((first.unwrap().len(), last.unwrap().len()), (1, 1));
     assert_eq!(queue.stats(now).await.unwrap().pushed, 2);
+}
+
+#[test]
+fn a_push_ends_though_the_runtime_that_sends_it_runs_no_more() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let idle = runtime(false);
+    let (queue, mut first) = idle.block_on(async {
+        let queue = std::sync::Arc::new(server.queue("idle").await);
+        let pushing = queue.clone();
+        let mut first = Box::pin(async move {
+            pushing
+                .push(pushing.now(), vec![NewRequest::new("first")])
+                .await
+        });
+        // Whoever sends it was begun here, and does not get to run.
+        assert!(futures_util::poll!(&mut first).is_pending());
+        (queue, first)
+    });
+    let error = runtime(true)
+        .block_on(queue.push(queue.now(), vec![NewRequest::new("second")]))
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("may have been made"), "{error}");
+
+    // It goes on when that runtime does, without the push that was given up.
+    idle.block_on(&mut first).unwrap();
+    let stats = idle.block_on(queue.stats(queue.now())).unwrap();
+    assert_eq!(stats.pushed, 1);
+}
+
+#[test]
+fn a_push_that_was_not_sent_when_its_sender_ended_was_not_made() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let ended = runtime(false);
+    let queue = ended.block_on(server.queue("unsent"));
+    let mut push = Box::pin(queue.push(queue.now(), vec![NewRequest::new("unsent")]));
+    ended.block_on(async { assert!(futures_util::poll!(&mut push).is_pending()) });
+    drop(ended);
+    let error = runtime(false).block_on(push).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("was not made"), "{error}");
+}
+
+/// A runtime of one thread, which runs only while it is waited in; its clock jumps to what is waited for if `is_paused`.
+fn runtime(is_paused: bool) -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(is_paused)
+        .build()
+        .unwrap()
 }

@@ -79,7 +79,11 @@ end
 local batch, until_at = offered()
 if batch then
   local lack = lacks(batch, unpack(call('HMGET', PREFIX .. 'batch:' .. batch, 'requests', 'open')))
-  if lack then return lost(lack) end
+  if lack then
+    -- What has expired is gone from its keys already: the counters say so too.
+    refuse()
+    return lost(lack)
+  end
 end
 if not batch and ARGV[7] == '1' and is_due() then batch = form() end
 if not batch then return answer({ 'none' }) end

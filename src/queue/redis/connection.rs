@@ -305,6 +305,8 @@ pub(super) fn explain(error: RedisError) -> Error {
     explained.with_source(error)
 }
 
+/// How long a call may take: the last time that it is repeated, its reply may be long in coming.
+pub(super) const LONGEST_CALL: Duration = PATIENCE.saturating_add(RESPONSE_TIMEOUT);
 /// For how long a call is repeated.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The first pause between two attempts; later ones double.

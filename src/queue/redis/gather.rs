@@ -10,11 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     calls::Calls,
     codec::{damaged, decimal},
+    connection::LONGEST_CALL,
     push::MAX_INLINE_BYTES,
     script::SCRIPTS,
 };
@@ -50,8 +51,10 @@ impl Gather {
     }
 
     /// What the script answers to this push, which is made or not if this is cancelled.
+    ///
+    /// Whoever sends it may belong to another runtime, which need not run: so it is not waited for without end.
     pub(super) async fn push(&self, push: Push) -> Result<Bytes> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let begins = {
             let mut state = self.waiting.lock();
             state.pushes.push_back((push, answer));
@@ -64,9 +67,20 @@ impl Gather {
             };
             tokio::spawn(serve(self.calls.clone(), self.options, serving));
         }
-        answered.await.map_err(|_| {
-            Error::unavailable("the push was cut off on its way; it may have been made")
-        })?
+        match timeout(LONGEST_CALL, &mut answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::unavailable(
+                "the push was cut off on its way; it may have been made",
+            )),
+            Err(_) => {
+                // If it was not sent yet, it never is.
+                answered.close();
+                self.waiting.lock().forget_closed();
+                Err(Error::unavailable(
+                    "the push was not answered in time; it may have been made",
+                ))
+            }
+        }
     }
 }
 
@@ -89,6 +103,11 @@ impl Waiting {
 }
 
 impl State {
+    /// Lets go of the pushes that nobody waits for any more.
+    fn forget_closed(&mut self) {
+        self.pushes.retain(|(_, answer)| !answer.is_closed());
+    }
+
     /// As many as go together, but for those that nobody waits for any more; none: it is no longer served.
     fn next_group(&mut self) -> Vec<(Push, Answer)> {
         let mut group = Vec::new();
@@ -129,7 +148,11 @@ struct Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         if !self.is_over {
-            *self.waiting.lock() = State::default();
+            let unsent = std::mem::take(&mut *self.waiting.lock());
+            for (_, answer) in unsent.pushes {
+                let error = Error::unavailable("the push was not sent; it was not made");
+                drop(answer.send(Err(error)));
+            }
         }
     }
 }
@@ -161,8 +184,10 @@ async fn serve(calls: Arc<Calls>, options: QueueOptions, mut serving: Serving) {
                     .for_each(|(answer, reply)| drop(answer.send(Ok(reply))));
             }
             Err(error) => {
-                let error = error.copies();
-                answers.for_each(|answer| drop(answer.send(Err(error()))));
+                let errors = error.copies(answers.len());
+                answers
+                    .zip(errors)
+                    .for_each(|(answer, error)| drop(answer.send(Err(error))));
             }
         }
     }

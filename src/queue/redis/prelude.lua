@@ -221,13 +221,14 @@ local function bury(id, rec, reason, note, attempts, batch)
     fixed_of(rec), note))
 end
 
--- Whether `count` more requests of `bytes` would be over the bounds; then also what is held. `waiting` have been added
--- and not been sent.
-local function over_bounds(count, bytes, max_requests, max_bytes, waiting)
-  local held = call('ZCARD', PREFIX .. 'delayed') + call('ZCARD', PREFIX .. 'ready') + call('ZCARD', PREFIX .. 'flight')
-    + (waiting or 0)
-  local over = count > 0 and (held + count > tonumber(max_requests) or state.held_bytes + bytes > tonumber(max_bytes))
-  return over, held
+-- How many requests the bounds count; those that `later` has not sent are not among them.
+local function held_requests()
+  return call('ZCARD', PREFIX .. 'delayed') + call('ZCARD', PREFIX .. 'ready') + call('ZCARD', PREFIX .. 'flight')
+end
+
+-- Whether `count` more requests of `bytes` would be over the bounds when so many are held.
+local function over_bounds(held, count, bytes, max_requests, max_bytes)
+  return count > 0 and (held + count > tonumber(max_requests) or state.held_bytes + bytes > tonumber(max_bytes))
 end
 
 -- The last step of every script: what was collected and counted is written. `refuse` answers without

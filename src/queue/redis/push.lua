@@ -13,8 +13,10 @@
 --                'u': what was staged is not there
 -- O(n log N) for n requests
 local arg, most_requests, most_bytes = 6, ARGV[4], ARGV[5]
--- What pushes before this one did in this call and is not to be read yet: keys, and how many requests.
-local fresh, waiting = {}, 0
+-- The keys that pushes before this one added in this call, which are not to be read yet.
+local fresh = {}
+-- Counted on from here, since of what a push adds some is sent at once and some later.
+local held = held_requests()
 local replies, accepted = {}, false
 local payloads = { 'MSET', count = 1 }
 
@@ -72,8 +74,7 @@ local function push()
       if key then known[key] = key .. id .. forgotten .. sub(head, 74, 105) end
     end
   end
-  local over, held = over_bounds(added, bytes, most_requests, most_bytes, waiting)
-  if over then
+  if over_bounds(held, added, bytes, most_requests, most_bytes) then
     state.last = last
     return 'f' .. format('%016x%016x', held, state.held_bytes)
   end
@@ -114,7 +115,7 @@ local function push()
     end
   end
   if marked then call('HSET', PREFIX .. 'bookmarks', source, value) end
-  state.pushed, state.held_bytes, waiting = state.pushed + added, state.held_bytes + bytes, waiting + added
+  state.pushed, state.held_bytes, held = state.pushed + added, state.held_bytes + bytes, held + added
   changed, accepted = changed or added > 0, true
   return table.concat(reply)
 end

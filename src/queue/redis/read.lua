@@ -7,8 +7,10 @@
 --               characters), its record, its outcome or '' (of a done one: 'd' and the attempts before
 --               this batch 8) | 'lost'
 -- O(log N + n) for n members
-local held = call('HMGET', PREFIX .. 'batch:' .. ARGV[4], 'fence', 'prior', 'attempt')
+local held = call('HMGET', PREFIX .. 'batch:' .. ARGV[4], 'fence', 'prior', 'attempt', 'requests', 'open')
 if held[1] ~= ARGV[5] then return { 'lost' } end
+local lack = lacks(ARGV[4], held[4], held[5])
+if lack then return lost(lack) end
 local from = ARGV[6] == '' and '-' or '(' .. ARGV[6] .. 'g'
 local most, max_bytes = tonumber(ARGV[7]), tonumber(ARGV[8])
 local reply, count, bytes, full = { 'ok', decimal(held[2] + held[3]) }, 0, 0, false

@@ -12,8 +12,10 @@ for i, rec in ipairs(values_of('requests', ids)) do
     bytes = bytes + size_of(rec)
   end
 end
-local over, held = over_bounds(#dead, bytes, ARGV[4], ARGV[5])
-if over then return refuse('full', decimal(held), decimal(state.held_bytes)) end
+local held = held_requests()
+if over_bounds(held, #dead, bytes, ARGV[4], ARGV[5]) then
+  return refuse('full', decimal(held), decimal(state.held_bytes))
+end
 for _, one in ipairs(dead) do
   local id, rec = one[1], one[2]
   remove('dead', id)

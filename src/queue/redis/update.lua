@@ -16,7 +16,11 @@ local key, members = PREFIX .. 'batch:' .. BATCH, PREFIX .. 'members:' .. BATCH
 local held = call('HMGET', key, 'fence', 'prior', 'attempt', 'until', 'open', 'context', 'requests')
 if held[1] ~= ARGV[5] then return refuse('lost') end
 local lack = lacks(BATCH, held[7], held[5])
-if lack then return lost(lack) end
+if lack then
+  -- What has expired is gone from its keys already: the counters say so too.
+  refuse()
+  return lost(lack)
+end
 local counted, open = held[2] + held[3], tonumber(held[5])
 
 -- The first outcome of each member named that has none yet, in order; or an id that is not a member.
