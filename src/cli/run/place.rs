@@ -70,8 +70,11 @@ impl Place {
         remove_all(&removing)?;
         let renamed =
             fs::rename(&self.folder, &removing).and_then(|()| sync_folder_of(&self.folder));
-        renamed.map_err(|error| Failure::io(self.folder.display(), &error))?;
-        remove_all(&removing)
+        match renamed {
+            // Whoever told the end of this run after us has removed it.
+            Err(error) if !is_missing(&error) => Err(Failure::io(self.folder.display(), &error)),
+            _ => remove_all(&removing),
+        }
     }
 
     /// Removes what a run left that was killed while it removed its folder.
