@@ -461,7 +461,31 @@ impl State {
     }
 }
 
+/// What is still needed of a request where it was pushed.
+pub(super) enum Need {
+    Nothing,
+    /// That it was, not its payload: it is done.
+    Bare,
+    Whole,
+}
+
 impl QueueState {
+    /// What is still needed of a request where it was pushed.
+    pub(super) fn need(&self, id: u64) -> Need {
+        match self.stored.places.get(&id) {
+            Some(Stand::Done(_)) => return Need::Bare,
+            Some(_) => return Need::Whole,
+            None => {}
+        }
+        if self.is_naturally_ready(id) || self.natural_batch(id).is_some() {
+            return Need::Whole;
+        }
+        match self.ended_of(id).next() {
+            Some(_) => Need::Bare,
+            None => Need::Nothing,
+        }
+    }
+
     /// The number of the next batch; another one follows it.
     pub(super) fn next_batch(&self, now: Timestamp) -> Result<u64> {
         let next = self.stored.last_batch.checked_add(1);

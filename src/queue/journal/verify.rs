@@ -6,9 +6,8 @@ use super::{
     core::Core,
     log::Place,
     record,
-    state::{QueueState, Stretch},
+    state::{Need, QueueState, Stretch},
     step::{Loaded, legible},
-    tend::carry::Need,
     view,
 };
 use crate::{error::Result, request::RequestId};

@@ -11,7 +11,7 @@ use crate::{
         fold::fold,
         log::Place,
         record::{self, Roster},
-        state::{Blob, QueueState, Stand},
+        state::{Blob, Need, QueueState},
         step::{Loaded, legible},
     },
 };
@@ -167,31 +167,6 @@ fn carry_stretch(inner: &mut Inner, core: &Core, id: u32, first: u64) -> Result<
     inner.filling.put(&event);
     fold(&mut inner.state, event, inner.filling.at.body());
     Ok(piece.len())
-}
-
-/// What is still needed of a request where it was pushed.
-pub(in crate::queue::journal) enum Need {
-    Nothing,
-    /// That it was, not its payload: it is done.
-    Bare,
-    Whole,
-}
-
-impl QueueState {
-    pub(in crate::queue::journal) fn need(&self, id: u64) -> Need {
-        match self.stored.places.get(&id) {
-            Some(Stand::Done(_)) => return Need::Bare,
-            Some(_) => return Need::Whole,
-            None => {}
-        }
-        if self.is_naturally_ready(id) || self.natural_batch(id).is_some() {
-            return Need::Whole;
-        }
-        match self.ended_of(id).next() {
-            Some(_) => Need::Bare,
-            None => Need::Nothing,
-        }
-    }
 }
 
 /// Carries the blobs of a queue in this segment; whether there were any.

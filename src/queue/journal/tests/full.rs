@@ -8,7 +8,10 @@ use crate::{
     batch::{Claim, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
     error::{Error, ErrorKind},
-    queue::{Queue, journal::simulated::SimDisk},
+    queue::{
+        Queue, QueueOptions, WhenFull,
+        journal::{JournalOptions, simulated::SimDisk},
+    },
     request::{NewRequest, Pushed},
 };
 
@@ -113,8 +116,16 @@ fn a_full_disk_drains_and_then_takes_pushes_again() {
 /// Each group that finds out by itself that there is no segment has the log read again.
 #[test]
 fn once_it_is_known_that_there_is_no_space_the_log_is_left_alone() {
+    let timeout = Duration::ZERO;
+    let blocking = QueueOptions::default().when_full(WhenFull::Block { timeout });
+    for options in [options(), options().queues(blocking)] {
+        leave_the_log_alone(options);
+    }
+}
+
+fn leave_the_log_alone(options: JournalOptions) {
     let disk = SimDisk::new().in_background();
-    let mut rig = Rig::open(&disk, false).unwrap();
+    let mut rig = Rig::open_with(&disk, options).unwrap();
     disk.set_space(8 * 16 * 1024);
     let mut pushed = 0;
     while push(&rig, pushed).is_ok() {
