@@ -55,14 +55,7 @@ impl Calls {
         now: Timestamp,
         args: &[Bytes],
     ) -> Result<Vec<Bytes>> {
-        let _open = self.check_open().await?;
-        let (link, key) = (&self.shared.link, self.keys.state());
-        loop {
-            let reply = link.eval_once(script, &key, self.head(now), args).await?;
-            if !self.learn(&reply)? {
-                return self.check_present(reply);
-            }
-        }
+        self.run(script, now, args, true).await
     }
 
     /// Runs the script of a verb that only looks.
@@ -72,10 +65,26 @@ impl Calls {
         now: Timestamp,
         args: &[Bytes],
     ) -> Result<Vec<Bytes>> {
+        self.run(script, now, args, false).await
+    }
+
+    /// Runs a script, and again if the queue has got another salt.
+    async fn run(
+        &self,
+        script: &Script,
+        now: Timestamp,
+        args: &[Bytes],
+        only_once: bool,
+    ) -> Result<Vec<Bytes>> {
         let _open = self.check_open().await?;
         let (link, key) = (&self.shared.link, self.keys.state());
         loop {
-            let reply = link.eval(script, &key, self.head(now), args).await?;
+            let head = self.head(now);
+            let reply = if only_once {
+                link.eval_once(script, &key, head, args).await?
+            } else {
+                link.eval(script, &key, head, args).await?
+            };
             if !self.learn(&reply)? {
                 return self.check_present(reply);
             }
