@@ -141,6 +141,11 @@ impl<T: Table> Reader for Arc<T> {
     }
 }
 
+/// The number that is a key.
+fn number(key: &[u8]) -> u64 {
+    key.first_chunk().copied().map_or(0, u64::from_be_bytes)
+}
+
 fn failed(error: impl StdError + Send + Sync + 'static) -> Error {
     Error::internal("the store").with_source(error)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
-use super::{CACHE_BYTES, CURSOR, Range, Result, Table, failed};
+use super::{CACHE_BYTES, CURSOR, Range, Result, Table, failed, number};
 
 pub(super) struct Fjall {
     database: Database,
@@ -75,8 +75,4 @@ impl Table for Fjall {
         }
         Ok(())
     }
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    bytes.first_chunk().copied().map_or(0, u64::from_be_bytes)
 }

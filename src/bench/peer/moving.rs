@@ -11,7 +11,7 @@ use sled::{
     transaction::{TransactionError, Transactional},
 };
 
-use super::{CACHE_BYTES, Range, Result, Table, failed};
+use super::{CACHE_BYTES, Range, Result, Table, failed, number};
 
 pub(super) struct Moving {
     requests: Tree,
@@ -98,8 +98,4 @@ impl Table for Moving {
         }
         Ok(())
     }
-}
-
-fn number(key: &[u8]) -> u64 {
-    key.first_chunk().copied().map_or(0, u64::from_be_bytes)
 }
