@@ -366,6 +366,33 @@ async fn a_verified_opening_names_what_is_damaged() {
     store.close().await.unwrap();
 }
 
+#[test]
+fn what_is_damaged_is_named_up_to_a_hundred_times() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk, false).unwrap();
+    let new = vec![NewRequest::new("a payload"); 130];
+    wait(&rig.core, rig.queue.push(Timestamp::from_millis(1000), new)).unwrap();
+    // A last group that is damaged would be one that was never whole.
+    rig.tend.finish(&rig.core).unwrap();
+    let mut image = disk.image();
+    for bytes in image.values_mut() {
+        for at in 0..bytes.len().saturating_sub(9) {
+            if bytes[at..].starts_with(b"a payload") {
+                bytes[at] = b'A';
+            }
+        }
+    }
+    let rig = Rig::open(&SimDisk::from_image(image), false).unwrap();
+    let told = super::verify::verify(&rig.core).unwrap();
+    assert_eq!(told.len(), 101, "{told:?}");
+    assert!(
+        told[99].ends_with("its stored payload is damaged"),
+        "{}",
+        told[99]
+    );
+    assert_eq!(told[100], "damaged: queue default: 30 more like these");
+}
+
 /// Small segments, so that a short life fills and frees many.
 fn options() -> JournalOptions {
     let queues = QueueOptions::default()
