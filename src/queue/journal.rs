@@ -241,7 +241,7 @@ impl JournalOptions {
             tracing::warn!(store = ?core, "{error}");
         }
         tend.look(&core, false);
-        note_use(&core, &mut folder);
+        note_use(&core, identity, &mut folder);
         let ended = watch::Sender::new(false);
         let keeper = Keeper {
             core: core.clone(),
@@ -257,7 +257,7 @@ impl JournalOptions {
             let folder = &mut ending.folder;
             core.serve(|core, is_idle| {
                 tend.look(core, is_idle);
-                note_use(core, folder);
+                note_use(core, identity, folder);
             });
             if core.check().is_ok() {
                 // A clean end opens at once: nothing is left to fold.
@@ -266,7 +266,7 @@ impl JournalOptions {
                     tracing::warn!(store = ?core, "{error}");
                 }
             }
-            note_use(core, &mut ending.folder);
+            note_use(core, identity, &mut ending.folder);
         };
         thread::Builder::new()
             .name("batchyard-journal".into())
@@ -410,7 +410,7 @@ impl Drop for Ending {
 }
 
 /// Notes in FORMAT that the log has segments, once it has: then it is damage if none is there any more.
-fn note_use(core: &Core, folder: &mut Option<StoreFolder>) {
+fn note_use(core: &Core, identity: Identity, folder: &mut Option<StoreFolder>) {
     let Some(folder) = folder else { return };
     let is_noted = |fields: &BTreeMap<String, String>| fields.contains_key(USED);
     if folder.fields.as_ref().is_some_and(is_noted) {
@@ -423,11 +423,11 @@ fn note_use(core: &Core, folder: &mut Option<StoreFolder>) {
     if !is_used {
         return;
     }
-    let fields = folder.fields.clone().unwrap_or_default();
-    let used = fields
-        .into_iter()
-        .chain([(USED.to_owned(), YES.to_owned())]);
-    if let Err(error) = folder.write_format(used.collect()) {
+    let is_used = true;
+    if let Err(error) = folder.write_format(fields(Identity {
+        is_used,
+        ..identity
+    })) {
         tracing::warn!(store = ?core, "{error}");
     }
 }

@@ -474,6 +474,23 @@ impl Inner {
         waiting
     }
 
+    /// Makes room for so many bytes in the filling group, or begins another.
+    ///
+    /// # Errors
+    /// `Unavailable` if it would need a segment that can't be had, as is known: finding that out when the group is
+    /// written takes back all that waits with it.
+    pub(super) fn make_room(&mut self, space: &Space, bytes: usize) -> Result<()> {
+        if self.filling.takes(bytes) {
+            return Ok(());
+        }
+        self.seal();
+        if !self.filling.takes(bytes) {
+            space.has_segment()?;
+            self.filling.at = self.filling.at.next_segment();
+        }
+        Ok(())
+    }
+
     /// Ends the filling group, if there is anything in it, and begins the next behind it.
     pub(super) fn seal(&mut self) {
         if !self.filling.is_empty() {

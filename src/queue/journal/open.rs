@@ -131,7 +131,7 @@ pub(super) fn open(
         queues.for_each(|queue| queue.stored.last_fence = 0);
     }
     let (log, cursor, reader) = found.recover(tail, &mut report)?;
-    let tend = Tend::new(disk.clone(), log.space(), path.clone(), options, oldest);
+    let tend = Tend::new(disk.clone(), path.clone(), options, oldest);
     let filling = Filling::new(cursor, Vec::new(), salt);
     let origin = Origin {
         disk,

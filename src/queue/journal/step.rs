@@ -82,19 +82,16 @@ impl<'a> Step<'a> {
     /// Makes room for so many bytes in the filling group, or begins another.
     ///
     /// # Errors
-    /// `Unavailable` if it would need a segment that can't be had, as is known: finding that out when the group is
-    /// written takes back all that waits with it.
+    /// Those of [`Inner::make_room`].
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<()> {
-        if self.inner.filling.takes(bytes + SLACK_BYTES) {
+        let bytes = bytes + SLACK_BYTES;
+        if self.inner.filling.takes(bytes) {
             return Ok(());
         }
-        self.inner.seal();
+        let made = self.inner.make_room(&self.core.space, bytes);
+        // A group was sealed.
         self.core.notify();
-        if !self.inner.filling.takes(bytes + SLACK_BYTES) {
-            self.core.space.has_segment()?;
-            self.inner.filling.at = self.inner.filling.at.next_segment();
-        }
-        Ok(())
+        made
     }
 
     /// Says what was decided, and does it. Room was made for it.

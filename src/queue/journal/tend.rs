@@ -18,7 +18,7 @@ use super::{
     disk::Disk,
     event::{Baseline, Event},
     log::{
-        Place, Root, Space,
+        Place, Root,
         fault::{self, Fault},
     },
     open::note,
@@ -30,7 +30,6 @@ use crate::error::Result;
 #[derive(Debug)]
 pub(super) struct Tend {
     disk: Arc<dyn Disk>,
-    space: Space,
     path: PathBuf,
     low_space_mark: u64,
     segment_bytes: u64,
@@ -44,14 +43,12 @@ pub(super) struct Tend {
 impl Tend {
     pub(super) fn new(
         disk: Arc<dyn Disk>,
-        space: Space,
         path: PathBuf,
         options: &JournalOptions,
         oldest: u32,
     ) -> Self {
         Self {
             disk,
-            space,
             path,
             low_space_mark: options.low_space_mark,
             segment_bytes: options.segment_bytes.into(),
@@ -67,7 +64,7 @@ impl Tend {
             let Ok(mut inner) = core.lock() else { return };
             inner.since_look = (0, 0);
             let bytes = 2 * usize::try_from(self.baseline_bytes).unwrap_or(usize::MAX / 4);
-            self.is_due(&inner, is_idle) && self.has_room_for(&inner, bytes + 2 * PART_BYTES)
+            self.is_due(&inner, is_idle) && has_room_for(core, &inner, bytes + 2 * PART_BYTES)
         };
         let tidied = if is_due {
             self.write_baseline(core)
@@ -80,7 +77,7 @@ impl Tend {
             tracing::warn!(store = %self.path.display(), "{error}");
         }
         // Last, since tidying may have made room.
-        let no_room = self.no_room();
+        let no_room = self.no_room(core);
         if let Ok(mut inner) = core.lock() {
             inner.no_room = no_room;
         }
@@ -100,11 +97,6 @@ impl Tend {
             }
             _ => freeable >= 2,
         }
-    }
-
-    /// Whether so much can be written: it lets segments go, and must not be tried again and again when it can't.
-    fn has_room_for(&self, inner: &Inner, bytes: usize) -> bool {
-        inner.filling.takes(bytes) || self.space.has_segment().is_ok()
     }
 
     /// Writes all that is kept in memory at the head of the log, in parts between the groups of others; then lets go of the
@@ -138,7 +130,7 @@ impl Tend {
             core.log_now(|inner| {
                 let mut value = Vec::with_capacity(part.len() + 8);
                 bytes::Bytes::copy_from_slice(part).put(&mut value);
-                put = make_room(inner, &self.space, value.len());
+                put = inner.make_room(&core.space, value.len() + SLACK_BYTES);
                 if put.is_ok() {
                     parts.push(inner.filling.put_blob(&value));
                 }
@@ -155,7 +147,8 @@ impl Tend {
         core.log_now(|inner| {
             let mut value = Vec::new();
             baseline.put(&mut value);
-            index = make_room(inner, &self.space, 2 * value.len()).map(|()| {
+            let bytes = 2 * value.len() + SLACK_BYTES;
+            index = inner.make_room(&core.space, bytes).map(|()| {
                 let index = inner.filling.put_blob(&value);
                 inner.filling.put(&Event::Baseline(baseline));
                 index
@@ -190,8 +183,8 @@ impl Tend {
     }
 
     /// Why the disk takes no more pushes, if so.
-    fn no_room(&self) -> Option<String> {
-        if let Err(full) = self.space.has_room() {
+    fn no_room(&self, core: &Core) -> Option<String> {
+        if let Err(full) = core.space.has_room() {
             return Some(full.to_string());
         }
         let free = self.disk.free_bytes().ok()?;
@@ -203,6 +196,11 @@ impl Tend {
             )
         })
     }
+}
+
+/// Whether so much can be written: it lets segments go, and must not be tried again and again when it can't.
+fn has_room_for(core: &Core, inner: &Inner, bytes: usize) -> bool {
+    inner.filling.takes(bytes) || core.space.has_segment().is_ok()
 }
 
 /// Nobody wants anything just now: makes sure of the last group, and lets go of spares that only a busy log needs.
@@ -225,16 +223,6 @@ pub(super) fn witness(core: &Core) -> Result<()> {
     })
 }
 
-fn make_room(inner: &mut Inner, space: &Space, bytes: usize) -> Result<()> {
-    if inner.filling.takes(bytes + 1024) {
-        return Ok(());
-    }
-    inner.seal();
-    if !inner.filling.takes(bytes + 1024) {
-        space.has_segment()?;
-        inner.filling.at = inner.filling.at.next_segment();
-    }
-    Ok(())
-}
-
+/// For the events that come with what is put.
+const SLACK_BYTES: usize = 1024;
 const PART_BYTES: usize = 256 << 10;

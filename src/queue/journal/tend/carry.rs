@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Tend, make_room};
+use super::{SLACK_BYTES, Tend, has_room_for};
 use crate::{
     error::Result,
     queue::journal::{
@@ -24,9 +24,9 @@ impl Tend {
             let current = inner.filling.place().segment;
             if inner.carrying.is_none() && (is_idle || current != self.weighed_in) {
                 self.weighed_in = current;
-                inner.carrying = self.too_heavy(&inner);
+                inner.carrying = self.too_heavy(core, &inner);
             }
-            if !self.has_room_for(&inner, 2 * SLICE_BYTES) {
+            if !has_room_for(core, &inner, 2 * SLICE_BYTES) {
                 inner.carrying = None;
             }
             inner.carrying
@@ -51,8 +51,8 @@ impl Tend {
 
     /// The segment to carry away, if the log takes more than twice what is needed of it and a constant. While pushes
     /// are kept out for want of space, the constant does not count.
-    fn too_heavy(&self, inner: &Inner) -> Option<u32> {
-        let disk = self.space.disk_bytes();
+    fn too_heavy(&self, core: &Core, inner: &Inner) -> Option<u32> {
+        let disk = core.space.disk_bytes();
         let constant = CONSTANT_SEGMENTS * self.segment_bytes;
         let is_scarce = inner.no_room.is_some();
         // The walk over all stretches is only made when it may matter.
@@ -128,7 +128,7 @@ fn carry_stretch(inner: &mut Inner, core: &Core, id: u32, first: u64) -> Result<
     let known = queue.known([stretch], inner.state.salt);
     let loaded = Loaded::read(core.reader.read(at, stretch.bytes), stretch, &known)?;
     let most = loaded.bytes.len() + (loaded.requests.len() + 1) * record::MOST_BESIDES;
-    make_room(inner, &core.space, most)?;
+    inner.make_room(&core.space, most + SLACK_BYTES)?;
     inner.filling.end_piece();
     let anchor = inner.filling.anchor();
     let Some(queue) = inner.state.queues.get(&id) else {
@@ -184,8 +184,8 @@ fn carry_blobs(inner: &mut Inner, core: &Core, id: u32, segment: u32) -> Result<
     if some.is_empty() {
         return Ok(false);
     }
-    let most = some.iter().map(|blob| blob.bytes as usize + 40).sum();
-    make_room(inner, &core.space, most)?;
+    let most: usize = some.iter().map(|blob| blob.bytes as usize + 40).sum();
+    inner.make_room(&core.space, most + SLACK_BYTES)?;
     let mut moved = BTreeMap::new();
     for blob in some {
         let at = Place {
