@@ -150,7 +150,7 @@ impl QueueState {
     }
 
     fn advance(&mut self, advanced: Advanced) {
-        let expired = self.remove(advanced.expired);
+        let expired = self.remove(advanced.expired, None);
         add(&mut self.stored.counts.expired, expired);
         for (due, position) in advanced.promoted {
             match self.stored.delayed.remove(&(due, position)) {
@@ -185,7 +185,8 @@ impl QueueState {
     }
 
     fn bury(&mut self, buried: Buried) {
-        let removed = self.remove(buried.removal);
+        // At no time without a place: a stretch that nothing refers to is gone.
+        let removed = self.remove(buried.removal, Some(Stand::Dead(())));
         self.expect(removed, buried.dead.len());
         self.add_dead(buried.dead);
         self.normalize();
@@ -214,7 +215,7 @@ impl QueueState {
     }
 
     fn cancel(&mut self, cancelled: CancelledAll) {
-        let removed = self.remove(cancelled.removal);
+        let removed = self.remove(cancelled.removal, None);
         add(&mut self.stored.counts.cancelled, removed);
         for (batch, id) in cancelled.marked {
             if let Some(open) = self.stored.open.get_mut(&batch) {
@@ -268,8 +269,8 @@ impl QueueState {
         stretch.carried = true;
     }
 
-    /// Takes waiting requests out; how many.
-    fn remove(&mut self, removal: Removal) -> u64 {
+    /// Takes waiting requests out, of which the moved ones stand here from now on; how many.
+    fn remove(&mut self, removal: Removal, stand: Option<Stand>) -> u64 {
         let named = removal.natural.len() + removal.moved.len();
         let mut removed = 0;
         self.stored.absent.extend(removal.natural);
@@ -294,7 +295,7 @@ impl QueueState {
             let Some(moved) = moved else { continue };
             self.take(|counts| &mut counts.held_bytes, moved.bytes);
             self.moved_expiring.remove(&(moved.expires_at, id));
-            self.place(id, None);
+            self.place(id, stand);
             removed += 1;
         }
         self.expect(removed, named);

@@ -209,6 +209,7 @@ record! {
 
 choice! {
     /// Where a request stands that does not stand where its id says.
+    #[derive(Copy)]
     enum Stand {
         /// When it is due, and the position it had.
         Delayed((u64, u64)) = 0,

@@ -429,6 +429,24 @@ pub(super) async fn a_request_too_large_may_be_redriven_to_a_larger_batch(bench:
     assert_eq!(queue.payloads(&lease).await, ["123456"]);
 }
 
+pub(super) async fn a_delayed_request_too_large_is_whole_when_redriven(bench: Bench) {
+    let queue = bench.queue().await;
+    // Alone in its push: nothing but itself keeps what was pushed with it.
+    let new = NewRequest::new("123456").not_before(at(1));
+    let id = queue.put_one(at(0), new).await;
+    let small = super::bench::claim_bytes(5);
+    assert_eq!(queue.try_take(at(2), &small).await, None);
+    let entry = queue.entry(at(2), id).await;
+    assert_eq!(
+        (entry.state, entry.reason),
+        (State::Dead, Some(DeadReason::TooLarge))
+    );
+    assert_eq!(queue.ids(at(2), State::Dead).await, [id]);
+    assert_eq!(redrive(&queue, at(3), &[id]).await, 1);
+    let lease = queue.take(at(3)).await;
+    assert_eq!(queue.payloads(&lease).await, ["123456"]);
+}
+
 pub(super) async fn purge_forgets_dead_letters(bench: Bench) {
     let queue = bench.queue().await;
     let dead = put_dead(&queue, at(0), &["a", "b", "c"]).await;

@@ -274,6 +274,7 @@ macro_rules! __clauses {
                 redrive_passes_over_what_is_not_dead: Administration,
                 redrive_over_the_bounds_is_queue_full_and_moves_none: Administration Bounds,
                 a_request_too_large_may_be_redriven_to_a_larger_batch: Administration,
+                a_delayed_request_too_large_is_whole_when_redriven: Administration,
                 purge_forgets_dead_letters: Administration,
                 every_reason_to_die_comes_back_as_it_was_given: Administration,
             }
