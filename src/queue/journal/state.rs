@@ -243,7 +243,7 @@ pub(super) struct QueueState {
     pub(super) moved_expiring: BTreeSet<(u64, u64)>,
     pub(super) key_expiry: BTreeSet<(u64, [u8; 16])>,
     pub(super) retained: BTreeSet<(u64, u64)>,
-    /// Ended batches by the last id of their range.
+    /// Ended batches with a range, by its last id.
     pub(super) ended_at: BTreeSet<(u64, u64)>,
     /// Parts of what the queue becomes, as far as they have come.
     pub(super) restoring: Vec<u8>,
@@ -303,6 +303,7 @@ impl QueueState {
                 .map(|(batch, ended)| (ended.until, *batch))
                 .collect(),
             ended_at: (stored.ended.iter())
+                .filter(|(_, ended)| ended.members.has_range())
                 .map(|(batch, ended)| (ended.members.last, *batch))
                 .collect(),
             options: QueueOptions::default(),
@@ -441,6 +442,11 @@ impl Open {
 }
 
 impl Members {
+    /// Whether there may be natural ones among them.
+    pub(super) fn has_range(&self) -> bool {
+        self.after < self.last
+    }
+
     pub(super) fn has_natural(&self, id: u64) -> bool {
         self.after < id && id <= self.last && !self.holes.contains(&id)
     }

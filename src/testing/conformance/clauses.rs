@@ -296,6 +296,7 @@ macro_rules! __clauses {
                 a_page_of_results_is_empty_only_at_the_end: Administration Results,
                 a_request_too_large_is_among_the_results: Administration Results,
                 a_retried_request_is_no_result_until_it_is_settled: Administration Results,
+                a_half_that_is_done_is_found_behind_a_batch_of_redriven_ones: Administration Results,
                 waiting_for_a_request_answers_when_it_is_settled: Administration Results,
                 waiting_for_what_will_never_be_settled_is_not_found: Administration Results,
             }

@@ -292,6 +292,30 @@ pub(super) async fn a_retried_request_is_no_result_until_it_is_settled(bench: Be
     assert_eq!(queue.entry(at(10), ids[0]).await.attempts, 2);
 }
 
+pub(super) async fn a_half_that_is_done_is_found_behind_a_batch_of_redriven_ones(bench: Bench) {
+    let queue = bench.queue().await;
+    let back = queue.put(at(0), &["a"]).await;
+    let lease = queue.take(at(0)).await;
+    queue.finish(at(0), &lease, Outcome::reject("no")).await;
+    let halves = queue.put(at(1), &["b", "c"]).await;
+    let whole = queue.take(at(1)).await;
+    must("redrive", queue.admin().redrive(at(2), &back).await);
+    // This batch begins and ends where the cursor is, and is older than the halves.
+    let redriven = queue.take(at(2)).await;
+    queue.split(at(3), &whole).await;
+    queue.finish_done(at(3), &redriven).await;
+    for _ in 0..2 {
+        let half = queue.take(at(4)).await;
+        queue.finish_done(at(4), &half).await;
+    }
+    let all = [back[0], halves[0], halves[1]];
+    for id in all {
+        assert_eq!(queue.entry(at(5), id).await.state, State::Done, "{id}");
+    }
+    assert_eq!(queue.ids(at(5), State::Done).await, all);
+    assert_eq!(results(&queue, at(5), None, 10).await.0.len(), all.len());
+}
+
 pub(super) async fn waiting_for_a_request_answers_when_it_is_settled(bench: Bench) {
     let queue = bench.queue().await;
     let done = queue.queue.push_one(NewRequest::new("a")).await;

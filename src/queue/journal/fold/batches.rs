@@ -313,7 +313,9 @@ impl QueueState {
             self.place(moved.id, Some(Stand::Done((batch, *position))));
         }
         self.retained.insert((until, batch));
-        self.ended_at.insert((members.last, batch));
+        if members.has_range() {
+            self.ended_at.insert((members.last, batch));
+        }
         let ended = Ended {
             members,
             pages: open.pages,
