@@ -20,6 +20,8 @@ mod clock;
 mod dispatcher;
 pub mod documentation;
 mod error;
+#[doc(hidden)]
+pub mod fault;
 pub mod format;
 mod handler;
 mod policy;
@@ -27,7 +29,7 @@ mod queue;
 mod request;
 mod retry;
 mod stats;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 #[cfg(feature = "command")]

@@ -12,12 +12,14 @@
 
 pub mod conformance;
 mod faulty;
+mod proof;
 mod random;
 mod with_now;
 
 pub use self::{
     conformance::Harness,
     faulty::{Faulty, Verb},
+    proof::proof,
     random::differential,
     with_now::WithNow,
 };

@@ -6,7 +6,7 @@ use std::{ffi::OsString, fs, path::Path};
 
 /// The layers of the design; a module belongs to the longest prefix of its path.
 const ROWS: [&str; 7] = [
-    "error request batch stats clock",
+    "error request batch stats clock fault",
     "policy retry format",
     "queue handler",
     "queue/memory queue/sled queue/journal queue/redis",
@@ -22,7 +22,8 @@ queue/redis | Redis
 handler/command | CommandHandler
 handler/http | HttpHandler";
 /// What is used | by whom | what anybody else does instead.
-const RESERVED: &str = "sled | queue/sled bench/peer | use the Queue trait
+const RESERVED: &str = "fail | fault | name a point in src/fault.rs
+sled | queue/sled bench/peer | use the Queue trait
 bincode | queue/sled | records are written by one module
 redis | queue/redis bench | use the Queue trait
 fjall | bench/peer | others are measured, not used
@@ -200,5 +201,26 @@ fn one_word_has_one_meaning() {
             Some(format!("{path}:{number}: {:?}: say {}", row[0], row[2]))
         };
         (1..).zip(text.lines()).filter_map(wrong)
+    }));
+}
+
+#[test]
+fn each_point_is_listed_and_stands_in_one_place() {
+    let modules = modules();
+    let fault = modules.iter().find(|(module, _)| module == "fault");
+    let list = fault.unwrap().1.split("POINTS").nth(2).unwrap();
+    let list = list.split("];").next().unwrap();
+    let names: Vec<_> = list.split("(\"").skip(1).collect();
+    assert!(names.len() > 5, "the points were not found");
+    let names = names.iter().map(|name| name.split('"').next().unwrap());
+    none(names.filter_map(|name| {
+        let uses = modules.iter().filter(|(module, _)| module != "fault");
+        let uses = uses.map(|(_, text)| text.matches(&format!("\"{name}\"")).count());
+        let fix = match uses.sum::<usize>() {
+            0 => "put it where it belongs, or take it off the list",
+            1 => return None,
+            _ => "two places need two names",
+        };
+        Some(format!("the point {name}: {fix}"))
     }));
 }

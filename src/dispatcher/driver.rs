@@ -25,6 +25,7 @@ use crate::{
     batch::{Claim, Due},
     clock::{self, Timestamp},
     error::{Error, ErrorKind, Result},
+    fault,
     policy::Trigger,
     queue::Queue,
     request::QueueName,
@@ -243,6 +244,7 @@ impl Driver {
         };
         self.engine.claimed(name, lease.is_some());
         let Some(lease) = lease else { return Ok(()) };
+        fault::point("dispatcher.claimed");
         self.events.emit(Event::Claimed {
             queue: name.clone(),
             batch: lease.batch,

@@ -13,10 +13,13 @@
 //! A stretch is kept while something refers to it: the ready ones in it, a batch whose range touches
 //! it, a place of one of its ids.
 
+mod needed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+pub(super) use self::needed::Need;
 use super::{
     codec::{self, Codec, Input, choice, record},
     fold::DONE,
@@ -427,12 +430,6 @@ impl QueueState {
     }
 }
 
-/// The errors of moved members.
-fn errors(members: &mut Members) -> impl Iterator<Item = &mut Blob> {
-    let moved = members.moved.values_mut();
-    moved.filter_map(|moved| moved.error.as_mut())
-}
-
 impl Open {
     /// Its members that are not done, in number.
     pub(super) fn left(&self) -> u64 {
@@ -468,31 +465,7 @@ impl State {
     }
 }
 
-/// What is still needed of a request where it was pushed.
-pub(super) enum Need {
-    Nothing,
-    /// That it was, not its payload: it is done.
-    Bare,
-    Whole,
-}
-
 impl QueueState {
-    /// What is still needed of a request where it was pushed.
-    pub(super) fn need(&self, id: u64) -> Need {
-        match self.stored.places.get(&id) {
-            Some(Stand::Done(_)) => return Need::Bare,
-            Some(_) => return Need::Whole,
-            None => {}
-        }
-        if self.is_naturally_ready(id) || self.natural_batch(id).is_some() {
-            return Need::Whole;
-        }
-        match self.ended_of(id).next() {
-            Some(_) => Need::Bare,
-            None => Need::Nothing,
-        }
-    }
-
     /// The number of the next batch; another one follows it.
     pub(super) fn next_batch(&self, now: Timestamp) -> Result<u64> {
         let next = self.stored.last_batch.checked_add(1);
@@ -500,91 +473,6 @@ impl QueueState {
         // A split needs two.
         next.filter(|next| *next < u64::MAX)
             .ok_or_else(|| Error::invalid("`now` leaves no ids for a batch"))
-    }
-
-    fn oldest_segment(&self) -> Option<u32> {
-        let stored = &self.stored;
-        let mut oldest = self.incoming_from;
-        let mut look =
-            |segment: u32| oldest = Some(oldest.map_or(segment, |old: u32| old.min(segment)));
-        // Behind the first stretch that lies where it was pushed all others lie further on.
-        for stretch in stored.stretches.values() {
-            look(stretch.segment);
-            if !stretch.carried {
-                break;
-            }
-        }
-        self.blobs().for_each(|blob| look(blob.segment));
-        oldest
-    }
-
-    /// Every blob that something refers to, to be told where it lies from now on.
-    pub(super) fn blobs_mut(&mut self) -> impl Iterator<Item = &mut Blob> {
-        let stored = &mut self.stored;
-        let open = stored.open.values_mut();
-        let open = open.flat_map(|open| {
-            let pages = open.pages.iter_mut().map(|page| &mut page.blob);
-            pages.chain(errors(&mut open.members))
-        });
-        let ended = stored.ended.values_mut().flat_map(|ended| {
-            let pages = ended.pages.iter_mut().map(|page| &mut page.blob);
-            let rest = ended.rest.as_mut().and_then(|rest| rest.result.as_mut());
-            pages.chain(rest).chain(errors(&mut ended.members))
-        });
-        let settled = stored
-            .settled
-            .values_mut()
-            .filter_map(|settled| match settled {
-                Settled::Page((_, page)) => Some(&mut page.blob),
-                Settled::Rest(_) | Settled::Dead(_) => None,
-            });
-        let waiting = stored.moved.values_mut().chain(stored.delayed.values_mut());
-        (stored.dead.values_mut().map(|dead| &mut dead.error))
-            .chain(waiting.filter_map(|moved| moved.error.as_mut()))
-            .chain(open)
-            .chain(ended)
-            .chain(settled)
-    }
-
-    /// About how many bytes of the log are needed: of requests that are only known to be done, not their payloads.
-    pub(super) fn live_bytes(&self) -> u64 {
-        let stored = &self.stored;
-        let is_held = |first: u64, last: u64| {
-            let mut open = stored.open.values();
-            open.any(|open| open.members.after < last && first <= open.members.last)
-        };
-        let stretches = stored.stretches.iter().map(|(first, stretch)| {
-            if stretch.last > stored.cursor || is_held(*first, stretch.last) {
-                u64::from(stretch.bytes)
-            } else {
-                let places = stored.places.range(*first..=stretch.last).count() as u64;
-                let each = u64::from(stretch.bytes) / u64::from(stretch.requests.max(1));
-                BARE_BYTES * u64::from(stretch.requests) + each * places
-            }
-        });
-        let blobs = self.blobs().map(|blob| u64::from(blob.bytes));
-        stretches.chain(blobs).sum()
-    }
-
-    /// Every blob that something refers to.
-    pub(super) fn blobs(&self) -> impl Iterator<Item = Blob> {
-        let stored = &self.stored;
-        let open = stored.open.values().flat_map(|open| {
-            let moved = open.members.moved.values().filter_map(|moved| moved.error);
-            open.pages.iter().map(|page| page.blob).chain(moved)
-        });
-        let ended = stored.ended.values().flat_map(|ended| {
-            let moved = ended.members.moved.values().filter_map(|moved| moved.error);
-            let rest = ended.rest.and_then(|rest| rest.result);
-            (ended.pages.iter().map(|page| page.blob))
-                .chain(rest)
-                .chain(moved)
-        });
-        let waiting = stored.moved.values().chain(stored.delayed.values());
-        (stored.dead.values().map(|dead| dead.error))
-            .chain(waiting.filter_map(|moved| moved.error))
-            .chain(open)
-            .chain(ended)
     }
 }
 
@@ -600,6 +488,3 @@ impl Codec for State {
         })
     }
 }
-
-/// About what a request takes without its payload.
-const BARE_BYTES: u64 = 48;

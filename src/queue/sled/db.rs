@@ -29,7 +29,10 @@ use super::{
     rows::{self, Rows, Windows},
     write::{self, Write, row},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    fault::{point, step},
+};
 
 /// The open database of a store.
 pub(super) struct Db {
@@ -393,8 +396,13 @@ impl Db {
     /// Makes everything written so far durable.
     pub(super) fn sync(&self) -> Result<()> {
         self.guard("a sync", || {
-            self.sled.flush()?;
-            self.file.sync_data()?;
+            if step("sled.flush")? {
+                self.sled.flush()?;
+            }
+            if step("sled.sync")? {
+                self.file.sync_data()?;
+            }
+            point("sled.synced");
             Ok(())
         })?;
         self.syncs.fetch_add(1, Ordering::AcqRel);

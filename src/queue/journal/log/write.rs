@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    fault::{point, step},
     queue::journal::disk::DiskFile,
 };
 
@@ -302,13 +303,18 @@ impl Log {
         parts.extend_from_slice(body);
         parts.extend([events, &closing, padding].map(IoSlice::new));
         let at = place.offset.into();
-        let written = open.file.write_at(&parts, at);
-        let done = written.and_then(|()| {
-            if fault::is(Fault::AnswerBeforeSync) {
-                return Ok(());
+        let write = || {
+            if step("journal.write")? {
+                open.file.write_at(&parts, at)?;
             }
-            open.file.sync_data()
-        });
+            point("journal.written");
+            if step("journal.sync")? && !fault::is(Fault::AnswerBeforeSync) {
+                open.file.sync_data()?;
+            }
+            point("journal.synced");
+            Ok(())
+        };
+        let done = write();
         self.syncs += 1;
         self.must(done, &open.name)?;
         self.last = Last {
