@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use crate::error::{Error, Result, is_full};
+use crate::{
+    error::{Error, Result, is_full},
+    fault::point,
+};
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
@@ -50,6 +53,7 @@ impl StoreFolder {
         inspect(path, kind)?;
         fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
         let lock = lock(path)?;
+        point("journal.locked");
         let fields = read_format(path, kind)?;
         Ok(Self {
             path: path.to_owned(),
@@ -101,7 +105,9 @@ impl StoreFolder {
             let mut file = File::create(path.join(FORMAT_NEW))?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
+            point("journal.format");
             fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
+            point("journal.format_named");
             File::open(path)?.sync_all()?;
             // The name of the folder itself may be new, too.
             match path.canonicalize()?.parent() {

@@ -75,6 +75,7 @@ use self::{
 };
 use crate::{
     error::{Error, Result},
+    fault::point,
     queue::{
         Queue, QueueOptions, Store,
         folder::{Kind, StoreFolder, unusable},
@@ -229,6 +230,7 @@ impl JournalOptions {
         let mut opened = open::open(disk, identity, path, &self)?;
         let core = Arc::new(opened.core);
         core.publish_all(self.offer_held)?;
+        point("journal.offered");
         if self.verify {
             opened.report.extend(verify::verify(&core)?);
         }
@@ -242,6 +244,7 @@ impl JournalOptions {
         }
         tend.look(&core, false);
         note_use(&core, identity, &mut folder);
+        point("journal.open");
         let ended = watch::Sender::new(false);
         let keeper = Keeper {
             core: core.clone(),
@@ -261,10 +264,12 @@ impl JournalOptions {
             });
             if core.check().is_ok() {
                 // A clean end opens at once: nothing is left to fold.
+                point("journal.close");
                 let tidied = tend.finish(core);
                 if let Err(error) = tidied {
                     tracing::warn!(store = ?core, "{error}");
                 }
+                point("journal.closed");
             }
             note_use(core, identity, &mut ending.folder);
         };
@@ -476,9 +481,10 @@ fn make_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => path
-            .parent()
-            .map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()),
+        Ok(()) => path.parent().map_or(Ok(()), |parent| {
+            point("journal.log_made");
+            fs::File::open(parent)?.sync_all()
+        }),
     }
 }
 

@@ -64,6 +64,7 @@ use crate::{
     batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Transfer},
     request::{Bookmark, DeadReason, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -146,6 +147,7 @@ impl RedisQueue {
             }
             _ => return Err(damaged("a reply")),
         };
+        point("redis.begun");
         let known: u64 = shared
             .link
             .query(redis::cmd("SADD").arg(QUEUES).arg(name.as_str()))
@@ -156,6 +158,7 @@ impl RedisQueue {
                 .query(redis::cmd("PUBLISH").arg(CREATED).arg(name.as_str()))
                 .await?;
         }
+        point("redis.named");
         let changes = shared.changes.counter(keys.changed());
         let calls = Arc::new(Calls::new(name.clone(), keys, salt, shared));
         Ok(Self {
@@ -364,6 +367,7 @@ impl Queue for RedisQueue {
         for member in members.chunks_exact(3) {
             page.push(parse_member(member, counted)?);
         }
+        point("redis.members");
         let ids: Vec<RequestId> = page.iter().map(|member| member.id).collect();
         let mut gone = Vec::new();
         for (member, payload) in page.iter_mut().zip(self.payloads(&ids).await?) {

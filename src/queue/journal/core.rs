@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    fault::point,
     queue::QueueOptions,
     request::QueueName,
 };
@@ -301,6 +302,7 @@ impl Core {
                 live.changed();
             }
         }
+        point("journal.published");
         let bytes = group.bytes();
         if let Ok(mut inner) = self.lock() {
             inner.sealed.pop_front();
@@ -313,6 +315,7 @@ impl Core {
             }
         }
         done.set(Ok(()));
+        point("journal.answered");
     }
 
     /// Undoes all that is not durable, of which nothing was written, and tells those who wait.

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::room::Room,
     request::{Bookmark, NewRequest, Pushed, RequestId, key_conflict},
 };
@@ -130,6 +131,7 @@ impl RedisQueue {
                 index += 1;
             }
             self.calls.shared.link.pipeline(&commands).await?;
+            point("redis.staged");
         }
         Ok(stage)
     }

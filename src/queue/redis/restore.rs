@@ -17,6 +17,7 @@ use crate::{
     batch::BatchId,
     clock::Timestamp,
     error::Result,
+    fault::point,
     queue::transfer::{
         KnownKey, OneQueue, OpenBatch, Order, QueueEnd, Record, Restore, StoredMember,
         StoredRequest, check_sums, check_unused, is_being_restored, is_over, no_batch, no_members,
@@ -85,7 +86,9 @@ impl<'a> Restoring<'a> {
         let key = self.queue.calls.keys.restoring();
         let now = time(Timestamp::EPOCH);
         let link = &self.queue.calls.shared.link;
-        check(&link.eval_once(script, &key, now, &args).await?)
+        check(&link.eval_once(script, &key, now, &args).await?)?;
+        point("redis.taken_in");
+        Ok(())
     }
 
     /// Sends what is to be written; payloads after that which names them, so that the next restore finds

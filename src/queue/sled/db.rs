@@ -233,12 +233,20 @@ impl Db {
     pub(super) fn commit(&self, write: &mut Write) -> Result<()> {
         let write = std::mem::take(write);
         if write.is_empty() {
-            Ok(())
-        } else if write.only_adds_rows() {
-            self.append(write)
-        } else {
-            self.transact(write)
+            return Ok(());
         }
+        match step("sled.write") {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(planted) => return self.guard("a write", || Err(planted.into())),
+        }
+        if write.only_adds_rows() {
+            self.append(write)?;
+        } else {
+            self.transact(write)?;
+        }
+        point("sled.written");
+        Ok(())
     }
 
     /// Adds rows to queues, each chunk with one insert. The record that shows them comes with the last
@@ -264,6 +272,7 @@ impl Db {
                 })?;
                 *lock(&self.counts) = after;
                 lock(&self.queues).insert(id, record);
+                point("sled.chunk");
             }
         }
         Ok(())
@@ -307,7 +316,9 @@ impl Db {
         let after = self.guard("a write", || plan.run(&before))?;
         *lock(&self.counts) = after;
         for window in &dropped {
+            point("sled.drop");
             self.guard("a write", || self.windows.drop_window(*window))?;
+            point("sled.dropped");
         }
         *lock(&self.dropped) = dropped;
         Ok(())

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result, is_full},
+    fault::point,
     queue::QueueOptions,
 };
 
@@ -72,8 +73,11 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
     let (lock, format) = begin(path)?;
     let db = open_database(path, &format, cache_bytes)?;
     clean::unmark(path)?;
+    point("sled.unmarked");
     let (queues, next_queue) = recover(&db, queues)?;
+    point("sled.recovered");
     finish(path, &db, format)?;
+    point("sled.open");
     Ok(Opened {
         path: path.to_owned(),
         lock,
@@ -103,6 +107,7 @@ fn begin(path: &Path) -> Result<(File, Format)> {
     inspect(path)?;
     fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
     let lock = lock(path)?;
+    point("sled.locked");
     if let Some(format) = read_format(path)? {
         return Ok((lock, format));
     }
@@ -116,6 +121,7 @@ fn begin(path: &Path) -> Result<(File, Format)> {
 fn finish(path: &Path, db: &Db, format: Format) -> Result<()> {
     db.sync()?;
     sync_folder(path)?;
+    point("sled.folder_synced");
     if !format.made {
         write_format(
             path,
@@ -247,7 +253,9 @@ fn write_format(path: &Path, format: &Format) -> Result<()> {
         let mut file = File::create(path.join(FORMAT_NEW))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        point("sled.format");
         fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
+        point("sled.format_named");
         File::open(path)?.sync_all()
     };
     write().map_err(|error| unusable(path, "can't be written", error))
@@ -313,6 +321,7 @@ fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
             fs::remove_dir_all(&folder).map_err(io)?;
         }
         fs::create_dir_all(&folder).map_err(io)?;
+        point("sled.database_folder");
         File::create(&file).map_err(io)?;
     }
     refuse_blobs(&folder)?;
@@ -322,7 +331,9 @@ fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
         .open(&file)
         .map_err(io)?;
     let db = Db::new(open_sled(&folder, cache_bytes)?, file)?;
+    point("sled.opened");
     prove(&db, path, format)?;
+    point("sled.proved");
     Ok(db)
 }
 
@@ -439,6 +450,7 @@ fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>,
             low_space: None,
         };
         step.unstage()?;
+        point("sled.unstaged");
         step.settle_all()?;
         queue.find_oldest(db)?;
         queue.find_next(db)?;

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result, is_full},
+    fault::point,
     queue::journal::disk::DiskFile,
 };
 
@@ -44,8 +45,11 @@ impl Found {
             Error::poisoned(format!("mending the log failed: {error}")).with_source(error)
         };
         self.disk.sync_folder().map_err(failed)?;
+        point("journal.mend");
         let root_file = self.mend_root().map_err(failed)?;
+        point("journal.root_mended");
         self.clear(&tail, report).map_err(failed)?;
+        point("journal.cleared");
         if !fault::is(Fault::KeepTheTail) {
             self.set_aside(&tail, report).map_err(failed)?;
         }
@@ -65,6 +69,7 @@ impl Found {
         } else {
             self.disk.create(ROOT)?
         };
+        point("journal.root_opened");
         file.allocate(2 * SLOT)?;
         file.sync_all()?;
         if !is_there {
@@ -117,6 +122,7 @@ impl Found {
             }
             Err(error) => return Err(error),
         };
+        point("journal.set_aside");
         report.push(format!(
             "unconfirmed: {bytes} bytes in segment {} at {} were begun and never answered; {kept}",
             from.segment, from.offset
@@ -128,7 +134,9 @@ impl Found {
             segment.file.write_at(&[IoSlice::new(&zeros[..step])], at)?;
             at += step as u64;
         }
-        segment.file.sync_data()
+        segment.file.sync_data()?;
+        point("journal.cut");
+        Ok(())
     }
 
     /// Copies a part of a segment to a file of its own, whose name it answers; nothing is left of one that does not fit.
@@ -162,7 +170,9 @@ impl Found {
             last.end().into(),
             |stretch, at| segment.file.write_at(&[IoSlice::new(stretch)], at),
         )?;
-        segment.file.sync_data()
+        segment.file.sync_data()?;
+        point("journal.written_again");
+        Ok(())
     }
 
     fn into_log(
@@ -228,6 +238,7 @@ impl Found {
             poison: None,
         };
         self.mend_headers(&log).map_err(failed)?;
+        point("journal.headers_mended");
         let cursor = log.mark(next)?;
         let reader = self.reader();
         Ok((log, cursor, reader))

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    fault::point,
     queue::journal::disk::Disk,
 };
 
@@ -414,12 +415,14 @@ impl Shared {
 
     /// Makes a new file a spare.
     fn prepare(&self, spare: &Segment) -> io::Result<()> {
+        point("journal.make");
         spare.file.allocate(spare.length.into())?;
         self.write_header(spare)?;
         spare.file.sync_all()?;
         if !fault::is(Fault::SkipFolderSync) {
             self.disk.sync_folder()?;
         }
+        point("journal.made");
         Ok(())
     }
 
@@ -429,12 +432,14 @@ impl Shared {
             fresh: false,
             ..freed
         };
+        point("journal.recycle");
         let written = self.write_header(&spare);
         if let Err(error) = written.and_then(|()| spare.file.sync_data()) {
             tracing::warn!(%error, spare.name, "a freed segment can't be reused");
             self.remove(&spare);
             return;
         }
+        point("journal.recycled");
         let mut state = self.lock();
         state.failure = None;
         state.ready.push_back(spare);
@@ -456,8 +461,10 @@ impl Shared {
     }
 
     fn remove(&self, segment: &Segment) {
+        point("journal.remove");
         match self.disk.remove(&segment.name) {
             Ok(()) => {
+                point("journal.removed");
                 self.disk_bytes
                     .fetch_sub(segment.length.into(), Ordering::Relaxed);
                 if let Some(slot) = super::found::slot_of(&segment.name) {

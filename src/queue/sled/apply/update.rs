@@ -7,6 +7,7 @@ use crate::{
     batch::{Lease, Outcome, Retries, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::sled::{
         db,
         keys::{self, Note, PartOf, Tree},
@@ -158,6 +159,7 @@ impl Step<'_> {
             }
             if large && self.write.is_large() {
                 self.db.commit(self.write)?;
+                point("sled.staged");
             }
         }
         match settling {
@@ -246,6 +248,7 @@ impl Step<'_> {
             return self.settle(id);
         }
         self.commit()?;
+        point("sled.ended");
         if all_done { Ok(()) } else { self.settle(id) }
     }
 
