@@ -25,6 +25,10 @@ pub const POINTS: &[(&str, &str)] = &[
     ("journal.synced", "a group was synced, nobody was answered"),
     ("sled.flush", "sled writes what it has in memory"),
     ("sled.sync", "what sled wrote is synced"),
+    (
+        "sled.sync_folder",
+        "the files and folders of a store that was just opened are synced",
+    ),
     ("sled.synced", "a group was synced, nobody was answered"),
 ];
 

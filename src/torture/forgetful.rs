@@ -121,6 +121,10 @@ pub struct FailPlan {
     pub error: DiskError,
 }
 
+/// All that a disk held at one moment.
+#[derive(Debug)]
+pub struct Kept(Disk);
+
 /// A mounted file system; dropped, it is unmounted.
 #[derive(Debug)]
 pub struct Forgetful {
@@ -191,6 +195,16 @@ impl Forgetful {
         self.disk().restore(loss);
     }
 
+    /// What the disk holds now, to [go back](Self::go_back) to.
+    pub fn keep(&self) -> Kept {
+        Kept(self.disk().clone())
+    }
+
+    /// All is as it was when that was kept, but nothing is open.
+    pub fn go_back(&self, kept: &Kept) {
+        self.disk().go_back(&kept.0);
+    }
+
     /// How many operations there were that change something (write, sync, create, rename, remove, resize).
     pub fn operations(&self) -> u64 {
         self.disk().operations
@@ -199,6 +213,11 @@ impl Forgetful {
     /// Makes operations fail from now on, or none any more.
     pub fn fail(&self, plan: Option<FailPlan>) {
         self.disk().fail(plan);
+    }
+
+    /// How many operations have failed because of [`fail`](Self::fail).
+    pub fn failures(&self) -> u64 {
+        self.disk().failures
     }
 
     /// Makes it a disk of this size.

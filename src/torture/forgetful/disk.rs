@@ -21,7 +21,7 @@ const UNLIMITED_BYTES: u64 = 1 << 40;
 
 pub(super) type Result<T> = std::result::Result<T, Errno>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Disk {
     nodes: BTreeMap<u64, Node>,
     names: Names,
@@ -36,16 +36,18 @@ pub(super) struct Disk {
     /// At which operation the power was cut.
     pub(super) cut_was_at: Option<String>,
     plan: Option<FailPlan>,
+    /// Operations that failed because it was planned.
+    pub(super) failures: u64,
     space: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Node {
     mode: u16,
     content: Content,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Handle {
     node: u64,
     /// Of a folder: what was in it when it was opened.
@@ -75,6 +77,7 @@ impl Disk {
             cut_at: None,
             cut_was_at: None,
             plan: None,
+            failures: 0,
             space: None,
         };
         disk.add(ROOT, 0o755, true);
@@ -117,6 +120,17 @@ impl Disk {
         self.collect();
         self.renumber();
         (self.off, self.cut_at, self.plan) = (false, None, None);
+    }
+
+    /// Everything is as it was when that was kept; what was open then is open no more.
+    pub(super) fn go_back(&mut self, kept: &Self) {
+        let (next, operations) = (self.next_number, self.operations);
+        *self = kept.clone();
+        self.next_number = next;
+        self.operations = operations;
+        self.handles.clear();
+        self.collect();
+        self.renumber();
     }
 
     /// The total and the free bytes.
@@ -351,14 +365,12 @@ impl Disk {
         let Some(plan) = self.plan.as_mut().filter(|plan| plan.call == call) else {
             return Ok(());
         };
-        plan.skip = match plan.skip.checked_sub(1) {
-            Some(left) => {
-                plan.skip = left;
-                return Ok(());
-            }
-            None => 0,
-        };
+        if plan.skip > 0 {
+            plan.skip -= 1;
+            return Ok(());
+        }
         let error = plan.error.into();
+        self.failures += 1;
         if plan.once {
             self.plan = None;
         }

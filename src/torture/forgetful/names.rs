@@ -18,14 +18,14 @@ pub(super) type Place = (u64, OsString);
 type Folder = BTreeMap<OsString, u64>;
 
 /// All folders, live and durable; a folder is there while it has a number, whether it has a name or not.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     live: BTreeMap<u64, Folder>,
     durable: BTreeMap<u64, Folder>,
     pending: Vec<Change>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Change {
     number: u64,
     from: Option<Place>,
@@ -109,8 +109,15 @@ impl Names {
         self.durable.remove(&number);
     }
 
-    /// Gives new numbers to all; nothing is pending.
+    /// Gives new numbers to all.
     pub(super) fn renumber(&mut self, new: &BTreeMap<u64, u64>) {
+        let renumber = |number: &mut u64| *number = *new.get(number).unwrap_or(number);
+        for change in &mut self.pending {
+            renumber(&mut change.number);
+            for (folder, _) in change.from.iter_mut().chain(&mut change.to) {
+                renumber(folder);
+            }
+        }
         for image in [&mut self.live, &mut self.durable] {
             let old = std::mem::take(image).into_iter();
             let renamed = old.filter_map(|(number, mut folder)| {
