@@ -31,6 +31,9 @@ mod retry;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "torture")]
+#[doc(hidden)]
+pub mod torture;
 
 #[cfg(feature = "command")]
 pub use self::handler::{CommandHandler, supervise};
