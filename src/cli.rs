@@ -6,6 +6,8 @@
 //!                          ├ args    options that several verbs have, and how they are written
 //!                          ├ store   from --store and the environment to a store
 //!                          ├ stop    SIGINT and SIGTERM
+//!                          ├ scratch a folder of this program's own, and its removal
+//!                          ├ child   this program, started again
 //!                          ├ output  data on stdout, talk on stderr, the progress bar
 //!                          ├ entries a request as a line of JSON
 //!                          └ table   columns for people
@@ -14,6 +16,7 @@
 
 mod args;
 mod bench;
+mod child;
 mod dead;
 mod dispatch;
 mod entries;
@@ -25,10 +28,12 @@ mod output;
 mod push;
 mod repair;
 mod run;
+mod scratch;
 mod stats;
 mod stop;
 mod store;
 mod table;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -73,6 +78,8 @@ enum Verb {
     Repair(repair::RepairArgs),
     /// Measure the backends on this machine, beside a raw log and other stores
     Bench(Box<bench::BenchArgs>),
+    /// Prove on this machine's disk that nothing answered is lost, by killing this program again and again
+    Torture(torture::TortureArgs),
 }
 
 impl Verb {
@@ -119,5 +126,6 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
         Verb::Bench(args) => bench::bench(*args).await,
+        Verb::Torture(args) => torture::torture(args).await,
     }
 }

@@ -31,7 +31,7 @@ mod retry;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-#[cfg(feature = "fuse")]
+#[cfg(feature = "torture")]
 #[doc(hidden)]
 pub mod torture;
 

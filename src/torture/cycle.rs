@@ -1,0 +1,277 @@
+//! The parent: one child after the other on each store, how each dies, and the verdict.
+
+mod child;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::child::Running;
+use super::{
+    Backend, Life,
+    backend::WINDOW,
+    event::{Event, Go},
+    figures::{Sample, figures},
+    ledger::Ledger,
+    report::{Report, Store},
+};
+use crate::{
+    clock,
+    error::{Error, Result},
+};
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// An empty folder, for this alone.
+    pub folder: PathBuf,
+    /// How this program is started again.
+    pub program: PathBuf,
+    /// The backends, in turns.
+    pub backends: Vec<Backend>,
+    /// How long it goes on.
+    pub duration: Duration,
+    /// All choices follow from it.
+    pub seed: u64,
+}
+
+/// Goes on until the time is over, `stop` is, or something is not as promised; `step` is told how far it is.
+///
+/// # Errors
+/// If no child can be started or heard: then nothing is proved.
+pub async fn run(
+    plan: &Plan,
+    stop: impl Future<Output = ()>,
+    step: impl FnMut(&Report),
+) -> Result<Report> {
+    let begun = Instant::now();
+    let mut report = Report {
+        held: true,
+        seed: plan.seed,
+        ..Report::default()
+    };
+    let mut random = fastrand::Rng::with_seed(plan.seed);
+    let mut sites = Vec::new();
+    for backend in &plan.backends {
+        sites.push(Site::new(plan, *backend)?);
+    }
+    let lives = live_on(&mut sites, plan, &mut random, &mut report, step);
+    tokio::select! {
+        done = lives => done?,
+        () = stop => {}
+    }
+    report.seconds = begun.elapsed().as_secs_f64();
+    report.stores = sites.iter().map(Site::figures).collect();
+    Ok(report)
+}
+
+/// One life after the other, on each store in turns; at the end, all that is left in them is settled.
+async fn live_on(
+    sites: &mut [Site],
+    plan: &Plan,
+    random: &mut fastrand::Rng,
+    report: &mut Report,
+    mut step: impl FnMut(&Report),
+) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < plan.duration {
+        for site in &mut *sites {
+            let death = site.death(random);
+            site.live(death, random.u64(..), report).await?;
+            report.seconds = begun.elapsed().as_secs_f64();
+            step(report);
+            if !report.held {
+                return Ok(());
+            }
+        }
+    }
+    for site in sites {
+        site.live(Death::Drain, random.u64(..), report).await?;
+    }
+    Ok(())
+}
+
+/// How a child ends.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    /// Killed so long after it was started: most likely while it opens the store or tells what is there.
+    InRecovery(Duration),
+    /// Killed so long after it began to work.
+    AtWork(Duration),
+    /// Asked to close the store.
+    Closed(Duration),
+    /// Ends by itself once all is settled.
+    Drain,
+}
+
+/// A store, and what it owes.
+struct Site {
+    program: PathBuf,
+    folder: PathBuf,
+    backend: Backend,
+    ledger: Ledger,
+    lives: u32,
+    /// How long it took of late until a child began to work.
+    opening: Duration,
+    samples: Vec<Sample>,
+}
+
+impl Site {
+    fn new(plan: &Plan, backend: Backend) -> Result<Self> {
+        let folder = plan.folder.join(backend.to_string());
+        fs::create_dir(&folder).map_err(|error| {
+            Error::internal(format!("{} can't be made", folder.display())).with_source(error)
+        })?;
+        Ok(Self {
+            program: plan.program.clone(),
+            folder,
+            backend,
+            ledger: Ledger::default(),
+            lives: 0,
+            opening: Duration::from_millis(50),
+            samples: Vec::new(),
+        })
+    }
+
+    fn death(&self, random: &mut fastrand::Rng) -> Death {
+        // Often soon, sometimes late.
+        let life = LONGEST.mul_f64(random.f64().powi(2));
+        match random.u8(..10) {
+            0..3 => Death::InRecovery(self.opening.mul_f64(random.f64() * 1.1)),
+            3 => Death::Closed(life),
+            _ => Death::AtWork(life),
+        }
+    }
+
+    /// One child, from its start to its end.
+    async fn live(&mut self, death: Death, seed: u64, report: &mut Report) -> Result<()> {
+        let store = self.folder.join("store");
+        let said = self.folder.join("said");
+        let life = Life {
+            store: store.clone(),
+            backend: self.backend,
+            seed,
+            number: self.lives,
+        };
+        self.lives += 1;
+        report.cycles += 1;
+        let mut child = Running::start(&self.program, &life, &said)?;
+        let mut sample = Sample::default();
+        let calls = (self.ledger.calls(), self.ledger.pushed());
+        let end = self.hear(&mut child, death, &mut sample, report).await?;
+        let (status, said) = child.ended().await?;
+        match end {
+            End::Killed => report.kills += 1,
+            End::Closed => report.closed += 1,
+            End::Hung => self.ledger.wrong(format!(
+                "a child told nothing for {PATIENCE:?}, and was killed"
+            )),
+            End::Broken => {}
+            End::Gone => self.ledger.wrong(format!(
+                "a child ended by itself ({status}), saying {said:?}"
+            )),
+        }
+        sample.measure(&store);
+        self.samples.push(sample);
+        report.calls += self.ledger.calls() - calls.0;
+        report.requests += self.ledger.pushed() - calls.1;
+        report.add(self.ledger.damage());
+        if !self.ledger.damage().is_empty() {
+            report.kept = Some(store);
+        }
+        Ok(())
+    }
+
+    /// Hears a child until it is gone.
+    async fn hear(
+        &mut self,
+        child: &mut Running,
+        death: Death,
+        sample: &mut Sample,
+        report: &mut Report,
+    ) -> Result<End> {
+        let begun = Instant::now();
+        let never = begun + PATIENCE * 1000;
+        let mut dies = match death {
+            Death::InRecovery(after) => begun + after,
+            _ => never,
+        };
+        let mut end = End::Gone;
+        let mut works = false;
+        loop {
+            let heard = tokio::select! {
+                heard = timeout(PATIENCE, child.next()) => heard,
+                () = sleep_until(dies) => {
+                    dies = never;
+                    if let Some(id) = child.id() {
+                        sample.look(id);
+                    }
+                    if matches!(death, Death::Closed(_)) {
+                        child.close();
+                    } else {
+                        child.kill();
+                        end = End::Killed;
+                        report.kills_in_recovery += u64::from(!works);
+                    }
+                    continue;
+                }
+            };
+            let Ok(heard) = heard else {
+                child.kill();
+                return Ok(End::Hung);
+            };
+            let Some(event) = heard? else {
+                return Ok(end);
+            };
+            match event {
+                Event::Opened { micros, .. } => sample.open_micros = Some(micros),
+                Event::Closed => end = End::Closed,
+                _ => {}
+            }
+            let is_survey = matches!(event, Event::Surveyed(_));
+            self.ledger.hear(event);
+            report.comparisons += u64::from(is_survey);
+            if !self.ledger.damage().is_empty() {
+                // Nothing more is to happen to the store.
+                child.kill();
+                return Ok(End::Broken);
+            }
+            if is_survey && !works {
+                works = true;
+                self.opening = begun.elapsed();
+                let drain = matches!(death, Death::Drain);
+                let since = clock::now().before(WINDOW / 2);
+                let repeat = self.ledger.repeatable(since, REPEATED);
+                child.say(&Go { repeat, drain }).await;
+                if let Death::AtWork(after) | Death::Closed(after) = death {
+                    dies = Instant::now() + after;
+                }
+            }
+        }
+    }
+
+    fn figures(&self) -> Store {
+        Store {
+            name: format!("{}, killed", self.backend),
+            figures: figures(&self.samples),
+        }
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Killed,
+    Closed,
+    Hung,
+    /// What it told was not as promised.
+    Broken,
+    /// By itself.
+    Gone,
+}
+
+/// The longest that a child works.
+const LONGEST: Duration = Duration::from_secs(3);
+/// A child that tells nothing for so long will never tell anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+const REPEATED: usize = 20;
