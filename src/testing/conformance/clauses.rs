@@ -294,6 +294,7 @@ macro_rules! __clauses {
                 results_are_the_entries_of_status: Administration Results,
                 results_leave_out_what_was_redriven_or_purged: Administration Results,
                 a_page_of_results_is_empty_only_at_the_end: Administration Results,
+                a_page_of_results_is_empty_where_the_rest_is_gone: Administration Results,
                 a_request_too_large_is_among_the_results: Administration Results,
                 a_retried_request_is_no_result_until_it_is_settled: Administration Results,
                 a_half_that_is_done_is_found_behind_a_batch_of_redriven_ones: Administration Results,
