@@ -98,6 +98,7 @@ macro_rules! __clauses {
                 a_known_key_adds_nothing_and_answers_the_first_id,
                 a_known_key_with_another_payload_is_invalid,
                 a_key_twice_in_one_push_is_one_request,
+                a_key_twice_in_one_push_is_one_request_even_without_a_window,
                 a_key_twice_in_one_push_with_two_payloads_is_invalid,
                 new_requests_among_duplicates_have_consecutive_ids,
                 a_key_is_known_whatever_became_of_its_request,
