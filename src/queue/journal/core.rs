@@ -263,7 +263,8 @@ impl Core {
                 Ok(mut inner) => {
                     let next = inner.sealed.front().cloned();
                     inner.busy = next.is_some();
-                    if next.is_none() && (!inner.filling.is_empty() || inner.wants_writer()) {
+                    let is_awaited = inner.is_closed || inner.wants_writer();
+                    if next.is_none() && (!inner.filling.is_empty() || is_awaited) {
                         self.work.notify_one();
                     }
                     next
