@@ -356,7 +356,7 @@ impl Core {
 
     /// The writer: waits for groups and writes them, until the store is closed. `tend` is called between them.
     pub(super) fn serve(&self, mut tend: impl FnMut(&Self, bool)) {
-        loop {
+        'serve: loop {
             let is_idle = {
                 let Ok(mut inner) = self.lock() else {
                     self.give_up();
@@ -374,6 +374,9 @@ impl Core {
                         return;
                     };
                     inner = back;
+                    if self.check().is_err() {
+                        continue 'serve;
+                    }
                     if timeout.timed_out() && !inner.busy && inner.filling.is_empty() {
                         is_idle = true;
                         break;
