@@ -264,7 +264,8 @@ impl Core {
                 Ok(mut inner) => {
                     let next = inner.sealed.front().cloned();
                     inner.busy = next.is_some();
-                    if next.is_none() && (!inner.filling.is_empty() || inner.wants_writer()) {
+                    let is_awaited = inner.is_closed || inner.wants_writer();
+                    if next.is_none() && (!inner.filling.is_empty() || is_awaited) {
                         self.work.notify_one();
                     }
                     next
@@ -358,7 +359,7 @@ impl Core {
 
     /// The writer: waits for groups and writes them, until the store is closed. `tend` is called between them.
     pub(super) fn serve(&self, mut tend: impl FnMut(&Self, bool)) {
-        loop {
+        'serve: loop {
             let is_idle = {
                 let Ok(mut inner) = self.lock() else {
                     self.give_up();
@@ -376,6 +377,9 @@ impl Core {
                         return;
                     };
                     inner = back;
+                    if self.check().is_err() {
+                        continue 'serve;
+                    }
                     if timeout.timed_out() && !inner.busy && inner.filling.is_empty() {
                         is_idle = true;
                         break;
