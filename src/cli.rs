@@ -34,6 +34,7 @@ mod stop;
 mod store;
 mod table;
 mod torture;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -76,6 +77,8 @@ enum Verb {
     Dead(dead::DeadVerb),
     /// Save what can be read of a damaged store into a new one
     Repair(repair::RepairArgs),
+    /// Read all that a store holds, and say what of it is damaged, without changing anything
+    Verify(verify::VerifyArgs),
     /// Measure the backends on this machine, beside a raw log and other stores
     Bench(Box<bench::BenchArgs>),
     /// Prove on this machine's disk that nothing answered is lost, by killing this program again and again
@@ -125,6 +128,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Import(args) => import::import(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
+        Verb::Verify(args) => verify::verify(args).await,
         Verb::Bench(args) => bench::bench(*args).await,
         Verb::Torture(args) => torture::torture(args).await,
     }

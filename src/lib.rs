@@ -45,6 +45,8 @@ pub use self::queue::journal::{JournalOptions, JournalQueue, JournalStore};
 pub use self::queue::redis::{RedisQueue, RedisStore};
 #[cfg(feature = "sled")]
 pub use self::queue::sled::{Repaired, SledOptions, SledQueue, SledStore};
+#[cfg(any(feature = "journal", feature = "sled"))]
+pub use self::queue::verified::{Finding, FindingKind, Verified};
 pub use self::{
     batch::{
         BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,

@@ -10,6 +10,8 @@ mod ext;
 pub(crate) mod folder;
 #[cfg(feature = "journal")]
 pub(crate) mod journal;
+#[cfg(any(feature = "journal", feature = "sled"))]
+pub(crate) mod lock;
 pub(crate) mod memory;
 mod options;
 #[cfg(feature = "redis")]
@@ -20,6 +22,8 @@ pub(crate) mod sled;
 #[cfg(any(feature = "journal", feature = "sled"))]
 mod stored;
 pub mod transfer;
+#[cfg(any(feature = "journal", feature = "sled"))]
+pub(crate) mod verified;
 
 use std::{fmt, sync::Arc};
 

@@ -55,6 +55,23 @@ impl StoreArgs {
         }
     }
 
+    /// The folder that is named, for verbs that are about stores in folders.
+    ///
+    /// # Errors
+    /// If none is named, there is none, or nothing is in it.
+    pub(crate) fn folder(&self) -> Result<&Path, Failure> {
+        match &self.store {
+            Some(folder) if !folder.to_string_lossy().contains("://") => {
+                store::must_exist(folder)?;
+                Ok(folder)
+            }
+            _ => Err(Failure::new(
+                Exit::Usage,
+                "this is about a store in a folder: give --store DIR; what a server lost it tells itself",
+            )),
+        }
+    }
+
     /// As [`open`](Self::open), for verbs that make nothing: a folder without a store is not found.
     /// What is kept stays kept.
     ///

@@ -32,6 +32,14 @@ impl Backend {
         }
     }
 
+    /// What the store in this folder is, even if its `FORMAT` is lost: each has a folder of its own within it.
+    pub(crate) fn of_remains(folder: &Path) -> Option<Self> {
+        let has = |name: &str| folder.join(name).is_dir();
+        let remains = [("sled", Self::Sled), ("log", Self::Journal)];
+        let remains = remains.into_iter().find(|(name, _)| has(name));
+        Self::of(folder).or(remains.map(|(_, backend)| backend))
+    }
+
     /// What the store in this folder is, or is made as: as asked for, else as in `BATCHYARD_BACKEND`.
     fn at(folder: &Path, asked: Option<Self>) -> Result<Self, Failure> {
         match (Self::of(folder), asked) {

@@ -7,24 +7,22 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write as _},
+    fs::{self, File, TryLockError},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
+pub(crate) use super::lock::unusable;
+use super::lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT};
 use crate::{
-    error::{Error, Result, is_full},
+    error::{Error, Result},
     fault::point,
 };
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
-const LOCK: &str = "LOCK";
-/// For how long an opener waits for this very process to let go of the store.
-const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
-const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// What a backend's stores say of themselves.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +50,7 @@ impl StoreFolder {
     pub(crate) fn open(path: &Path, kind: Kind) -> Result<Self> {
         inspect(path, kind)?;
         fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
-        let lock = lock(path)?;
+        let lock = lock::take(path)?;
         point("journal.locked");
         let fields = read_format(path, kind)?;
         Ok(Self {
@@ -118,6 +116,32 @@ impl StoreFolder {
         write().map_err(|error| unusable(path, "can't be written", error))?;
         self.fields = Some(fields);
         Ok(())
+    }
+}
+
+/// A store that is looked at: as long as this lives nobody opens it, and nothing of it is changed.
+#[derive(Debug)]
+pub(crate) struct LookedAt {
+    /// The fields of FORMAT.
+    pub(crate) fields: BTreeMap<String, String>,
+    _locks: [Option<File>; 2],
+}
+
+impl LookedAt {
+    /// Looks at a store of this kind, whose folder of this name is locked with it.
+    pub(crate) fn begin(path: &Path, kind: Kind, folder: &str) -> Result<Self> {
+        inspect(path, kind)?;
+        let locks = [lock::share(path, LOCK)?, lock::share(path, folder)?];
+        let Some(fields) = read_format(path, kind)? else {
+            return Err(Error::not_found(format!(
+                "no store in {}: nothing was made there yet",
+                path.display()
+            )));
+        };
+        Ok(Self {
+            fields,
+            _locks: locks,
+        })
     }
 }
 
@@ -188,52 +212,4 @@ fn read_format(path: &Path, kind: Kind) -> Result<Option<BTreeMap<String, String
             path.display()
         ))),
     }
-}
-
-/// Locks the store for this process.
-fn lock(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    let mut file = options
-        .open(path.join(LOCK))
-        .map_err(|error| unusable(path, "can't be written", error))?;
-    let mut waited = Duration::ZERO;
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::Error(error)) => {
-                return Err(unusable(path, "can't be locked", error));
-            }
-            Err(TryLockError::WouldBlock) => {}
-        }
-        let mut owner = String::new();
-        let _ = file.rewind().and_then(|()| file.read_to_string(&mut owner));
-        let owner = owner.trim();
-        // The last handle of this process may have been dropped a moment ago.
-        if owner != std::process::id().to_string() || waited >= OWN_LOCK_WAIT {
-            return Err(Error::locked(format!(
-                "{} is open in the process with pid {owner}; stop it, or use another store",
-                path.display()
-            )));
-        }
-        thread::sleep(LOCK_POLL);
-        waited += LOCK_POLL;
-    }
-    let mut write = || -> io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
-    };
-    // Its pid is there to be named: a full disk is no reason not to open.
-    if let Err(error) = write()
-        && !is_full(&error)
-    {
-        return Err(unusable(path, "can't be written", error));
-    }
-    Ok(file)
-}
-
-/// What the system says about a folder or a file in it.
-pub(crate) fn unusable(path: &Path, what: &str, error: io::Error) -> Error {
-    Error::invalid(format!("{} {what}: {error}", path.display())).with_source(error)
 }

@@ -79,6 +79,7 @@ use crate::{
     queue::{
         Queue, QueueOptions, Store,
         folder::{Kind, StoreFolder, unusable},
+        verified::{Finding, FindingKind, Verified},
     },
     request::QueueName,
 };
@@ -209,10 +210,7 @@ impl JournalOptions {
         }
         let mut store = self.serve(Arc::new(disk), identity, path, Some(folder))?;
         if is_mended {
-            let was = stated.get(SALT).map_or("none", String::as_str);
-            let line = format!(
-                "damaged: FORMAT did not name the salt of the log, {salt:016x}, but {was}; it was written again"
-            );
+            let line = format!("damaged: {}; it was written again", wrong_salt(&stated, salt));
             tracing::warn!(store = ?store.keeper.core, "{line}");
             store.report.insert(0, line);
         }
@@ -232,10 +230,10 @@ impl JournalOptions {
         core.publish_all(self.offer_held)?;
         point("journal.offered");
         if self.verify {
-            opened.report.extend(verify::verify(&core)?);
+            opened.report.extend(verify::held_by(&core)?);
         }
         let mut tend = opened.tend;
-        let is_damaged = |line: &String| !line.starts_with("unconfirmed");
+        let is_damaged = |found: &Finding| found.kind == FindingKind::Damaged;
         if opened.report.iter().any(is_damaged)
             && let Err(error) = tend.write_baseline(&core)
         {
@@ -277,12 +275,13 @@ impl JournalOptions {
             .name("batchyard-journal".into())
             .spawn(run)
             .map_err(|error| Error::internal("no thread for the writer").with_source(error))?;
-        for line in &opened.report {
+        let report: Vec<String> = opened.report.iter().map(ToString::to_string).collect();
+        for line in &report {
             tracing::warn!(store = ?keeper.core, "{line}");
         }
         Ok(JournalStore {
             keeper: Arc::new(keeper),
-            report: opened.report,
+            report,
         })
     }
 }
@@ -322,6 +321,21 @@ impl JournalStore {
     /// to them is told then, by lists and as dead letters.
     pub fn report(&self) -> &[String] {
         &self.report
+    }
+
+    /// Reads all that the store in this folder holds, and every checksum, without changing anything: it may lie on a file
+    /// system that is read only. Nobody may have it open, nor opens it meanwhile.
+    ///
+    /// What opening it would report is found, and also what that does not look at: requests, outcomes and results, and
+    /// what nothing needs any more. It takes as long as the disk needs for it.
+    ///
+    /// # Errors
+    /// [`Locked`](crate::ErrorKind::Locked): it is open. [`NotFound`](crate::ErrorKind::NotFound): there is none.
+    /// Otherwise those of [`JournalOptions::open`].
+    pub async fn verify(path: impl AsRef<Path>) -> Result<Verified> {
+        let path: PathBuf = path.as_ref().to_owned();
+        let verified = tokio::task::spawn_blocking(move || verify::verify(&path)).await;
+        verified.map_err(|error| Error::internal("verifying was cut off").with_source(error))?
     }
 
     /// How many syncs of groups have reached the disk since the store was opened.
@@ -468,6 +482,12 @@ fn salt(
             path = path.display()
         ))),
     }
+}
+
+/// What is said of a FORMAT that does not state this salt.
+fn wrong_salt(stated: &BTreeMap<String, String>, salt: u64) -> String {
+    let was = stated.get(SALT).map_or("none", String::as_str);
+    format!("FORMAT did not name the salt of the log, {salt:016x}, but {was}")
 }
 
 fn fields(identity: Identity) -> BTreeMap<String, String> {

@@ -22,6 +22,7 @@
 //! | `db` | every call into sled, guarded; the sync |
 //! | `transfer` | to and from other backends |
 //! | `repair` | saving what can be read of a damaged store |
+//! | `verify` | reading all that is held, in a copy |
 //! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
 //! | `record`, `keys` | what lies on disk |
 //!
@@ -70,6 +71,7 @@ mod repair;
 mod rows;
 mod state;
 mod transfer;
+mod verify;
 mod write;
 mod writer;
 
@@ -87,7 +89,7 @@ use self::{handle::Handle, state::QueueState, writer::Writer};
 pub use self::{queue::SledQueue, repair::Repaired};
 use crate::{
     error::{Error, Result},
-    queue::{Queue, QueueOptions, Store},
+    queue::{Queue, QueueOptions, Store, verified::Verified},
     request::QueueName,
 };
 
@@ -259,6 +261,31 @@ impl SledStore {
         let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
         let repaired = tokio::task::spawn_blocking(move || repair::repair(&from, &to)).await;
         repaired.map_err(|error| Error::internal("the repair was cut off").with_source(error))?
+    }
+
+    /// Reads all that the store in this folder holds, and every checksum, without changing anything. Nobody may have it
+    /// open, nor opens it meanwhile.
+    ///
+    /// sled can't open a database without writing to it, so a copy is made in a new folder within `scratch`, opened, read,
+    /// and removed. It needs as much room there as the store takes, and 32 MiB; if there is less, that is said before
+    /// anything is copied.
+    ///
+    /// # Errors
+    /// [`Locked`](crate::ErrorKind::Locked): it is open. [`NotFound`](crate::ErrorKind::NotFound): there is none.
+    /// [`Corrupt`](crate::ErrorKind::Corrupt): its `FORMAT` is damaged.
+    /// [`Invalid`](crate::ErrorKind::Invalid): it is no such store, or `scratch` has no room.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable): opening the copy took longer than 10 minutes.
+    pub async fn verify(path: impl AsRef<Path>, scratch: impl AsRef<Path>) -> Result<Verified> {
+        let (path, scratch) = (path.as_ref().to_owned(), scratch.as_ref().to_owned());
+        let verify = tokio::task::spawn_blocking(move || verify::verify(&path, &scratch));
+        let timeout = SledOptions::default().open_timeout;
+        match tokio::time::timeout(timeout, verify).await {
+            Ok(verified) => verified
+                .map_err(|error| Error::internal("verifying was cut off").with_source(error))?,
+            Err(_) => Err(Error::unavailable(format!(
+                "the copy could not be read within {timeout:?}"
+            ))),
+        }
     }
 
     /// How many syncs have reached the disk since the store was opened: one for each group of calls

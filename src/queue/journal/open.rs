@@ -24,13 +24,16 @@ use super::{
     state::{Blob, State},
     tend::Tend,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    queue::verified::Finding,
+};
 
 /// A store that is ready to be served, and what was found amiss on the way.
 pub(super) struct Opened {
     pub(super) core: Core,
     pub(super) tend: Tend,
-    pub(super) report: Vec<String>,
+    pub(super) report: Vec<Finding>,
 }
 
 /// Where the log is, and how it is kept.
@@ -89,7 +92,7 @@ impl Origin {
         let (mut state, tail) = replay(&found, &mut report)?;
         state.salt = self.options.salt;
         match report.first() {
-            Some(damage) => Err(Error::corrupt(damage.clone())),
+            Some(damage) => Err(Error::corrupt(damage.to_string())),
             None => Ok((state, tail.end)),
         }
     }
@@ -109,12 +112,7 @@ pub(super) fn open(
     path: PathBuf,
     options: &JournalOptions,
 ) -> Result<Opened> {
-    let log_options = LogOptions {
-        segment_bytes: options.segment_bytes,
-        spares: SPARES,
-        zero_ahead: ZERO_AHEAD,
-        salt,
-    };
+    let log_options = log_options(salt, options);
     let found = Found::look(disk.clone(), log_options)?;
     if is_used && !found.has_segments() {
         return Err(gone(&path));
@@ -122,7 +120,7 @@ pub(super) fn open(
     let oldest = found.oldest().segment;
     let mut report = Vec::new();
     if is_used && !found.has_root() {
-        report.push("damaged: the root of the log is gone; it was made again".into());
+        report.push(root_is_gone());
     }
     let (mut state, tail) = replay(&found, &mut report)?;
     state.salt = salt;
@@ -148,6 +146,23 @@ pub(super) fn open(
     Ok(Opened { core, tend, report })
 }
 
+/// How a log is kept.
+pub(super) fn log_options(salt: u64, options: &JournalOptions) -> LogOptions {
+    LogOptions {
+        segment_bytes: options.segment_bytes,
+        spares: SPARES,
+        zero_ahead: ZERO_AHEAD,
+        salt,
+    }
+}
+
+pub(super) fn root_is_gone() -> Finding {
+    Finding::damaged(
+        "the root of the log is gone; it was made again",
+        "a baseline is looked for in the log, and the root is made again",
+    )
+}
+
 /// A log of which nothing is left.
 pub(super) fn gone(path: &Path) -> Error {
     Error::corrupt(format!(
@@ -158,7 +173,7 @@ pub(super) fn gone(path: &Path) -> Error {
 }
 
 /// The state as the log tells it, and where the log ends.
-fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
+pub(super) fn replay(found: &Found, report: &mut Vec<Finding>) -> Result<(State, Tail)> {
     let reader = found.reader();
     let root = found.root();
     let stored = root.map(|root| (note_blob(&root.note), root.from));
@@ -171,30 +186,32 @@ fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
     };
     let mut from = from;
     if state.is_none() {
-        report.push("damaged: the last baseline can't be read".into());
+        report.push(Finding::damaged(
+            "the last baseline can't be read",
+            "an older one is looked for in the log",
+        ));
         if let Some((older, at)) = search(found, &reader)? {
             (state, from) = (Some(older), at);
         } else {
-            report.push(format!(
-                "damaged: no baseline is left; what can be told from the segments since {} is served, and may have been served before",
+            let what = format!(
+                "no baseline is left; what can be told from the segments since {} is served, and may have been served before",
                 found.oldest().segment
-            ));
+            );
+            report.push(Finding::damaged(what, COUNTED_AGAIN));
             from = found.oldest();
         }
     }
     let mut state = state.unwrap_or_default();
     let tail = found.scan(from, false, &mut |scanned| {
         match scanned {
-            Scanned::Damage { from, bytes, what } => report.push(format!(
-                "damaged: {bytes} bytes in segment {} at {}: {what}",
-                from.segment, from.offset
-            )),
+            Scanned::Damage { from, bytes, what } => {
+                report.push(not_read(&reader, from, bytes, &what));
+            }
             Scanned::Group { body, events, .. } => {
                 if let Err(error) = fold_group(&mut state, body, events) {
-                    report.push(format!(
-                        "damaged: segment {} at {}: {error}",
-                        body.segment, body.offset
-                    ));
+                    let what = format!("segment {} at {}: {error}", body.segment, body.offset);
+                    let finding = Finding::damaged(what, COUNTED_AGAIN);
+                    report.push(finding.in_file(reader.file_of(body.segment)));
                 }
             }
         }
@@ -202,13 +219,25 @@ fn replay(found: &Found, report: &mut Vec<String>) -> Result<(State, Tail)> {
     })?;
     let amiss = state.queues.values_mut().filter(|queue| queue.amiss > 0);
     for queue in amiss {
-        report.push(format!(
-            "damaged: {} events of queue {} don't fit what is left of it; what it holds was counted again",
+        let what = format!(
+            "{} events of queue {} don't fit what is left of it; what it holds was counted again",
             queue.amiss, queue.stored.name
-        ));
+        );
+        report.push(Finding::damaged(what, COUNTED_AGAIN));
         queue.recount();
     }
     Ok((state, tail))
+}
+
+/// Bytes that should hold groups and do not.
+pub(super) fn not_read(reader: &Reader, from: Place, bytes: u64, what: &str) -> Finding {
+    let what = format!(
+        "{bytes} bytes in segment {} at {}: {what}",
+        from.segment, from.offset
+    );
+    Finding::damaged(what, COUNTED_AGAIN)
+        .in_file(reader.file_of(from.segment))
+        .at(from.offset, bytes)
 }
 
 fn fold_group(state: &mut State, body: Place, events: &[u8]) -> Result<()> {
@@ -299,6 +328,9 @@ fn note_blob(note: &[u8; 64]) -> Option<Blob> {
     };
     (blob.segment > 0).then_some(blob)
 }
+
+/// What opening does about lost events.
+const COUNTED_AGAIN: &str = "the log is read on from where it can be, and the queues are counted again from what they hold";
 
 /// To read again what changes while it is read.
 const ATTEMPTS: usize = 3;

@@ -82,7 +82,7 @@ impl Rig {
             core,
             tend: opened.tend,
             queue: JournalQueue::new(keeper, live),
-            report: opened.report,
+            report: opened.report.iter().map(ToString::to_string).collect(),
             _ended: ended,
         })
     }
@@ -383,7 +383,8 @@ fn what_is_damaged_is_named_up_to_a_hundred_times() {
         }
     }
     let rig = Rig::open(&SimDisk::from_image(image), false).unwrap();
-    let told = super::verify::verify(&rig.core).unwrap();
+    let told = super::verify::held_by(&rig.core).unwrap();
+    let told: Vec<String> = told.iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 101, "{told:?}");
     assert!(
         told[99].ends_with("its stored payload is damaged"),

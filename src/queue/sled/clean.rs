@@ -70,6 +70,15 @@ pub(super) fn read(path: &Path) -> Option<Closed> {
     parse(&fs::read_to_string(path.join(CLEAN)).ok()?)
 }
 
+/// Takes the note along with a copy of the store.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copy = || match fs::copy(from.join(CLEAN), to.join(CLEAN)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    copy().map_err(|error| unusable(to, "can't be written", error))
+}
+
 /// From here on, only another clean close makes the store clean.
 pub(super) fn unmark(path: &Path) -> Result<()> {
     let remove = || {

@@ -13,8 +13,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write as _},
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -30,15 +30,23 @@ use super::{
     state::{Live, QueueState},
     write::Write,
 };
+pub(super) use crate::queue::lock::unusable;
 use crate::{
+<<<<<<< HEAD
     error::{Error, Result, is_full},
     fault::{point, step},
     queue::QueueOptions,
+=======
+    error::{Error, Result},
+    queue::{
+        QueueOptions,
+        lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT},
+    },
+>>>>>>> damage
 };
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
-const LOCK: &str = "LOCK";
 const DATABASE: &str = "sled";
 const MAGIC: &str = "batchyard sled store";
 const VERSION: u32 = 1;
@@ -46,11 +54,8 @@ const VERSION: u32 = 1;
 const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
-/// For how long an opener waits for this very process to let go of the store.
-const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
 /// What a store that is only filled keeps in memory.
 const FILLING_CACHE_BYTES: u64 = 32 << 20;
-const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// A store that is ready to be served.
 pub(super) struct Opened {
@@ -62,10 +67,10 @@ pub(super) struct Opened {
 }
 
 /// What `FORMAT` says.
-struct Format {
+pub(super) struct Format {
     uuid: String,
     /// False until the database is there: what is in the folder then may be thrown away.
-    made: bool,
+    pub(super) made: bool,
 }
 
 /// Opens a store, or makes one in an empty or missing folder.
@@ -106,8 +111,12 @@ pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> R
 fn begin(path: &Path) -> Result<(File, Format)> {
     inspect(path)?;
     fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
+<<<<<<< HEAD
     let lock = lock(path)?;
     point("sled.locked");
+=======
+    let lock = lock::take(path)?;
+>>>>>>> damage
     if let Some(format) = read_format(path)? {
         return Ok((lock, format));
     }
@@ -193,7 +202,7 @@ fn inspect(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn read_format(path: &Path) -> Result<Option<Format>> {
+pub(super) fn read_format(path: &Path) -> Result<Option<Format>> {
     let text = match fs::read_to_string(path.join(FORMAT)) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -261,51 +270,8 @@ fn write_format(path: &Path, format: &Format) -> Result<()> {
     write().map_err(|error| unusable(path, "can't be written", error))
 }
 
-/// Locks the store for this process.
-pub(super) fn lock(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    let mut file = options
-        .open(path.join(LOCK))
-        .map_err(|error| unusable(path, "can't be written", error))?;
-    let mut waited = Duration::ZERO;
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::Error(error)) => {
-                return Err(unusable(path, "can't be locked", error));
-            }
-            Err(TryLockError::WouldBlock) => {}
-        }
-        let mut owner = String::new();
-        let _ = file.rewind().and_then(|()| file.read_to_string(&mut owner));
-        let owner = owner.trim();
-        // The last handle of this process may have been dropped a moment ago.
-        if owner != std::process::id().to_string() || waited >= OWN_LOCK_WAIT {
-            return Err(Error::locked(format!(
-                "{} is open in the process with pid {owner}; stop it, or use another store",
-                path.display()
-            )));
-        }
-        thread::sleep(LOCK_POLL);
-        waited += LOCK_POLL;
-    }
-    let mut write = || -> io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
-    };
-    // Its pid is there to be named: a full disk is no reason not to open.
-    if let Err(error) = write()
-        && !is_full(&error)
-    {
-        return Err(unusable(path, "can't be written", error));
-    }
-    Ok(file)
-}
-
 /// Opens the database and proves that it is the one that belongs here.
-fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
+pub(super) fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
     let folder = database(path);
     let file = folder.join("db");
     let io = |error| unusable(path, "can't be written", error);
@@ -421,7 +387,7 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
 }
 
 /// Loads every queue and goes on with what a crash cut off.
-fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>, u32)> {
+pub(super) fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, QueueState>, u32)> {
     let mut queues = BTreeMap::new();
     let mut next_queue = 0;
     db.drop_noted()?;
@@ -528,8 +494,4 @@ fn sync_folder(path: &Path) -> Result<()> {
     all().map_err(|error| {
         Error::poisoned(format!("{} can't be synced", path.display())).with_source(error)
     })
-}
-
-pub(super) fn unusable(path: &Path, why: &str, error: io::Error) -> Error {
-    Error::invalid(format!("the store {} {why}: {error}", path.display())).with_source(error)
 }

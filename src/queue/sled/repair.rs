@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    queue::QueueOptions,
+    queue::{QueueOptions, lock},
     request::DeadReason,
 };
 
@@ -85,7 +85,7 @@ pub(super) fn repair(from: &Path, to: &Path) -> Result<Repaired> {
             from.display()
         )));
     }
-    let _lock = open::lock(from)?;
+    let _lock = lock::take(from)?;
     open::open_new(to, |new| {
         let copy = to.join("salvage");
         let mut repaired = Repaired::default();
@@ -229,7 +229,8 @@ fn is_own(tree: Tree, key: &[u8]) -> bool {
         || (tree == Tree::Meta && key.first() != Some(&b'q'))
 }
 
-fn is_right(tree: Tree, key: &[u8], value: &[u8]) -> bool {
+/// Whether an entry is what was written under this key.
+pub(super) fn is_right(tree: Tree, key: &[u8], value: &[u8]) -> bool {
     fn right<R: Record>(tree: Tree, key: &[u8], value: &[u8]) -> bool {
         decode::<R>(tree, key, value).is_ok()
     }

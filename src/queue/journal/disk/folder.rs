@@ -15,6 +15,7 @@ use super::{Disk, DiskFile};
 pub(in crate::queue::journal) struct Folder {
     path: PathBuf,
     folder: File,
+    is_read_only: bool,
 }
 
 impl Folder {
@@ -25,7 +26,29 @@ impl Folder {
     pub(in crate::queue::journal) fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_owned();
         let folder = File::open(&path)?;
-        Ok(Self { path, folder })
+        Ok(Self {
+            path,
+            folder,
+            is_read_only: false,
+        })
+    }
+
+    /// The same, of which nothing is changed: whoever tries is refused.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub(in crate::queue::journal) fn read_only(path: impl AsRef<Path>) -> io::Result<Self> {
+        Ok(Self {
+            is_read_only: true,
+            ..Self::open(path)?
+        })
+    }
+
+    fn may_change(&self) -> io::Result<()> {
+        if self.is_read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        Ok(())
     }
 
     fn file(&self, name: &str, options: &OpenOptions) -> io::Result<Arc<dyn DiskFile>> {
@@ -45,19 +68,23 @@ impl Disk for Folder {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.file(name, OpenOptions::new().read(true).write(true))
+        let mut options = OpenOptions::new();
+        self.file(name, options.read(true).write(!self.is_read_only))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.may_change()?;
         let mut options = OpenOptions::new();
         self.file(name, options.read(true).write(true).create_new(true))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.may_change()?;
         fs::remove_file(self.path.join(name))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.may_change()?;
         fs::rename(self.path.join(from), self.path.join(to))
     }
 

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    queue::journal::disk::{Disk, DiskFile},
+    queue::{
+        journal::disk::{Disk, DiskFile},
+        verified::Finding,
+    },
 };
 
 /// A log as it was found. Looking changes nothing.
@@ -35,6 +38,8 @@ pub(in crate::queue::journal) struct Found {
     pub(super) oldest: u32,
     /// The highest that any header names.
     pub(super) epoch: u32,
+    /// Where in the root a slot is that is neither whole nor empty.
+    pub(super) bad_slots: Vec<u64>,
     new: bool,
     /// Whether the file of the root is there.
     has_root: bool,
@@ -70,6 +75,7 @@ impl Found {
             slot: None,
             oldest: 1,
             epoch: 0,
+            bad_slots: Vec::new(),
             new: false,
             has_root: false,
         };
@@ -137,6 +143,35 @@ impl Found {
         scan::scan(self, from, verify, each)
     }
 
+    /// What of headers and of the root is not as it was written, as far as that alone tells.
+    pub(in crate::queue::journal) fn flaws(&self) -> Vec<Finding> {
+        let in_log = |name: &str| Some(format!("log/{name}"));
+        let slots = self.bad_slots.iter().map(|at| {
+            let what = format!("a slot of the root, at {at}, is damaged");
+            Finding::damaged(what, "the other slot counts, and what is missing since then is looked for in the log")
+                .in_file(in_log(ROOT))
+                .at(*at, SECTOR)
+        });
+        let headless = self.headless.iter().map(|number| {
+            let name = self.segments.get(*number).map(|segment| segment.name.clone());
+            let what = format!("the header of segment {number} is damaged; its groups tell which it is");
+            Finding::damaged(what, "the header is written again")
+                .in_file(name.as_deref().and_then(in_log))
+                .at(0_u64, SECTOR)
+        });
+        let foreign = self.damaged.iter().map(|name| {
+            let what = format!("{name} is none of the log's segments any more");
+            Finding::damaged(what, "the file is renamed, and kept in quarantine").in_file(in_log(name))
+        });
+        slots.chain(headless).chain(foreign).collect()
+    }
+
+    /// How many bytes the files of the live segments have.
+    pub(in crate::queue::journal) fn live_bytes(&self) -> u64 {
+        let live = self.segments.range(..);
+        live.iter().map(|segment| u64::from(segment.length)).sum()
+    }
+
     /// Reads the slots; tells whether there is nothing in them.
     fn read_root(&mut self, names: &[String]) -> io::Result<bool> {
         if !names.iter().any(|name| name == ROOT) {
@@ -149,10 +184,16 @@ impl Found {
             let mut bytes = [0; SECTOR as usize];
             let at = SLOT * index as u64;
             if at + u64::from(SECTOR) > file.len()? || file.read_at(&mut bytes, at).is_err() {
+                self.bad_slots.push(at);
                 continue;
             }
-            blank &= bytes.iter().all(|byte| *byte == 0);
-            if let Some(slot) = RootSlot::decode(&bytes, self.options.salt) {
+            let is_blank = bytes.iter().all(|byte| *byte == 0);
+            blank &= is_blank;
+            let decoded = RootSlot::decode(&bytes, self.options.salt);
+            if decoded.is_none() && !is_blank {
+                self.bad_slots.push(at);
+            }
+            if let Some(slot) = decoded {
                 self.epoch = self.epoch.max(slot.epoch);
                 let better = |(_, old): (usize, RootSlot)| old.generation < slot.generation;
                 if self.slot.is_none_or(better) {

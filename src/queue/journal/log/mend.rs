@@ -23,8 +23,18 @@ use super::{
 use crate::{
     error::{Error, Result, is_full},
     fault::point,
-    queue::journal::disk::DiskFile,
+    queue::{journal::disk::DiskFile, verified::Finding},
 };
+
+impl Tail {
+    /// What is said of bytes that are unconfirmed.
+    pub(in crate::queue::journal) fn begun(from: Place, bytes: u64) -> String {
+        format!(
+            "{bytes} bytes in segment {} at {} were begun and never answered",
+            from.segment, from.offset
+        )
+    }
+}
 
 impl Found {
     /// Sets aside what is unconfirmed, makes the rest durable, and is ready to append. `tail` is what the last
@@ -39,7 +49,7 @@ impl Found {
     pub(in crate::queue::journal) fn recover(
         self,
         tail: Tail,
-        report: &mut Vec<String>,
+        report: &mut Vec<Finding>,
     ) -> Result<(Log, Cursor, Reader)> {
         let failed = |error: io::Error| {
             Error::poisoned(format!("mending the log failed: {error}")).with_source(error)
@@ -84,7 +94,7 @@ impl Found {
     }
 
     /// Removes files in which nothing is, and puts those aside of which nothing is known.
-    fn clear(&self, tail: &Tail, report: &mut Vec<String>) -> io::Result<()> {
+    fn clear(&self, tail: &Tail, report: &mut Vec<Finding>) -> io::Result<()> {
         // Begun, and cut off before the segment before it named it.
         let begun = self.segments.remove_above(tail.end.segment);
         let begun = begun.iter().map(|segment| segment.name.clone());
@@ -95,8 +105,9 @@ impl Found {
         for name in &self.damaged {
             let aside = self.free_name(&format!("quarantine-{name}"))?;
             self.disk.rename(name, &aside)?;
-            report.push(format!(
-                "damaged: {name} is none of the log's segments any more; it was renamed to {aside}"
+            report.push(Finding::damaged(
+                format!("{name} is none of the log's segments any more; it was renamed to {aside}"),
+                "",
             ));
         }
         if nothing.is_empty() && self.damaged.is_empty() {
@@ -107,7 +118,7 @@ impl Found {
 
     /// Copies what is unconfirmed to a file of its own, then zeroes it. A full disk is no reason not to open: these
     /// bytes were never answered.
-    fn set_aside(&self, tail: &Tail, report: &mut Vec<String>) -> io::Result<()> {
+    fn set_aside(&self, tail: &Tail, report: &mut Vec<Finding>) -> io::Result<()> {
         let Some((from, bytes)) = tail.unconfirmed else {
             return Ok(());
         };
@@ -123,10 +134,8 @@ impl Found {
             Err(error) => return Err(error),
         };
         point("journal.set_aside");
-        report.push(format!(
-            "unconfirmed: {bytes} bytes in segment {} at {} were begun and never answered; {kept}",
-            from.segment, from.offset
-        ));
+        let what = format!("{}; {kept}", Tail::begun(from, bytes));
+        report.push(Finding::unconfirmed(what, ""));
         let zeros = vec![0; usize::try_from(bytes).unwrap_or(STRETCH).min(STRETCH)];
         let mut at = from.offset.into();
         while at < end {

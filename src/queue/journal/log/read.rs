@@ -179,6 +179,12 @@ impl Reader {
         })
     }
 
+    /// The file that is this segment, from the store's folder on.
+    pub(in crate::queue::journal) fn file_of(&self, segment: u32) -> Option<String> {
+        let segment = self.segments.read().find(segment);
+        segment.map(|segment| format!("log/{}", segment.name))
+    }
+
     /// Keeps these segments from being reused, as far as they are there.
     pub(in crate::queue::journal) fn pin(&self, segments: RangeInclusive<u32>) -> Pin {
         let all = self.segments.read();

@@ -19,7 +19,7 @@ use crate::{
             simulated::SimDisk,
             step::{Plan, Step},
             tend::carry::slice,
-            verify::verify,
+            verify::held_by,
         },
     },
     request::{DeadReason, NewRequest, RequestId},
@@ -82,7 +82,7 @@ fn check(sound: &Sound, image: Image, told: &mut Told) -> Result<(), String> {
         let view = view.map_err(|error| format!("looking fails: {error}"))?;
         view.check(&sound.payloads).map(|()| view)
     };
-    let verified = verify(&rig.core).map_err(|error| format!("verifying fails: {error}"))?;
+    let verified = held_by(&rig.core).map_err(|error| format!("verifying fails: {error}"))?;
     let before = see(sound.now)?;
     let now = sound.now.after(HOUR);
     claim_all(sound, &rig, now)?;

@@ -1,0 +1,168 @@
+//! Reading all that a store holds, to tell what of it is damaged.
+//!
+//! sled writes to a database when it opens it: it cuts off what it takes for torn, and makes snapshots. So a copy is
+//! opened, as the store itself would be, every entry of it is counted and read, and it is removed again.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    clean,
+    keys::{self, Tree},
+    open::{self, Format},
+    repair::is_right,
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    queue::{
+        QueueOptions, lock,
+        verified::{Finding, FindingKind, Verified},
+    },
+};
+
+/// Reads all of the store in this folder; a copy of it is made within `scratch` meanwhile.
+pub(super) fn verify(path: &Path, scratch: &Path) -> Result<Verified> {
+    let _locks = [
+        lock::share(path, lock::LOCK)?,
+        lock::share(path, "sled/db")?,
+    ];
+    let Some(format) = open::read_format(path)? else {
+        return Err(unknown(path));
+    };
+    let mut verified = Verified::default();
+    if !format.made {
+        // Nothing was answered yet.
+        return Ok(verified);
+    }
+    let copy = Copy::make(path, scratch)?;
+    verified.bytes = copy.bytes;
+    if clean::read(path).is_none() {
+        verified.findings.push(Finding {
+            kind: FindingKind::Unconfirmed,
+            ..Finding::damaged(
+                "it was not closed: what was begun and never answered when it stopped is not told from damage at the end of its log",
+                "it is opened as it was last synced, and all its entries are counted",
+            )
+        });
+    }
+    match look(&copy.path, &format, &mut verified) {
+        Err(error) if is_damage(&error) => verified.findings.push(
+            Finding::damaged(
+                error.to_string(),
+                "it is refused, and left as it is; `repair` saves what can be read",
+            )
+            .in_file(Some("sled".into())),
+        ),
+        looked => looked?,
+    }
+    Ok(verified)
+}
+
+fn unknown(path: &Path) -> Error {
+    if open::database(path).is_dir() {
+        return Error::corrupt(format!(
+            "{} has lost its FORMAT; run `repair` to save what can be read",
+            path.display()
+        ));
+    }
+    Error::not_found(format!("no store in {}", path.display()))
+}
+
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
+}
+
+/// Opens the copy as the store would be, and reads every entry.
+fn look(copy: &Path, format: &Format, verified: &mut Verified) -> Result<()> {
+    let db = open::open_database(copy, format, CACHE_BYTES)?;
+    db.verify_counts()?;
+    for (tree, name) in Tree::ALL {
+        let (from, to) = match tree {
+            Tree::Meta => (keys::queue_record(0), keys::queue_record(u32::MAX)),
+            _ => (keys::key(0, &[]), keys::key(u32::MAX, &[u64::MAX; 80])),
+        };
+        for entry in db.range(tree, from, to) {
+            let (key, value) = entry.map_err(|error| error.context(format!("reading {name:?}")))?;
+            if !is_right(tree, &key, &value) {
+                let queue = match tree {
+                    Tree::Meta => keys::queue(&key[1..]),
+                    _ => keys::queue(&key),
+                };
+                let what = format!("an entry of {name:?} of queue {queue} does not match its checksum");
+                let opening = "who needs it is refused, and so are all after it; `repair` saves the rest";
+                let finding = Finding::damaged(what, opening);
+                let finding = finding.in_file(Some("sled/db".into()));
+                verified.findings.push(Finding {
+                    bytes: Some(value.len() as u64),
+                    ..finding
+                });
+            }
+        }
+    }
+    let (queues, _) = open::recover(&db, QueueOptions::default())?;
+    verified.queues = queues.len() as u64;
+    let held = queues.values().map(|queue| &queue.record);
+    verified.held = held
+        .map(|held| held.delayed + held.ready + held.in_flight + held.dead)
+        .sum();
+    Ok(())
+}
+
+/// A copy of a store, which is removed again.
+struct Copy {
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Copy {
+    fn make(store: &Path, scratch: &Path) -> Result<Self> {
+        let unusable = |error| lock::unusable(scratch, "can't be written", error);
+        let bytes = bytes_of(&open::database(store))
+            .map_err(|error| lock::unusable(store, "can't be read", error))?;
+        let found = rustix::fs::statvfs(scratch).map_err(|error| unusable(error.into()))?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if free < bytes.saturating_add(SPARE_BYTES) {
+            return Err(Error::invalid(format!(
+                "a copy of {bytes} bytes is needed to verify {}, and {} has {free} bytes free; give a folder with more room",
+                store.display(),
+                scratch.display()
+            )));
+        }
+        let number = fastrand::u64(..);
+        let path = scratch.join(format!("batchyard-verify-{number:016x}"));
+        fs::create_dir(&path).map_err(unusable)?;
+        let copy = Self { path, bytes };
+        open::copy_database(store, &open::database(&copy.path), true)?;
+        clean::copy(store, &copy.path)?;
+        Ok(copy)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "a copy can't be removed");
+        }
+    }
+}
+
+fn bytes_of(folder: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        bytes += if found.is_dir() {
+            bytes_of(&entry.path())?
+        } else {
+            found.len()
+        };
+    }
+    Ok(bytes)
+}
+
+/// What opening may add to a copy.
+const SPARE_BYTES: u64 = 32 << 20;
+/// Everything is read once.
+const CACHE_BYTES: u64 = 32 << 20;
