@@ -32,17 +32,12 @@ use super::{
 };
 pub(super) use crate::queue::lock::unusable;
 use crate::{
-<<<<<<< HEAD
-    error::{Error, Result, is_full},
-    fault::{point, step},
-    queue::QueueOptions,
-=======
     error::{Error, Result},
+    fault::{point, step},
     queue::{
         QueueOptions,
         lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT},
     },
->>>>>>> damage
 };
 
 const FORMAT: &str = "FORMAT";
@@ -111,12 +106,8 @@ pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> R
 fn begin(path: &Path) -> Result<(File, Format)> {
     inspect(path)?;
     fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
-<<<<<<< HEAD
-    let lock = lock(path)?;
-    point("sled.locked");
-=======
     let lock = lock::take(path)?;
->>>>>>> damage
+    point("sled.locked");
     if let Some(format) = read_format(path)? {
         return Ok((lock, format));
     }
