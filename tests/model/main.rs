@@ -159,9 +159,9 @@ const REGRESSIONS: &str = "tests/model/regressions.txt";
 /// How long lives are: short ones find most, and are soon made shorter.
 const STEPS: Range<usize> = 1..80;
 /// Lives in memory, on a disk, and on a server.
-const MANY: u32 = 200;
-const SOME: u32 = 60;
-const FEW: u32 = 30;
+const MANY: u32 = 100;
+const SOME: u32 = 40;
+const FEW: u32 = 20;
 /// How many times more `BATCHYARD_LONG` tries.
 const LONG: u32 = 10;
 const SHRINKS: u32 = 3_000;

@@ -2,18 +2,17 @@
 
 use std::{
     num::NonZeroU32,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use batchyard::{
     Administration, Bookmark, Cancelled, Claim, Entry, ErrorKind, Lease, List, Member, MemoryQueue,
     NewRequest, Page, Position, Pushed, Queue, QueueOptions, RequestId, Result, ResultCursor,
-    Retries, SettledPage, Stats, Then, Timestamp, Update,
+    Retries, SettledPage, Stats, Then, Timestamp, Update, transfer::Transfer,
 };
+
 use bytes::Bytes;
 
 use crate::{
@@ -109,7 +108,7 @@ impl Faulted {
         Arc::new(Mutant {
             queue: self.kept.clone(),
             fault: self.fault,
-            is_reopened: AtomicBool::new(is_reopened),
+            is_reopened,
             seen: Mutex::default(),
         })
     }
@@ -120,7 +119,7 @@ impl Place for Faulted {
     async fn open(&mut self, mut options: QueueOptions, _: bool) -> Arc<dyn Queue> {
         match self.fault {
             Fault::BoundOffByOne => options.max_requests = options.max_requests.saturating_add(1),
-            Fault::RetentionIgnored => options.retention = std::time::Duration::MAX,
+            Fault::RetentionIgnored => options.retention = Duration::MAX,
             _ => {}
         }
         self.kept = Arc::new(MemoryQueue::new(options));
@@ -141,7 +140,7 @@ impl Place for Faulted {
 struct Mutant {
     queue: Arc<MemoryQueue>,
     fault: Fault,
-    is_reopened: AtomicBool,
+    is_reopened: bool,
     seen: Mutex<Seen>,
 }
 
@@ -159,7 +158,7 @@ impl Mutant {
 
     /// Whether it has this fault, and was opened again.
     fn has_since_reopening(&self, fault: Fault) -> bool {
-        self.has(fault) && self.is_reopened.load(Ordering::SeqCst)
+        self.has(fault) && self.is_reopened
     }
 
     fn time(&self, now: Timestamp) -> Timestamp {
@@ -313,6 +312,10 @@ impl Queue for Mutant {
 
     fn admin(&self) -> Option<&dyn Administration> {
         Some(self)
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
+        self.queue.transfer()
     }
 }
 
