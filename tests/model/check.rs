@@ -10,11 +10,12 @@ use std::{
 
 use batchyard::{
     Administration, BatchId, Bookmark, Claim, DeadReason, Due, Entry, Error, Lease, List,
-    NewRequest, Outcome, Page, Queue, RequestId, ResultCursor, Retries, State, Then, Timestamp,
-    Update,
+    NewRequest, Outcome, Page, Queue, RequestId, ResultCursor, Retries, State, Stats, Then,
+    Timestamp, Update,
     transfer::{DumpFrom, Record},
 };
 use proptest::test_runner::TestCaseError;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     backends::{Place, Restarts},
@@ -96,6 +97,8 @@ impl Pair {
             Clock::GoesOn(time) => self.now.after(time),
             Clock::GoesBack(time) => self.now.before(time),
         };
+        let changes = self.queue.pushed();
+        let before = self.model.stats(self.now);
         match &moment.step {
             Step::Push { requests, bookmark } => self.push(requests, *bookmark).await,
             Step::Claim { .. } => self.claim(&self.claim_of(&moment.step)).await.map(|_| ()),
@@ -118,7 +121,27 @@ impl Pair {
             // It has happened.
             Step::Restart(_) => Ok(()),
         }?;
+        if let Some(changes) = changes {
+            self.is_told(changes, before).await?;
+        }
         self.look().await
+    }
+
+    /// Whoever waits is woken if the step may have given them something: a batch, room, or an outcome.
+    async fn is_told(&mut self, mut changes: watch::Receiver<u64>, before: Stats) -> Check {
+        let after = self.model.stats(self.now);
+        let settled = |stats: Stats| stats.done + stats.dead;
+        let is_due = after.ready > before.ready
+            || after.offered > before.offered
+            || after.held() < before.held()
+            || settled(after) > settled(before);
+        let told = async { !is_due || changes.changed().await.is_ok() };
+        match timeout(HANGS_AFTER, told).await {
+            Ok(true) => Ok(()),
+            _ => Err(TestCaseError::fail(format!(
+                "nobody is woken between {before:?} and {after:?}"
+            ))),
+        }
     }
 
     async fn push(&mut self, new: &[New], bookmark: Option<u8>) -> Check {
@@ -140,7 +163,7 @@ impl Pair {
                 push.await
             }
         };
-        let expected = self.model.push(self.now, requests, bookmark);
+        let expected = self.model.push(self.now, &requests, bookmark);
         same("push", expected, pushed).map(|_| ())
     }
 
@@ -217,16 +240,16 @@ impl Pair {
         let most = u32::try_from(self.steps % 7).expect("small") * self.scale.requests;
         let most = NonZeroU32::MIN.saturating_add(most);
         for state in STATES {
-            let mut list = List::new(state).max_requests(most);
-            list.payloads = self.steps.is_multiple_of(2);
+            let mut wanted = List::new(state).max_requests(most);
+            wanted.payloads = self.steps.is_multiple_of(2);
             loop {
-                let page = admin.list(now, &list).await;
-                let expected = all_told(self.model.list(now, &list));
-                let page = same("list", Ok(expected), page.map(all_told))?;
-                let Some(last) = page.and_then(|page| Some(page.last()?.id)) else {
+                let page = admin.list(now, &wanted).await;
+                let expected = all_told(self.model.list(now, &wanted));
+                let listed = same("list", Ok(expected), page.map(all_told))?;
+                let Some(last) = listed.and_then(|page| Some(page.last()?.id)) else {
                     break;
                 };
-                list = list.after(last);
+                wanted = wanted.after(last);
             }
         }
         let mut read_to = (0, None);
@@ -464,15 +487,15 @@ fn same<T: PartialEq + Debug>(
     model: Answer<T>,
     queue: batchyard::Result<T>,
 ) -> Check<Option<T>> {
-    let told = queue.as_ref().map_err(Error::to_string);
+    let queue = queue.map_err(|error| (error.kind(), error.to_string()));
     let differs = match (&model, &queue) {
         (Ok(expected), Ok(answer)) => expected != answer,
-        (Err(kind), Err(error)) => *kind != error.kind(),
+        (Err(kind), Err((told, _))) => kind != told,
         _ => true,
     };
     if differs {
         return Err(TestCaseError::fail(format!(
-            "{verb} differs\n  model: {model:?}\n  queue: {told:?}"
+            "{verb} differs\n  model: {model:?}\n  queue: {queue:?}"
         )));
     }
     Ok(model.ok())
@@ -482,6 +505,8 @@ fn same<T: PartialEq + Debug>(
 const LEASES: usize = 5;
 /// How many requests are looked up one by one after each step.
 const STATUSES: usize = 150;
+/// Far beyond what a wake-up takes.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
 /// Past every time that a step can name.
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A request that nobody pushed.

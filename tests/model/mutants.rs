@@ -14,6 +14,7 @@ use batchyard::{
 };
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::{
     backends::{Place, Restarts},
@@ -53,11 +54,12 @@ pub(crate) enum Fault {
     IdsReusedAfterReopening,
     LeasesLostAfterReopening,
     BookmarksLostAfterReopening,
+    NobodyWoken,
 }
 
 impl Fault {
     /// Every fault there is.
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::ExpiredRequestClaimed,
         Self::DelayedRequestReadyAtOnce,
         Self::KeyForgotten,
@@ -87,6 +89,7 @@ impl Fault {
         Self::IdsReusedAfterReopening,
         Self::LeasesLostAfterReopening,
         Self::BookmarksLostAfterReopening,
+        Self::NobodyWoken,
     ];
 }
 
@@ -110,6 +113,7 @@ impl Faulted {
             fault: self.fault,
             is_reopened,
             seen: Mutex::default(),
+            silent: watch::Sender::default(),
         })
     }
 }
@@ -142,6 +146,7 @@ struct Mutant {
     fault: Fault,
     is_reopened: bool,
     seen: Mutex<Seen>,
+    silent: watch::Sender<u64>,
 }
 
 /// What a mutant remembers to do wrong.
@@ -238,7 +243,7 @@ impl Queue for Mutant {
         match self.fault {
             Fault::CounterOff if stats.cancelled > 0 => stats.in_flight += 1,
             Fault::AgeOfOldestForgotten => {
-                stats.oldest_ready_at = stats.oldest_ready_at.map(|_| now)
+                stats.oldest_ready_at = stats.oldest_ready_at.map(|_| now);
             }
             _ => {}
         }
@@ -261,7 +266,9 @@ impl Queue for Mutant {
         match self.fault {
             Fault::MembersReorderedAtRedelivery if lease.attempt > 1 => members.reverse(),
             Fault::OutcomeForgottenAtRedelivery if lease.attempt > 1 => {
-                members.iter_mut().for_each(|member| member.outcome = None);
+                for member in &mut members {
+                    member.outcome = None;
+                }
             }
             Fault::RetriedRequestKeepsPosition => {
                 let retried = |member: &&mut Member| member.attempt > lease.attempt;
@@ -308,6 +315,13 @@ impl Queue for Mutant {
             }
             updated => updated,
         }
+    }
+
+    fn pushed(&self) -> Option<watch::Receiver<u64>> {
+        if self.has(Fault::NobodyWoken) {
+            return Some(self.silent.subscribe());
+        }
+        self.queue.pushed()
     }
 
     fn admin(&self) -> Option<&dyn Administration> {

@@ -110,7 +110,7 @@ struct Batch {
 
 #[derive(Debug)]
 struct Key {
-    key: String,
+    name: String,
     id: RequestId,
     payload: Bytes,
     expires_at: Timestamp,
@@ -164,17 +164,17 @@ impl Model {
     pub(crate) fn push(
         &mut self,
         now: Timestamp,
-        new: Vec<NewRequest>,
+        new: &[NewRequest],
         bookmark: Option<Bookmark>,
     ) -> Answer<Vec<Pushed>> {
         self.advance(now);
         let mut pushed: Vec<Pushed> = Vec::new();
         let mut keys: Vec<Key> = Vec::new();
         let mut next = self.next_position(now);
-        for request in &new {
-            let known = request.idempotency_key.as_ref().and_then(|key| {
+        for request in new {
+            let known = request.idempotency_key.as_ref().and_then(|name| {
                 let mut keys = self.keys.iter().chain(&keys);
-                keys.find(|known| known.key == *key)
+                keys.find(|known| known.name == *name)
             });
             if known.is_some_and(|known| known.payload != request.payload) {
                 return Err(ErrorKind::Invalid);
@@ -186,8 +186,8 @@ impl Model {
                 continue;
             }
             next += 1;
-            keys.extend(request.idempotency_key.clone().map(|key| Key {
-                key,
+            keys.extend(request.idempotency_key.clone().map(|name| Key {
+                name,
                 id,
                 payload: request.payload.clone(),
                 expires_at: now.after(self.options.idempotency_window),
@@ -350,7 +350,7 @@ impl Model {
                     request.is = Is::Gone(Gone::Expired);
                 }
                 Is::Delayed { due: at } if at <= now => {
-                    due.push((at, request.position, request.id))
+                    due.push((at, request.position, request.id));
                 }
                 Is::Done {
                     until: Some(until), ..
