@@ -133,6 +133,9 @@ impl Pair {
         let settled = |stats: Stats| stats.done + stats.dead;
         let is_due = after.ready > before.ready
             || after.offered > before.offered
+            || after
+                .next_offer
+                .is_some_and(|at| before.next_offer > Some(at))
             || after.held() < before.held()
             || settled(after) > settled(before);
         let told = async { !is_due || changes.changed().await.is_ok() };
@@ -506,7 +509,7 @@ const LEASES: usize = 5;
 /// How many requests are looked up one by one after each step.
 const STATUSES: usize = 150;
 /// Far beyond what a wake-up takes.
-const HANGS_AFTER: Duration = Duration::from_secs(60);
+const HANGS_AFTER: Duration = Duration::from_secs(20);
 /// Past every time that a step can name.
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A request that nobody pushed.
