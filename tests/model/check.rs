@@ -10,15 +10,17 @@ use std::{
 
 use batchyard::{
     Administration, BatchId, Bookmark, Claim, DeadReason, Due, Entry, Error, Lease, List,
-    NewRequest, Outcome, Page, Queue, RequestId, ResultCursor, Retries, State, Then, Timestamp,
-    Update,
+    NewRequest, Outcome, Page, Queue, RequestId, ResultCursor, Retries, State, Stats, Then,
+    Timestamp, Update,
+    transfer::{DumpFrom, Record},
 };
 use proptest::test_runner::TestCaseError;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     backends::{Place, Restarts},
     reference::{Answer, Model},
-    script::{Clock, Fate, Life, Moment, New, Next, Restart, SOURCES, Step},
+    script::{Clock, Fate, Life, Moment, New, Next, Restart, SOURCES, Scale, Step},
 };
 
 /// Nothing, or how the queue differs from the model.
@@ -30,13 +32,14 @@ pub(crate) async fn live(place: &mut dyn Place, life: &Life) -> Check<usize> {
         queue: place.open(life.options, life.offers_held).await,
         model: Model::new(life.options),
         now: Timestamp::from_millis(1_767_225_600_000),
+        scale: life.scale,
         steps: 0,
         leases: Vec::new(),
         read_to: (0, None),
     };
     for moment in &life.moments {
         if let Step::Restart(how) = moment.step {
-            pair = pair.restart(place, life.offers_held, how).await;
+            pair = pair.restart(place, life, how).await?;
         }
         pair.take(moment)
             .await
@@ -53,6 +56,7 @@ struct Pair {
     queue: Arc<dyn Queue>,
     model: Model,
     now: Timestamp,
+    scale: Scale,
     steps: usize,
     /// All leases with the members of their batches, the last one first, good or lost.
     leases: Vec<(Lease, Vec<RequestId>)>,
@@ -66,14 +70,24 @@ impl Pair {
         TestCaseError::fail(format!("step {steps}, at {now}: {step}\n{error}"))
     }
 
-    async fn restart(mut self, place: &mut dyn Place, offers_held: bool, how: Restart) -> Self {
-        if place.restarts() == Restarts::OfTheProcess {
-            self.model.restart(offers_held);
+    async fn restart(mut self, place: &mut dyn Place, life: &Life, how: Restart) -> Check<Self> {
+        if how == Restart::Moved {
+            let records = dump(&*self.queue, self.now).await;
+            let records = records.map_err(|error| unexpected("dump", &error))?;
+            drop(self.queue);
+            self.queue = place.open(life.options, life.offers_held).await;
+            let restored = restore(&*self.queue, records).await;
+            restored.map_err(|error| unexpected("restore", &error))?;
+            self.model.restart(true, true);
+            // Cursors of results begin anew.
+            self.read_to = (0, None);
+        } else {
+            self.queue = place.restart(self.queue, how).await;
+            if place.restarts() == Restarts::OfTheProcess {
+                self.model.restart(life.offers_held, false);
+            }
         }
-        Self {
-            queue: place.restart(self.queue, how).await,
-            ..self
-        }
+        Ok(self)
     }
 
     async fn take(&mut self, moment: &Moment) -> Check {
@@ -83,6 +97,8 @@ impl Pair {
             Clock::GoesOn(time) => self.now.after(time),
             Clock::GoesBack(time) => self.now.before(time),
         };
+        let changes = self.queue.pushed();
+        let before = self.model.stats(self.now);
         match &moment.step {
             Step::Push { requests, bookmark } => self.push(requests, *bookmark).await,
             Step::Claim { .. } => self.claim(&self.claim_of(&moment.step)).await.map(|_| ()),
@@ -105,11 +121,40 @@ impl Pair {
             // It has happened.
             Step::Restart(_) => Ok(()),
         }?;
+        if let Some(changes) = changes {
+            self.is_told(changes, before).await?;
+        }
         self.look().await
     }
 
+    /// Whoever waits is woken if the step may have given them something: a batch, room, or an outcome.
+    async fn is_told(&mut self, mut changes: watch::Receiver<u64>, before: Stats) -> Check {
+        let after = self.model.stats(self.now);
+        let settled = |stats: Stats| stats.done + stats.dead;
+        let is_due = after.ready > before.ready
+            || after.offered > before.offered
+            || after
+                .next_offer
+                .is_some_and(|at| before.next_offer > Some(at))
+            || after.held() < before.held()
+            || settled(after) > settled(before);
+        let told = async { !is_due || changes.changed().await.is_ok() };
+        match timeout(HANGS_AFTER, told).await {
+            Ok(true) => Ok(()),
+            _ => Err(TestCaseError::fail(format!(
+                "nobody is woken between {before:?} and {after:?}"
+            ))),
+        }
+    }
+
     async fn push(&mut self, new: &[New], bookmark: Option<u8>) -> Check {
-        let requests: Vec<NewRequest> = new.iter().map(|new| self.request(new)).collect();
+        let known = self.model.ids().len();
+        let copies = self.scale.spread(0);
+        let requests = copies.flat_map(|copy| new.iter().map(move |new| (copy, new)));
+        let requests: Vec<NewRequest> = (known..)
+            .zip(requests)
+            .map(|(number, (copy, new))| self.request(number, copy, new))
+            .collect();
         let bookmark = bookmark.map(|source| Bookmark {
             source: source.to_string(),
             value: self.steps.to_string().into(),
@@ -121,7 +166,7 @@ impl Pair {
                 push.await
             }
         };
-        let expected = self.model.push(self.now, requests, bookmark);
+        let expected = self.model.push(self.now, &requests, bookmark);
         same("push", expected, pushed).map(|_| ())
     }
 
@@ -156,9 +201,13 @@ impl Pair {
             return Ok(());
         }
         let (lease, members) = self.leases[lease % count].clone();
-        let named = outcomes
-            .iter()
-            .map(|(number, fate)| (members[number % members.len()], self.outcome(fate)));
+        let named = outcomes.iter().flat_map(|(number, fate)| {
+            let ids = self
+                .scale
+                .spread(*number)
+                .map(|number| members[number % members.len()]);
+            ids.map(|id| (id, self.outcome(fate)))
+        });
         let stranger = stranger.then(|| (STRANGER, Outcome::done()));
         let update = Update {
             outcomes: named.chain(stranger).collect(),
@@ -181,24 +230,29 @@ impl Pair {
         }
         same("stats", Ok(expected), queue.stats(now).await)?;
         let admin = administration(&*queue)?;
-        for id in self.model.ids().into_iter().chain([STRANGER]) {
+        let ids = self.model.ids();
+        // Not all of very many, and others each time.
+        let each = ids.len() / STATUSES + 1;
+        let some = ids.into_iter().skip(self.steps % each).step_by(each);
+        for id in some.chain([STRANGER]) {
             let entry = admin.status(now, id).await;
             let expected = self.model.status(now, id).map(told);
             same("status", Ok(expected), entry.map(|entry| entry.map(told)))?;
         }
         // Pages of another size each time.
-        let most = NonZeroU32::MIN.saturating_add(u32::try_from(self.steps % 7).expect("small"));
+        let most = u32::try_from(self.steps % 7).expect("small") * self.scale.requests;
+        let most = NonZeroU32::MIN.saturating_add(most);
         for state in STATES {
-            let mut list = List::new(state).max_requests(most);
-            list.payloads = self.steps.is_multiple_of(2);
+            let mut wanted = List::new(state).max_requests(most);
+            wanted.payloads = self.steps.is_multiple_of(2);
             loop {
-                let page = admin.list(now, &list).await;
-                let expected = all_told(self.model.list(now, &list));
-                let page = same("list", Ok(expected), page.map(all_told))?;
-                let Some(last) = page.and_then(|page| Some(page.last()?.id)) else {
+                let page = admin.list(now, &wanted).await;
+                let expected = all_told(self.model.list(now, &wanted));
+                let listed = same("list", Ok(expected), page.map(all_told))?;
+                let Some(last) = listed.and_then(|page| Some(page.last()?.id)) else {
                     break;
                 };
-                list = list.after(last);
+                wanted = wanted.after(last);
             }
         }
         let mut read_to = (0, None);
@@ -215,7 +269,9 @@ impl Pair {
             let mut page = Page {
                 after: None,
                 max_requests: most,
-                max_bytes: NonZeroU64::MIN.saturating_add(u64::from(most.get()) * 9),
+                max_bytes: NonZeroU64::from(most).saturating_mul(
+                    NonZeroU64::MIN.saturating_add(8 * u64::from(self.scale.bytes)),
+                ),
             };
             loop {
                 let members = queue.read(lease, page).await;
@@ -285,21 +341,21 @@ impl Pair {
         }
         ids.extend(self.model.ids());
         ids.push(STRANGER);
-        numbers
-            .iter()
-            .map(|number| ids[number % ids.len()])
-            .collect()
+        let numbers = numbers.iter().flat_map(|number| self.scale.spread(*number));
+        numbers.map(|number| ids[number % ids.len()]).collect()
     }
 
-    fn request(&self, new: &New) -> NewRequest {
-        let mut request = NewRequest::new(vec![b'x'; new.bytes]);
+    /// A request that can be told from the others by its number.
+    fn request(&self, number: usize, copy: usize, new: &New) -> NewRequest {
+        let filling = u8::try_from(number % 251).expect("a byte");
+        let mut request = NewRequest::new(vec![filling; new.bytes * self.scale.bytes as usize]);
         if new.attribute {
             request = request.attribute("step", self.steps.to_string());
         }
         if let Some(key) = new.key {
             // The key alone decides the payload, mostly: another one is refused.
             request.payload = vec![b'k'; 3 + usize::from(new.bytes == 0)].into();
-            request.idempotency_key = Some(key.to_string());
+            request.idempotency_key = Some(format!("{key} {copy}"));
         }
         request.not_before = new.due.map(|due| self.at(due));
         request.ttl = new.ttl.map(Duration::from_secs);
@@ -319,13 +375,13 @@ impl Pair {
             unreachable!("only called with a claim");
         };
         Claim {
-            max_requests: NonZeroU32::new(*max_requests).expect("from one"),
-            max_bytes: NonZeroU64::new(*max_bytes).expect("from one"),
+            max_requests: NonZeroU32::new(max_requests * self.scale.requests).expect("from one"),
+            max_bytes: NonZeroU64::new(self.scale.times_bytes(*max_bytes)).expect("from one"),
             lease_duration: Duration::from_secs(*lease_seconds),
             form: *form,
             due: due.as_ref().map(|due| Due {
-                requests: due.requests,
-                bytes: due.bytes,
+                requests: self.scale.times(due.requests),
+                bytes: self.scale.times_bytes(due.bytes),
                 oldest_at: due.oldest.map(|oldest| self.at(oldest)),
             }),
             context: vec![*context].into(),
@@ -335,7 +391,10 @@ impl Pair {
     fn outcome(&self, fate: &Fate) -> Outcome {
         match fate {
             Fate::Done(result) => Outcome::Done {
-                result: result.map(|byte| vec![byte; usize::from(byte % 5)].into()),
+                result: result.map(|byte| {
+                    let bytes = usize::from(byte % 5) * self.scale.bytes as usize;
+                    vec![byte; bytes].into()
+                }),
             },
             Fate::Retry(due) => Outcome::Retry {
                 error: format!("failed in step {}", self.steps),
@@ -375,6 +434,27 @@ impl Pair {
     }
 }
 
+/// Everything that a queue stores.
+async fn dump(queue: &dyn Queue, now: Timestamp) -> batchyard::Result<Vec<Record>> {
+    let transfer = queue.transfer().expect("every backend has it");
+    let (mut records, mut from) = (Vec::new(), Some(DumpFrom::Start));
+    while let Some(next) = from {
+        let page = transfer.dump(now, next).await?;
+        records.extend(page.records);
+        from = page.next;
+    }
+    Ok(records)
+}
+
+async fn restore(queue: &dyn Queue, records: Vec<Record>) -> batchyard::Result<()> {
+    let transfer = queue.transfer().expect("every backend has it");
+    transfer.restore().await?.add(records).await
+}
+
+fn unexpected(what: &str, error: &Error) -> TestCaseError {
+    TestCaseError::fail(format!("{what} must succeed: {:?}: {error}", error.kind()))
+}
+
 fn administration(queue: &dyn Queue) -> Check<&dyn Administration> {
     let admin = queue.admin();
     admin.ok_or_else(|| TestCaseError::fail("it has no administration"))
@@ -410,15 +490,15 @@ fn same<T: PartialEq + Debug>(
     model: Answer<T>,
     queue: batchyard::Result<T>,
 ) -> Check<Option<T>> {
-    let told = queue.as_ref().map_err(Error::to_string);
+    let queue = queue.map_err(|error| (error.kind(), error.to_string()));
     let differs = match (&model, &queue) {
         (Ok(expected), Ok(answer)) => expected != answer,
-        (Err(kind), Err(error)) => *kind != error.kind(),
+        (Err(kind), Err((told, _))) => kind != told,
         _ => true,
     };
     if differs {
         return Err(TestCaseError::fail(format!(
-            "{verb} differs\n  model: {model:?}\n  queue: {told:?}"
+            "{verb} differs\n  model: {model:?}\n  queue: {queue:?}"
         )));
     }
     Ok(model.ok())
@@ -426,6 +506,10 @@ fn same<T: PartialEq + Debug>(
 
 /// How many of the last leases are used and read: the older ones are mostly lost, and tried even so.
 const LEASES: usize = 5;
+/// How many requests are looked up one by one after each step.
+const STATUSES: usize = 150;
+/// Far beyond what a wake-up takes.
+const HANGS_AFTER: Duration = Duration::from_secs(20);
 /// Past every time that a step can name.
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A request that nobody pushed.

@@ -2,19 +2,19 @@
 
 use std::{
     num::NonZeroU32,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use batchyard::{
     Administration, Bookmark, Cancelled, Claim, Entry, ErrorKind, Lease, List, Member, MemoryQueue,
     NewRequest, Page, Position, Pushed, Queue, QueueOptions, RequestId, Result, ResultCursor,
-    Retries, SettledPage, Stats, Then, Timestamp, Update,
+    Retries, SettledPage, Stats, Then, Timestamp, Update, transfer::Transfer,
 };
+
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::{
     backends::{Place, Restarts},
@@ -54,11 +54,12 @@ pub(crate) enum Fault {
     IdsReusedAfterReopening,
     LeasesLostAfterReopening,
     BookmarksLostAfterReopening,
+    NobodyWoken,
 }
 
 impl Fault {
     /// Every fault there is.
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::ExpiredRequestClaimed,
         Self::DelayedRequestReadyAtOnce,
         Self::KeyForgotten,
@@ -88,6 +89,7 @@ impl Fault {
         Self::IdsReusedAfterReopening,
         Self::LeasesLostAfterReopening,
         Self::BookmarksLostAfterReopening,
+        Self::NobodyWoken,
     ];
 }
 
@@ -109,8 +111,9 @@ impl Faulted {
         Arc::new(Mutant {
             queue: self.kept.clone(),
             fault: self.fault,
-            is_reopened: AtomicBool::new(is_reopened),
+            is_reopened,
             seen: Mutex::default(),
+            silent: watch::Sender::default(),
         })
     }
 }
@@ -120,7 +123,7 @@ impl Place for Faulted {
     async fn open(&mut self, mut options: QueueOptions, _: bool) -> Arc<dyn Queue> {
         match self.fault {
             Fault::BoundOffByOne => options.max_requests = options.max_requests.saturating_add(1),
-            Fault::RetentionIgnored => options.retention = std::time::Duration::MAX,
+            Fault::RetentionIgnored => options.retention = Duration::MAX,
             _ => {}
         }
         self.kept = Arc::new(MemoryQueue::new(options));
@@ -141,8 +144,9 @@ impl Place for Faulted {
 struct Mutant {
     queue: Arc<MemoryQueue>,
     fault: Fault,
-    is_reopened: AtomicBool,
+    is_reopened: bool,
     seen: Mutex<Seen>,
+    silent: watch::Sender<u64>,
 }
 
 /// What a mutant remembers to do wrong.
@@ -159,7 +163,7 @@ impl Mutant {
 
     /// Whether it has this fault, and was opened again.
     fn has_since_reopening(&self, fault: Fault) -> bool {
-        self.has(fault) && self.is_reopened.load(Ordering::SeqCst)
+        self.has(fault) && self.is_reopened
     }
 
     fn time(&self, now: Timestamp) -> Timestamp {
@@ -239,7 +243,7 @@ impl Queue for Mutant {
         match self.fault {
             Fault::CounterOff if stats.cancelled > 0 => stats.in_flight += 1,
             Fault::AgeOfOldestForgotten => {
-                stats.oldest_ready_at = stats.oldest_ready_at.map(|_| now)
+                stats.oldest_ready_at = stats.oldest_ready_at.map(|_| now);
             }
             _ => {}
         }
@@ -262,7 +266,9 @@ impl Queue for Mutant {
         match self.fault {
             Fault::MembersReorderedAtRedelivery if lease.attempt > 1 => members.reverse(),
             Fault::OutcomeForgottenAtRedelivery if lease.attempt > 1 => {
-                members.iter_mut().for_each(|member| member.outcome = None);
+                for member in &mut members {
+                    member.outcome = None;
+                }
             }
             Fault::RetriedRequestKeepsPosition => {
                 let retried = |member: &&mut Member| member.attempt > lease.attempt;
@@ -311,8 +317,19 @@ impl Queue for Mutant {
         }
     }
 
+    fn pushed(&self) -> Option<watch::Receiver<u64>> {
+        if self.has(Fault::NobodyWoken) {
+            return Some(self.silent.subscribe());
+        }
+        self.queue.pushed()
+    }
+
     fn admin(&self) -> Option<&dyn Administration> {
         Some(self)
+    }
+
+    fn transfer(&self) -> Option<&dyn Transfer> {
+        self.queue.transfer()
     }
 }
 

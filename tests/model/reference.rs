@@ -110,7 +110,7 @@ struct Batch {
 
 #[derive(Debug)]
 struct Key {
-    key: String,
+    name: String,
     id: RequestId,
     payload: Bytes,
     expires_at: Timestamp,
@@ -143,12 +143,17 @@ impl Model {
         batch.map_or_else(Vec::new, |batch| batch.members.clone())
     }
 
-    /// A restart of its process: batches of holders that are gone may be offered at once, and it is
-    /// forgotten when a time in the future was first seen.
-    pub(crate) fn restart(&mut self, offers_held: bool) {
-        let held = self.batches.iter_mut().filter(|one| one.held.is_some());
-        held.filter(|_| offers_held)
-            .for_each(|one| one.until = Timestamp::EPOCH);
+    /// A restart of its process: it is forgotten when a time in the future was first seen, batches of
+    /// holders that are gone may be offered at once, and in a fresh queue their leases are lost.
+    pub(crate) fn restart(&mut self, offers_held: bool, is_moved: bool) {
+        for batch in self.batches.iter_mut().filter(|one| one.held.is_some()) {
+            if offers_held {
+                batch.until = Timestamp::EPOCH;
+            }
+            if is_moved {
+                batch.held = None;
+            }
+        }
         for request in &mut self.requests {
             if let Is::Ready { seen, .. } = &mut request.is {
                 *seen = None;
@@ -159,17 +164,17 @@ impl Model {
     pub(crate) fn push(
         &mut self,
         now: Timestamp,
-        new: Vec<NewRequest>,
+        new: &[NewRequest],
         bookmark: Option<Bookmark>,
     ) -> Answer<Vec<Pushed>> {
         self.advance(now);
         let mut pushed: Vec<Pushed> = Vec::new();
         let mut keys: Vec<Key> = Vec::new();
         let mut next = self.next_position(now);
-        for request in &new {
-            let known = request.idempotency_key.as_ref().and_then(|key| {
+        for request in new {
+            let known = request.idempotency_key.as_ref().and_then(|name| {
                 let mut keys = self.keys.iter().chain(&keys);
-                keys.find(|known| known.key == *key)
+                keys.find(|known| known.name == *name)
             });
             if known.is_some_and(|known| known.payload != request.payload) {
                 return Err(ErrorKind::Invalid);
@@ -181,8 +186,8 @@ impl Model {
                 continue;
             }
             next += 1;
-            keys.extend(request.idempotency_key.clone().map(|key| Key {
-                key,
+            keys.extend(request.idempotency_key.clone().map(|name| Key {
+                name,
                 id,
                 payload: request.payload.clone(),
                 expires_at: now.after(self.options.idempotency_window),
@@ -345,7 +350,7 @@ impl Model {
                     request.is = Is::Gone(Gone::Expired);
                 }
                 Is::Delayed { due: at } if at <= now => {
-                    due.push((at, request.position, request.id))
+                    due.push((at, request.position, request.id));
                 }
                 Is::Done {
                     until: Some(until), ..
@@ -460,13 +465,18 @@ impl Model {
     }
 
     fn known(&self, id: RequestId) -> &Request {
-        let known = self.requests.iter().find(|request| request.id == id);
-        known.expect("it was pushed")
+        &self.requests[self.place(id)]
     }
 
     fn known_mut(&mut self, id: RequestId) -> &mut Request {
-        let known = self.requests.iter_mut().find(|request| request.id == id);
-        known.expect("it was pushed")
+        let at = self.place(id);
+        &mut self.requests[at]
+    }
+
+    /// Ids grow.
+    fn place(&self, id: RequestId) -> usize {
+        let at = self.requests.binary_search_by_key(&id, |one| one.id);
+        at.expect("it was pushed")
     }
 }
 

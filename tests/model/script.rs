@@ -14,14 +14,41 @@ pub(crate) struct Life {
     pub(crate) options: QueueOptions,
     /// Whether opening offers the batches of holders that are gone, as it does by default.
     pub(crate) offers_held: bool,
+    pub(crate) scale: Scale,
     pub(crate) moments: Vec<Moment>,
+}
+
+/// How many times more, and larger, everything is: what fits in one row, page or segment of a backend at
+/// one scale takes many of them at another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scale {
+    pub(crate) requests: u32,
+    pub(crate) bytes: u32,
+}
+
+impl Scale {
+    /// So many requests at this scale.
+    pub(crate) fn times(self, requests: u64) -> u64 {
+        requests.saturating_mul(self.requests.into())
+    }
+
+    /// So many bytes of requests at this scale.
+    pub(crate) fn times_bytes(self, bytes: u64) -> u64 {
+        self.times(bytes).saturating_mul(self.bytes.into())
+    }
+
+    /// The numbers that one number stands for.
+    pub(crate) fn spread(self, number: usize) -> impl Iterator<Item = usize> {
+        let many = self.requests as usize;
+        number * many..(number + 1) * many
+    }
 }
 
 impl fmt::Display for Life {
     /// A line for each step.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let offers_held = self.offers_held;
-        writeln!(f, "{:?}, offers_held: {offers_held}", self.options)?;
+        let (options, scale, offers_held) = (self.options, self.scale, self.offers_held);
+        writeln!(f, "{options:?}, {scale:?}, offers_held: {offers_held}")?;
         (self.moments.iter())
             .try_for_each(|Moment { clock, step }| writeln!(f, "  {clock:?}: {step:?}"))
     }
@@ -78,6 +105,8 @@ pub(crate) enum Restart {
     Dropped,
     /// What kill -9 leaves is all there is.
     Killed,
+    /// It is taken to a fresh queue.
+    Moved,
 }
 
 #[derive(Clone, Debug)]
@@ -122,13 +151,23 @@ pub(crate) enum Next {
 /// Lives of so many steps.
 pub(crate) fn lives(steps: Range<usize>) -> impl Strategy<Value = Life> {
     let moment = (clock(), step()).prop_map(|(clock, step)| Moment { clock, step });
-    (options(), any::<bool>(), vec(moment, steps)).prop_map(|(options, offers_held, moments)| {
-        Life {
-            options,
+    (scale(), options(), any::<bool>(), vec(moment, steps)).prop_map(
+        |(scale, options, offers_held, moments)| Life {
+            options: QueueOptions {
+                max_requests: scale.times(options.max_requests),
+                max_bytes: scale.times_bytes(options.max_bytes),
+                ..options
+            },
             offers_held,
+            scale,
             moments,
-        }
-    })
+        },
+    )
+}
+
+fn scale() -> impl Strategy<Value = Scale> {
+    let scale = |requests, bytes| Just(Scale { requests, bytes });
+    prop_oneof![18 => scale(1, 1), 1 => scale(40, 1), 1 => scale(15, 200)]
 }
 
 /// Bounds and windows that a short life meets.
@@ -160,6 +199,13 @@ fn clock() -> impl Strategy<Value = Clock> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let restarts = vec![
+        Restart::Closed,
+        Restart::Dropped,
+        Restart::Killed,
+        Restart::Killed,
+        Restart::Moved,
+    ];
     let some = || vec(prop_oneof![0..4_usize, 0..64_usize], 1..4);
     prop_oneof![
         25 => push(),
@@ -168,7 +214,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => some().prop_map(Step::Cancel),
         6 => some().prop_map(Step::Redrive),
         3 => some().prop_map(Step::Purge),
-        7 => select(vec![Restart::Closed, Restart::Dropped, Restart::Killed]).prop_map(Step::Restart),
+        8 => select(restarts).prop_map(Step::Restart),
     ]
 }
 

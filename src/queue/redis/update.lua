@@ -168,7 +168,8 @@ for _, one in ipairs(fresh) do
 end
 call('HSET', key, 'open', open - #fresh)
 flush()
-changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12
+-- Holding on for longer gives nobody anything to do.
+changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12 or (THEN == 'hold' and AT < held[4])
 
 if THEN == 'hold' then
   offer(AT)

@@ -314,6 +314,7 @@ macro_rules! __clauses {
             wakeups {
                 a_push_wakes: WakeUps,
                 giving_a_batch_back_wakes: WakeUps,
+                holding_a_batch_for_less_time_wakes: WakeUps,
                 an_outcome_wakes_who_waits_for_it: WakeUps,
                 cancelling_and_redriving_wake: WakeUps Administration,
                 every_receiver_sees_the_change: WakeUps,

@@ -176,7 +176,9 @@ impl Step<'_> {
             return Err(lease.not_splittable());
         }
         let attempts = open.prior + open.attempt;
-        let is_hold = matches!(update.then, Then::Hold { .. }) && update.outcomes.is_empty();
+        let is_held_on =
+            matches!(update.then, Then::Hold { until } if until.as_nanos() >= open.until);
+        let wakes = !(is_held_on && update.outcomes.is_empty());
         let bytes = |outcome: &Outcome| match outcome {
             Outcome::Done { result } => result.as_ref().map_or(0, Bytes::len),
             Outcome::Retry { error, .. } | Outcome::Reject { error, .. } => error.len(),
@@ -196,7 +198,7 @@ impl Step<'_> {
             recorded,
             then,
         }));
-        self.touch(!is_hold);
+        self.touch(wakes);
         Ok(Some(()))
     }
 

@@ -33,7 +33,9 @@ impl Step<'_> {
             return Err(Error::internal("a held batch is not open"));
         };
         let planned = self.plan(&batch, lease, update)?;
-        self.queue.wake |= !(planned.is_empty() && matches!(update.then, Then::Hold { .. }));
+        let is_held_on =
+            matches!(update.then, Then::Hold { until } if until.as_nanos() >= batch.until);
+        self.queue.wake |= !(planned.is_empty() && is_held_on);
         self.record_all(now, id, &mut batch, planned)?;
         if let Some(checkpoint) = &update.checkpoint {
             let key = keys::note(self.queue.id, id, Note::Checkpoint);
