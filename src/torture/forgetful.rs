@@ -26,7 +26,7 @@ use std::{
 };
 
 use fuser::{BackgroundSession, Config, MountOption};
-use rustix::io::Errno;
+use rustix::{io::Errno, mount::UnmountFlags};
 
 use self::disk::Disk;
 
@@ -232,7 +232,9 @@ impl Forgetful {
 
 impl Drop for Forgetful {
     fn drop(&mut self) {
-        // At once, whoever is still in there; without the right to it, the session asks fusermount3.
-        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
+        // Whoever still waits for an answer gets an error: a process whose own thread serves it could not end otherwise.
+        // Without the right to do this, the session asks fusermount3.
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
+        let _ = rustix::mount::unmount(&self.at, flags);
     }
 }

@@ -63,12 +63,11 @@ async fn live_long(backend: Backend) {
         let context =
             format!("{backend:?}, cycle {cycle}, {rules:?}, cut at {what:?}, then {loss:?}");
         let found = check(&disk, backend, &life, answered).await;
-        let (again, at) = found.unwrap_or_else(|why| {
+        let (again, now) = found.unwrap_or_else(|why| {
             let under_way = life.moments.get(answered).map(|moment| &moment.step);
             panic!("{context}: {answered} steps were answered, {under_way:?} was not: {why}")
         });
         opened = again;
-        let now = life.after(at).unwrap().0;
         life = Life::of(&*opened.queue, now).await;
     }
     let drained = drain(&*opened.queue, &life).await;

@@ -377,8 +377,12 @@ impl Disk {
         Err(error)
     }
 
+    /// What is removed gives its space back at once.
     fn used(&self) -> u64 {
-        self.nodes.values().map(|node| node.content.space()).sum()
+        let mut live = self.names.live();
+        live.extend(self.handles.values().map(|handle| handle.node));
+        let nodes = live.iter().filter_map(|number| self.nodes.get(number));
+        nodes.map(|node| node.content.space()).sum()
     }
 
     fn next(&mut self) -> u64 {
