@@ -78,6 +78,8 @@ impl Side {
     }
 
     async fn try_take(&mut self, now: Timestamp, step: &Step) -> Result<()> {
+        // What is due by now comes first, also before a step that turns out to be none.
+        self.queue.stats(now).await?;
         match step {
             Step::Push(new) => {
                 let requests = (0..).zip(new).map(|(index, new)| new.request(now, index));

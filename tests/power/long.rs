@@ -34,7 +34,7 @@ async fn live_long(backend: Backend) {
         .unwrap();
     let (cycles, mut steps) = (cycles(25, 300), 0);
     for cycle in 0..cycles {
-        if random.u8(..20) == 0 {
+        if random.u8(..6) == 0 {
             // A disk does not fill for ever.
             drain(&*opened.queue, &life)
                 .await
@@ -44,7 +44,7 @@ async fn live_long(backend: Backend) {
         }
         let rules = [Rules::Strict, Rules::Ext4][random.usize(..2)];
         disk.forgetful.set_rules(rules);
-        disk.forgetful.cut_after(random.u64(1..300));
+        disk.forgetful.cut_after(random.u64(1..150));
         let answered = live(&opened, &mut life, &mut random).await;
         let _ = opened.end().await;
         steps += answered;

@@ -27,6 +27,7 @@ use super::{
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
+    sentinel::Sentinel,
     write::{self, Write, row},
 };
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
 
 /// The open database of a store.
 pub(super) struct Db {
-    sled: sled::Db,
+    sled: Arc<sled::Db>,
     /// In the order of [`Tree::ALL`], apart from the first.
     trees: Vec<sled::Tree>,
     windows: Windows,
@@ -49,22 +50,45 @@ pub(super) struct Db {
     dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
+    /// Until all else is dropped.
+    _sentinel: Sentinel,
 }
 
 impl Db {
     /// Takes over what was just opened; `file` is its `db`, opened before anything was written.
-    pub(super) fn new(sled: sled::Db, file: File) -> Result<Self> {
+    pub(super) fn new((sled, config): (sled::Db, sled::Config), file: File) -> Result<Self> {
+        let sled = Arc::new(sled);
+        let sentinel = Sentinel::start(&sled, config)?;
         let mut db = Self {
             trees: Vec::new(),
-            windows: Windows::new(sled.clone()),
+            windows: Windows::new((*sled).clone()),
             file,
             counts: Mutex::default(),
             queues: Mutex::default(),
             dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
+            _sentinel: sentinel,
             sled,
         };
+        match db.load_all() {
+            Ok(()) => Ok(db),
+            Err(error) => {
+                db.let_go();
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops it. sled writes a last time then, and panics if the disk fails.
+    pub(super) fn let_go(self) {
+        if catch_unwind(AssertUnwindSafe(|| drop(self))).is_err() {
+            tracing::error!("sled panicked while it was closed");
+        }
+    }
+
+    fn load_all(&mut self) -> Result<()> {
+        let db = self;
         db.trees = db.guard("opening its trees", || {
             let names = Tree::ALL.into_iter();
             names.map(|(_, name)| db.sled.open_tree(name)).collect()
@@ -94,7 +118,7 @@ impl Db {
             ));
         }
         *lock(&db.counts) = counts;
-        Ok(db)
+        Ok(())
     }
 
     /// A queue's record, given the one in `meta`: a later one is in the last chunk that was pushed.

@@ -72,9 +72,12 @@ struct Format {
 pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
     let (lock, format) = begin(path)?;
     let db = open_database(path, &format, cache_bytes)?;
-    clean::unmark(path)?;
-    let (queues, next_queue) = recover(&db, queues)?;
-    finish(path, &db, format)?;
+    let (db, (queues, next_queue)) = or_let_go(db, |db| {
+        clean::unmark(path)?;
+        let recovered = recover(db, queues)?;
+        finish(path, db, format)?;
+        Ok(recovered)
+    })?;
     Ok(Opened {
         path: path.to_owned(),
         lock,
@@ -94,9 +97,23 @@ pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> R
         )));
     }
     let db = open_database(path, &format, FILLING_CACHE_BYTES)?;
-    let value = fill(&db)?;
-    finish(path, &db, format)?;
+    let (_, value) = or_let_go(db, |db| {
+        let value = fill(db)?;
+        finish(path, db, format)?;
+        Ok(value)
+    })?;
     Ok(value)
+}
+
+/// What it does with a database, and the database; if that fails, nobody else has it.
+fn or_let_go<T>(db: Db, with: impl FnOnce(&Db) -> Result<T>) -> Result<(Db, T)> {
+    match with(&db) {
+        Ok(value) => Ok((db, value)),
+        Err(error) => {
+            db.let_go();
+            Err(error)
+        }
+    }
 }
 
 /// Locks a folder that is a store or may become one.
@@ -323,11 +340,11 @@ fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
         .open(&file)
         .map_err(io)?;
     let db = Db::new(open_sled(&folder, cache_bytes)?, file)?;
-    prove(&db, path, format)?;
-    Ok(db)
+    Ok(or_let_go(db, |db| prove(db, path, format))?.0)
 }
 
-pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
+/// Opens it; its configuration tells which error its threads met.
+pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<(sled::Db, sled::Config)> {
     let config = sled::Config::new()
         .path(folder)
         .segment_size(SEGMENT_BYTES)
@@ -343,11 +360,15 @@ pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
     let mut waited = Duration::ZERO;
     loop {
         match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => return Ok(db),
+            Ok(Ok(db)) => return Ok((db, config)),
             // The store is locked for us, so whoever has sled's own lock is a thread of ours that ends.
             Ok(Err(sled::Error::Io(error))) if is_locked(&error) && waited < OWN_LOCK_WAIT => {
                 thread::sleep(LOCK_POLL);
                 waited += LOCK_POLL;
+            }
+            // The system refused to read or write: that is no damage.
+            Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => {
+                return Err(unusable(folder, "can't be read or written", error));
             }
             Ok(Err(error)) => return Err(damaged(&error).with_source(error)),
             Err(panic) => return Err(damaged(&db::panic_text(&*panic))),
