@@ -33,6 +33,8 @@ use self::disk::Disk;
 /// What becomes of that which was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
+    /// It is all there: only the programs were killed.
+    Nothing,
     /// It is gone.
     All,
     /// Any part of it reached the disk: sectors of 512 bytes, sizes, names, in any order that the rules allow.

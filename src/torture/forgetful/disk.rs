@@ -104,6 +104,7 @@ impl Disk {
     /// The power comes back; what was open is open no more.
     pub(super) fn restore(&mut self, loss: Loss) {
         match loss {
+            Loss::Nothing => {}
             Loss::All => {
                 self.names.lose();
                 self.nodes.values_mut().for_each(|node| node.content.lose());
