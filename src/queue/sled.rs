@@ -61,6 +61,7 @@ mod clean;
 mod db;
 mod handle;
 mod keys;
+mod lock;
 mod open;
 mod queue;
 mod range;
