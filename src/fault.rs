@@ -125,6 +125,7 @@ sled.dropped | the tree of a window was dropped
 sled.flush | sled writes what it has in memory
 sled.sync | what sled wrote is synced
 sled.sync_folder | the files and folders of a store that was just opened are synced
+sled.write_anew | what a failed sync has left in memory only is written anew
 sled.synced | a group was synced, nobody was answered
 sled.published | a group is shown, nobody was answered
 sled.answered | all of a group were answered

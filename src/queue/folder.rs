@@ -53,6 +53,10 @@ impl StoreFolder {
         let lock = lock::take(path)?;
         point("journal.locked");
         let fields = read_format(path, kind)?;
+        if fields.is_some() {
+            // Whoever made it may have failed to sync that, and nobody else would.
+            sync(path).map_err(|error| unusable(path, "can't be synced", error))?;
+        }
         Ok(Self {
             path: path.to_owned(),
             kind,
@@ -106,12 +110,7 @@ impl StoreFolder {
             point("journal.format");
             fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
             point("journal.format_named");
-            File::open(path)?.sync_all()?;
-            // The name of the folder itself may be new, too.
-            match path.canonicalize()?.parent() {
-                Some(parent) => File::open(parent)?.sync_all(),
-                None => Ok(()),
-            }
+            sync(path)
         };
         write().map_err(|error| unusable(path, "can't be written", error))?;
         self.fields = Some(fields);
@@ -142,6 +141,15 @@ impl LookedAt {
             fields,
             _locks: locks,
         })
+    }
+}
+
+/// Makes the names in a folder durable, and its own, which may be new, too.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    match path.canonicalize()?.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }
 

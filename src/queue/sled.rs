@@ -69,6 +69,7 @@ mod reader;
 mod record;
 mod repair;
 mod rows;
+mod sentinel;
 mod state;
 mod transfer;
 mod verify;
