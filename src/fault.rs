@@ -19,12 +19,20 @@ pub const POINTS: &[(&str, &str)] = &[
         "dispatcher.claimed",
         "a batch was claimed, its handler was not called",
     ),
+    ("journal.checkpoint", "a checkpoint goes into its event"),
+    ("journal.finish", "a batch is ended"),
     ("journal.write", "a group is written"),
     ("journal.written", "a group was written, not synced"),
     ("journal.sync", "a group is synced"),
     ("journal.synced", "a group was synced, nobody was answered"),
+    ("sled.checkpoint", "a checkpoint is put beside its batch"),
+    ("sled.finish", "a batch is ended"),
     ("sled.flush", "sled writes what it has in memory"),
     ("sled.sync", "what sled wrote is synced"),
+    (
+        "sled.sync_folder",
+        "the files and folders of a store that was just opened are synced",
+    ),
     ("sled.synced", "a group was synced, nobody was answered"),
 ];
 
@@ -56,6 +64,13 @@ pub(crate) fn step(name: &'static str) -> io::Result<bool> {
         Some(Planted::Skip) => Ok(false),
         Some(Planted::Error(kind)) => Err(kind.into()),
     }
+}
+
+/// Whether a planted fault leaves out what comes next, which can't fail.
+#[cfg(any(feature = "journal", feature = "sled"))]
+#[cfg_attr(not(feature = "faults"), inline)]
+pub(crate) fn is_left_out(name: &'static str) -> bool {
+    matches!(planted(name), Some(Planted::Skip))
 }
 
 #[cfg_attr(

@@ -30,6 +30,7 @@ fjall | bench/peer | others are measured, not used
 lmdb | bench/peer | others are measured, not used
 redb | bench/peer | others are measured, not used
 rusqlite | bench/peer | others are measured, not used
+fuser | torture/forgetful | mount what is there
 reqwest | handler/http provider | the library alone has no HTTP client
 clap | cli main | the library alone parses no arguments
 std/time/Instant | clock | take `now` as an argument

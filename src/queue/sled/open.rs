@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result, is_full},
+    fault::step,
     queue::QueueOptions,
 };
 
@@ -490,6 +491,9 @@ fn clear_staged(db: &Db, queue: u32, record: &QueueV1) -> Result<()> {
 fn sync_folder(path: &Path) -> Result<()> {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
     let all = || -> io::Result<()> {
+        if !step("sled.sync_folder")? {
+            return Ok(());
+        }
         let database = database(path);
         for folder in [&database.join("blobs"), &database, path] {
             if !folder.is_dir() {
