@@ -53,6 +53,8 @@ journal.root_mended | the root is as it was
 journal.cleared | files of no use are gone
 journal.set_aside | a tail is in quarantine, and still where it was
 journal.cut | a tail is gone
+journal.checkpoint | a checkpoint goes into its event
+journal.finish | a batch is ended
 journal.written_again | the last group was written and synced again
 journal.headers_mended | the headers are as they were, no mark follows
 journal.offered | the batches that were held are offered in memory
@@ -122,6 +124,8 @@ sled.settled | all slices of the ended batches were settled, and not synced
 sled.advanced | a slice of what time brings was written
 sled.drop | the tree of a window is dropped
 sled.dropped | the tree of a window was dropped
+sled.checkpoint | a checkpoint is put beside its batch
+sled.finish | a batch is ended
 sled.flush | sled writes what it has in memory
 sled.sync | what sled wrote is synced
 sled.sync_folder | the files and folders of a store that was just opened are synced
@@ -164,6 +168,13 @@ pub(crate) fn step(name: &'static str) -> io::Result<bool> {
         Some(Planted::Skip) => Ok(false),
         Some(Planted::Error(kind)) => Err(kind.into()),
     }
+}
+
+/// Whether a planted fault leaves out what comes next, which can't fail.
+#[cfg(any(feature = "journal", feature = "sled"))]
+#[cfg_attr(not(feature = "faults"), inline)]
+pub(crate) fn is_left_out(name: &'static str) -> bool {
+    matches!(planted(name), Some(Planted::Skip))
 }
 
 #[cfg_attr(

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   parent: cycle ──starts──▶ child: workload ──▶ a store below the folder
-//!     │  kills it, at any moment       │
+//!     │  kills it, or its disk,        │
+//!     │  at any moment                 │
 //!     ▼                                │ a line for each call before it is made, and for each answer after
 //!   ledger ◀───────────────────────────┘
 //!     │  compared with what the next child finds, before that does anything
@@ -17,7 +18,7 @@
 //! | `survey` | the child's reading of all that a store holds |
 //! | `ledger` | what was promised, as a function of the lines alone; and the comparison |
 //! | `cycle` | the parent: lives and deaths of its children |
-//! | `forgetful` | a disk that forgets what was not synced (feature `fuse`) |
+//! | `forgetful` | a disk that loses what was not synced (feature `fuse`) |
 //! | `figures` | memory, descriptors, disk use and opening times: whether they stay flat |
 //! | `report` | the verdict |
 

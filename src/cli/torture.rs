@@ -40,6 +40,10 @@ pub(super) struct TortureArgs {
     /// Only this backend [default: each in turn]
     #[arg(long, value_name = "BACKEND")]
     backend: Option<store::Backend>,
+    /// Also cut the power, of a second store each: on a file system in memory that forgets what was not synced, or
+    /// keeps torn parts of it (FUSE; built with the feature fuse)
+    #[arg(long)]
+    power: bool,
     /// What is done follows from this number, but not the moments at which the machine does it [default: another one each time]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
@@ -61,6 +65,10 @@ pub(super) async fn torture(args: TortureArgs) -> Result<Exit, Failure> {
         live(&parse(life)?).await?;
         return Ok(Exit::Ok);
     }
+    if args.power {
+        cycle::power_loss_available()
+            .map_err(|why| Failure::new(Exit::Usage, format!("no power can be cut here: {why}")))?;
+    }
     let mut stop = Stop::new()?;
     let folder = scratch::folder(&args.dir, "batchyard-torture-")?;
     let plan = Plan {
@@ -70,6 +78,7 @@ pub(super) async fn torture(args: TortureArgs) -> Result<Exit, Failure> {
             Some(backend) => vec![known(backend)?],
             None => Backend::ALL.to_vec(),
         },
+        power: args.power,
         duration: args.minutes,
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
     };

@@ -1,16 +1,18 @@
 //! The parent: one child after the other on each store, how each dies, and the verdict.
 
 mod child;
+mod ground;
 
 use std::{fs, path::PathBuf, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::child::Running;
+pub use self::ground::available as power_loss_available;
+use self::{child::Running, ground::Ground};
 use super::{
     Backend, Life,
     backend::WINDOW,
-    event::{Event, Go},
+    event::{Answer, Event, Go},
     figures::{Sample, figures},
     ledger::Ledger,
     report::{Report, Store},
@@ -29,6 +31,8 @@ pub struct Plan {
     pub program: PathBuf,
     /// The backends, in turns.
     pub backends: Vec<Backend>,
+    /// Whether each has a second store, on a disk that loses its power.
+    pub power: bool,
     /// How long it goes on.
     pub duration: Duration,
     /// All choices follow from it.
@@ -53,7 +57,10 @@ pub async fn run(
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let mut sites = Vec::new();
     for backend in &plan.backends {
-        sites.push(Site::new(plan, *backend)?);
+        sites.push(Site::new(plan, *backend, false)?);
+        if plan.power {
+            sites.push(Site::new(plan, *backend, true)?);
+        }
     }
     let lives = live_on(&mut sites, plan, &mut random, &mut report, step);
     tokio::select! {
@@ -98,37 +105,61 @@ enum Death {
     InRecovery(Duration),
     /// Killed so long after it began to work.
     AtWork(Duration),
+    /// The power of its disk is cut at this change from its start on: most likely while it opens the store.
+    CutInRecovery(u64),
+    /// The power of its disk is cut so long after it began to work.
+    CutAtWork(Duration),
     /// Asked to close the store.
     Closed(Duration),
     /// Ends by itself once all is settled.
     Drain,
 }
 
+impl Death {
+    fn cuts_power(self) -> bool {
+        matches!(self, Self::CutInRecovery(_) | Self::CutAtWork(_))
+    }
+}
+
 /// A store, and what it owes.
 struct Site {
     program: PathBuf,
-    folder: PathBuf,
+    /// Where its children say what they don't tell.
+    said: PathBuf,
+    ground: Ground,
+    store: PathBuf,
     backend: Backend,
     ledger: Ledger,
     lives: u32,
     /// How long it took of late until a child began to work.
     opening: Duration,
+    /// How many changes of the disk that took.
+    changes: u64,
     samples: Vec<Sample>,
 }
 
 impl Site {
-    fn new(plan: &Plan, backend: Backend) -> Result<Self> {
-        let folder = plan.folder.join(backend.to_string());
+    fn new(plan: &Plan, backend: Backend, loses_power: bool) -> Result<Self> {
+        let how = if loses_power { "power" } else { "killed" };
+        let folder = plan.folder.join(format!("{backend}-{how}"));
         fs::create_dir(&folder).map_err(|error| {
             Error::internal(format!("{} can't be made", folder.display())).with_source(error)
         })?;
+        let ground = if loses_power {
+            Ground::forgetful(&folder)?
+        } else {
+            Ground::Lasting
+        };
         Ok(Self {
             program: plan.program.clone(),
-            folder,
+            said: plan.folder.join(format!("{backend}-{how}.said")),
+            ground,
+            store: folder.join("store"),
             backend,
             ledger: Ledger::default(),
             lives: 0,
             opening: Duration::from_millis(50),
+            changes: 20,
             samples: Vec::new(),
         })
     }
@@ -136,30 +167,36 @@ impl Site {
     fn death(&self, random: &mut fastrand::Rng) -> Death {
         // Often soon, sometimes late.
         let life = LONGEST.mul_f64(random.f64().powi(2));
+        let early = self.opening.mul_f64(random.f64() * 1.1);
         match random.u8(..10) {
-            0..3 => Death::InRecovery(self.opening.mul_f64(random.f64() * 1.1)),
-            3 => Death::Closed(life),
+            0 => Death::Closed(life),
+            1..4 if self.ground.forgets() => Death::CutInRecovery(random.u64(..=self.changes + 2)),
+            4..9 if self.ground.forgets() => Death::CutAtWork(life),
+            1..4 => Death::InRecovery(early),
             _ => Death::AtWork(life),
         }
     }
 
     /// One child, from its start to its end.
     async fn live(&mut self, death: Death, seed: u64, report: &mut Report) -> Result<()> {
-        let store = self.folder.join("store");
-        let said = self.folder.join("said");
         let life = Life {
-            store: store.clone(),
+            store: self.store.clone(),
             backend: self.backend,
             seed,
             number: self.lives,
         };
         self.lives += 1;
         report.cycles += 1;
-        let mut child = Running::start(&self.program, &life, &said)?;
+        let mut child = Running::start(&self.program, &life, &self.said)?;
         let mut sample = Sample::default();
         let calls = (self.ledger.calls(), self.ledger.pushed());
+        self.ledger.expect_failures(death.cuts_power());
         let end = self.hear(&mut child, death, &mut sample, report).await?;
         let (status, said) = child.ended().await?;
+        if death.cuts_power() {
+            report.power_cuts += 1;
+            self.ground.restore(seed);
+        }
         match end {
             End::Killed => report.kills += 1,
             End::Closed => report.closed += 1,
@@ -167,17 +204,19 @@ impl Site {
                 "a child told nothing for {PATIENCE:?}, and was killed"
             )),
             End::Broken => {}
+            // It found no disk.
+            End::Gone if death.cuts_power() => {}
             End::Gone => self.ledger.wrong(format!(
                 "a child ended by itself ({status}), saying {said:?}"
             )),
         }
-        sample.measure(&store);
+        sample.measure(&self.store);
         self.samples.push(sample);
         report.calls += self.ledger.calls() - calls.0;
         report.requests += self.ledger.pushed() - calls.1;
         report.add(self.ledger.damage());
         if !self.ledger.damage().is_empty() {
-            report.kept = Some(store);
+            report.kept = Some(self.ground.keep(&self.store)?);
         }
         Ok(())
     }
@@ -194,8 +233,14 @@ impl Site {
         let never = begun + PATIENCE * 1000;
         let mut dies = match death {
             Death::InRecovery(after) => begun + after,
+            Death::CutInRecovery(changes) => {
+                self.ground.cut_after(changes);
+                // If it can neither go on nor end without a disk.
+                begun + self.opening * 4
+            }
             _ => never,
         };
+        let changes = self.ground.changes();
         let mut end = End::Gone;
         let mut works = false;
         loop {
@@ -209,6 +254,9 @@ impl Site {
                     if matches!(death, Death::Closed(_)) {
                         child.close();
                     } else {
+                        if death.cuts_power() {
+                            self.ground.cut();
+                        }
                         child.kill();
                         end = End::Killed;
                         report.kills_in_recovery += u64::from(!works);
@@ -226,6 +274,12 @@ impl Site {
             match event {
                 Event::Opened { micros, .. } => sample.open_micros = Some(micros),
                 Event::Closed => end = End::Closed,
+                // Its disk is gone, and there is nothing left for it to do.
+                Event::Failed(_)
+                | Event::Answer {
+                    answer: Answer::Failed(_),
+                    ..
+                } if death.cuts_power() => dies = dies.min(Instant::now() + AFTERMATH),
                 _ => {}
             }
             let is_survey = matches!(event, Event::Surveyed(_));
@@ -239,12 +293,17 @@ impl Site {
             if is_survey && !works {
                 works = true;
                 self.opening = begun.elapsed();
+                self.changes = self.ground.changes() - changes;
                 let drain = matches!(death, Death::Drain);
                 let since = clock::now().before(WINDOW / 2);
                 let repeat = self.ledger.repeatable(since, REPEATED);
                 child.say(&Go { repeat, drain }).await;
-                if let Death::AtWork(after) | Death::Closed(after) = death {
-                    dies = Instant::now() + after;
+                match death {
+                    Death::AtWork(after) | Death::CutAtWork(after) | Death::Closed(after) => {
+                        dies = Instant::now() + after;
+                    }
+                    Death::CutInRecovery(_) => dies = Instant::now() + LONGEST,
+                    Death::InRecovery(_) | Death::Drain => {}
                 }
             }
         }
@@ -252,7 +311,7 @@ impl Site {
 
     fn figures(&self) -> Store {
         Store {
-            name: format!("{}, killed", self.backend),
+            name: format!("{}, {}", self.backend, self.ground),
             figures: figures(&self.samples),
         }
     }
@@ -272,6 +331,8 @@ enum End {
 
 /// The longest that a child works.
 const LONGEST: Duration = Duration::from_secs(3);
+/// How long a child goes on once its disk is gone.
+const AFTERMATH: Duration = Duration::from_millis(20);
 /// A child that tells nothing for so long will never tell anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 const REPEATED: usize = 20;

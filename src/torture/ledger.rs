@@ -10,6 +10,8 @@
 //! dead, done, cancelled or purged, whichever was promised last; batches, with one holder at a time, are known exactly.
 
 mod compare;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, fmt};
 

@@ -7,7 +7,7 @@ use crate::{
     batch::{Lease, Outcome, Retries, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
-    fault::point,
+    fault::{is_left_out, point},
     queue::sled::{
         db,
         keys::{self, Note, PartOf, Tree},
@@ -37,7 +37,9 @@ impl Step<'_> {
             matches!(update.then, Then::Hold { until } if until.as_nanos() >= batch.until);
         self.queue.wake |= !(planned.is_empty() && is_held_on);
         self.record_all(now, id, &mut batch, planned)?;
-        if let Some(checkpoint) = &update.checkpoint {
+        if let Some(checkpoint) = &update.checkpoint
+            && !is_left_out("sled.checkpoint")
+        {
             let key = keys::note(self.queue.id, id, Note::Checkpoint);
             self.write.put(Tree::Notes, key, &NoteV1 {}, checkpoint)?;
             batch.checkpoint = true;
@@ -50,6 +52,7 @@ impl Step<'_> {
             }
             Then::Defer { until } => (batch.held, batch.until) = (false, until.as_nanos()),
             Then::Split { retries } => return self.end(now, id, batch, None, *retries),
+            Then::Finish { .. } if is_left_out("sled.finish") => {}
             Then::Finish { rest, retries } => {
                 return self.end(now, id, batch, Some(rest), *retries);
             }
