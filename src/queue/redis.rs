@@ -211,7 +211,7 @@ impl RedisQueue {
         Ok(Some(Lease {
             batch: BatchId::new(parse_hex(batch)?, self.calls.salt()),
             parent: parent.map(|parent| BatchId::new(parent, self.calls.salt())),
-            fence: Fence(parse_decimal(fence)?),
+            fence: Fence(parse_hex(fence)?),
             attempt: parse_decimal(attempt)?,
             requests: parse_decimal(requests)?,
             unsettled: parse_decimal(unsettled)?,
@@ -256,7 +256,7 @@ impl RedisQueue {
         };
         let mut args = vec![
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             flag(update.checkpoint.is_some()),
             update.checkpoint.clone().unwrap_or_default(),
             then.into(),
@@ -345,7 +345,7 @@ impl Queue for RedisQueue {
     async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
         let args = [
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             page.after
                 .map_or(Bytes::new(), |position| hex(position.as_u64())),
             decimal(&page.max_requests),
@@ -466,7 +466,7 @@ impl RedisQueue {
     async fn reject_damaged(&self, lease: &Lease, gone: Vec<(RequestId, Outcome)>) -> Result<()> {
         let mut args = vec![
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             flag(false),
             Bytes::new(),
             "keep".into(),

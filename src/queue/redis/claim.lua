@@ -89,14 +89,15 @@ if not batch and ARGV[7] == '1' and is_due() then batch = form() end
 if not batch then return answer({ 'none' }) end
 
 changed = true
-state.fence = state.fence + 1
+-- It grows, and its last digits are this call's alone: a replica that takes over may count up to the same claim again.
+state.fence = format('%010x', number(sub(state.fence or ZERO, 1, 10)) + 1) .. sub(TOKEN, 1, 6)
 local key = PREFIX .. 'batch:' .. batch
 if until_at then call('ZREM', PREFIX .. 'offers', until_at .. batch) end
 add('offers', ARGV[6] .. batch)
-call('HSET', key, 'fence', decimal(state.fence), 'until', ARGV[6])
+call('HSET', key, 'fence', state.fence, 'until', ARGV[6])
 call('HINCRBY', key, 'attempt', 1)
 local held = call('HMGET', key, 'parent', 'attempt', 'requests', 'open', 'bytes', 'formed_at', 'checkpoint', 'context')
 return answer({
-  'ok', batch, held[1], decimal(state.fence), held[2], held[3], held[4], held[5], held[6],
+  'ok', batch, held[1], state.fence, held[2], held[3], held[4], held[5], held[6],
   held[7] and '1' or '0', held[7] or '', held[8],
 })

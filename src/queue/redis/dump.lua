@@ -65,8 +65,8 @@ local function known_keys()
 end
 
 local function the_end()
-  local reply = { 'ok', state.last, state.last_batch }
-  for _, name in ipairs({ 'fence', 'pushed', 'done', 'expired', 'cancelled', 'purged' }) do
+  local reply = { 'ok', state.last, state.last_batch, state.fence or ZERO }
+  for _, name in ipairs({ 'pushed', 'done', 'expired', 'cancelled', 'purged' }) do
     reply[#reply + 1] = decimal(state[name])
   end
   for _, value in ipairs(call('HGETALL', PREFIX .. 'bookmarks')) do reply[#reply + 1] = value end

@@ -45,10 +45,8 @@ if TOKEN ~= '' then
   end
 end
 
-local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'seen_position', 'seen_at' }
-local COUNTS = {
-  'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes', 'sequence', 'fence',
-}
+local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'fence', 'sequence', 'seen_position', 'seen_at' }
+local COUNTS = { 'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes' }
 local state, changed = {}, false
 do
   local names = {}
@@ -199,6 +197,8 @@ local function take_waiting(id, rec)
   elseif kind == 'r' and call('ZREM', PREFIX .. 'ready', member_of(id, rec)) == 1 then
     if position ~= id then call('ZREM', PREFIX .. 'moved', id) end
     state.ready_bytes = state.ready_bytes - size_of(rec)
+-- A place in the order of settling. It keeps up with time, as positions do: who goes on behind the last place that
+-- it knows misses nothing after a replica took over that lacks what came before that place.
   else
     return false
   end
@@ -207,8 +207,10 @@ local function take_waiting(id, rec)
 end
 
 local function next_sequence()
-  state.sequence = state.sequence + 1
-  return format('%016x', state.sequence)
+  local sequence = successor(state.sequence or ZERO)
+  if NOW > sequence then sequence = NOW end
+  state.sequence = sequence
+  return sequence
 end
 
 -- Dead-letters a request that is nowhere else any more.
