@@ -3,10 +3,6 @@
 -- Whoever deletes a key, or a server that loses one, leaves the others behind, and they hold the same requests:
 -- the counters every request ever pushed, `requests` a record of each that is held, and each kind an ordered set. What
 -- `prelude` counted must add up. O(1)
-local function lost(what)
-  return redis.error_reply('LOST queue ' .. string.match(PREFIX, '{(.*)}:') .. ' has lost keys: ' .. what)
-end
-
 if not state.format then
   for name, count in pairs(cards) do
     if count > 0 then return lost('there is ' .. PREFIX .. name .. ' and no ' .. PREFIX .. 'state') end
@@ -34,13 +30,27 @@ do
   end
 end
 
--- The same of an open batch: what it lacks, or nil. O(1)
-local function lacks(batch, requests, open)
-  local members = PREFIX .. 'members:' .. batch
-  local outcomes = PREFIX .. 'outcomes:' .. batch
-  if not requests or not open then return PREFIX .. 'batch:' .. batch .. ' is not whole' end
-  if call('ZCARD', members) ~= tonumber(requests) then return members .. ' has not ' .. requests .. ' members' end
-  if call('HLEN', outcomes) ~= requests - open then
-    return outcomes .. ' has not ' .. decimal(requests - open) .. ' members'
+-- What a script on an open batch goes by. O(1)
+local function held_batch(batch)
+  local key = PREFIX .. 'batch:' .. batch
+  local values = redis.pcall('HMGET', key, 'fence', 'until', 'prior', 'attempt', 'requests', 'open', 'bytes')
+  if values.err then stop(key .. ' is of another type') end
+  return {
+    fence = values[1], offered = values[2], prior = tonumber(values[3] or ''), attempt = tonumber(values[4] or ''),
+    requests = tonumber(values[5] or ''), open = tonumber(values[6] or ''), bytes = tonumber(values[7] or ''),
+  }
+end
+
+-- Whether the keys of an open batch are all there, as those of the queue are. O(1)
+local function check_batch(batch, held)
+  local members, outcomes = PREFIX .. 'members:' .. batch, PREFIX .. 'outcomes:' .. batch
+  if not (held.offered and held.prior and held.attempt and held.requests and held.open and held.bytes) then
+    stop(PREFIX .. 'batch:' .. batch .. ' is not whole')
+  end
+  if redis.pcall('ZCARD', members) ~= held.requests then
+    stop(members .. ' has not ' .. decimal(held.requests) .. ' members')
+  end
+  if redis.pcall('HLEN', outcomes) ~= held.requests - held.open then
+    stop(outcomes .. ' has not ' .. decimal(held.requests - held.open) .. ' members')
   end
 end
