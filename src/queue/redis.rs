@@ -58,7 +58,7 @@ use self::{
     gather::Gather,
     keys::{CREATED, Keys, QUEUES},
     script::SCRIPTS,
-    server::Server,
+    server::Clock,
 };
 use crate::{
     batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Then, Update},
@@ -89,18 +89,18 @@ pub struct RedisQueue {
 #[derive(Debug)]
 struct Shared {
     link: Link,
-    server: Server,
+    clock: Clock,
     changes: Changes,
 }
 
 impl Shared {
     async fn connect(url: &str, channels: Vec<String>) -> Result<Arc<Self>> {
         let link = Link::connect(url).await?;
-        let server = Server::examine(&link).await?;
+        let clock = Clock::ask(&link).await?;
         let changes = Changes::listen(link.client().clone(), channels);
         Ok(Arc::new(Self {
             link,
-            server,
+            clock,
             changes,
         }))
     }
@@ -130,7 +130,7 @@ impl RedisQueue {
     async fn open(shared: Arc<Shared>, name: &QueueName, options: QueueOptions) -> Result<Self> {
         let keys = Keys::new(name);
         let args = [Bytes::from_static(FORMAT), hex(fastrand::u64(..))];
-        let now = time(shared.server.now());
+        let now = time(shared.clock.now());
         let reply = shared
             .link
             .eval(&SCRIPTS.init, &keys.state(), now, &args)
@@ -144,18 +144,19 @@ impl RedisQueue {
                     String::from_utf8_lossy(FORMAT)
                 )));
             }
+            [status, command] if status == "denied" => {
+                return Err(Error::invalid(format!(
+                    "the Redis user lacks a permission that the queue needs: {} on keys and channels that begin with batchyard:",
+                    String::from_utf8_lossy(command)
+                )));
+            }
             _ => return Err(damaged("a reply")),
         };
-        let known: u64 = shared
+        let args = [CREATED.into(), Bytes::from(name.to_string())];
+        let listed = shared
             .link
-            .query(redis::cmd("SADD").arg(QUEUES).arg(name.as_str()))
-            .await?;
-        if known > 0 {
-            let () = shared
-                .link
-                .query(redis::cmd("PUBLISH").arg(CREATED).arg(name.as_str()))
-                .await?;
-        }
+            .eval(&SCRIPTS.enlist, QUEUES, Bytes::new(), &args);
+        listed.await?;
         let changes = shared.changes.counter(keys.changed());
         let calls = Arc::new(Calls::new(name.clone(), keys, salt, shared));
         Ok(Self {
@@ -228,15 +229,19 @@ impl RedisQueue {
         let (formed, salt) = lease.batch.halves();
         if salt != self.calls.salt() {
             // It may be of another handle, from after a restore that this one has not heard of.
-            let nothing = [hex(0)];
-            self.calls
-                .ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing)
-                .await?;
+            self.check_is_there().await?;
         }
         if salt != self.calls.salt() {
             return Err(lease.lost());
         }
         Ok(hex(formed))
+    }
+
+    /// Whether the queue is still there, under the salt that is known here.
+    async fn check_is_there(&self) -> Result<()> {
+        let nothing = [hex(0)];
+        let asked = self.calls.ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing);
+        asked.await.map(drop)
     }
 
     async fn update_args(
@@ -396,7 +401,7 @@ impl Queue for RedisQueue {
     }
 
     fn now(&self) -> Timestamp {
-        self.calls.shared.server.now()
+        self.calls.shared.clock.now()
     }
 
     fn name(&self) -> QueueName {
@@ -404,11 +409,12 @@ impl Queue for RedisQueue {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let settings = self.calls.shared.link.settings();
         Capabilities {
             durability: Durability::Server {
-                policy: self.calls.shared.server.policy.clone(),
+                policy: settings.policy,
             },
-            survives_restart: self.calls.shared.server.survives_restart,
+            survives_restart: settings.survives_restart,
             shared: true,
             administration: true,
             bookmarks: true,
@@ -434,7 +440,11 @@ impl Queue for RedisQueue {
         let _open = self.calls.check_open().await?;
         let mut command = redis::cmd("HGET");
         command.arg(self.calls.keys.bookmarks()).arg(source);
-        self.calls.shared.link.query(&command).await
+        let found: Option<Bytes> = self.calls.shared.link.query(&command).await?;
+        if found.is_none() {
+            self.check_is_there().await?;
+        }
+        Ok(found)
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
