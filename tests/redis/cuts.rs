@@ -2,12 +2,10 @@
 //! middle, and in the middle or in front of the reply. Whoever asks again is answered as if nothing had been cut;
 //! whoever is gone for good leaves a queue that its successor finishes.
 
-use std::env;
-
 use batchyard::{ErrorKind, NewRequest, Queue, RedisQueue, testing::proof};
 
 use crate::{
-    life::{Life, drain, options, push_again, start},
+    life::{Life, chosen, drain, options, push_again, start},
     proxy::{Cut, Proxy},
     server::Server,
 };
@@ -34,20 +32,6 @@ async fn connect(url: &str, name: &str) -> batchyard::Result<RedisQueue> {
     }
 }
 
-/// Which commands to cut: one of so many, others with another seed; `BATCHYARD_CUTS=1` takes all.
-fn chosen(commands: usize) -> Vec<usize> {
-    let number = |name| {
-        env::var(name)
-            .ok()
-            .map(|value| value.parse::<usize>().unwrap())
-    };
-    let long = env::var("BATCHYARD_LONG").is_ok();
-    let stride = number("BATCHYARD_CUTS").unwrap_or(if long { 3 } else { 16 });
-    let seed = number("BATCHYARD_SEED").unwrap_or(1);
-    println!("seed {seed}");
-    (seed % stride..commands).step_by(stride).collect()
-}
-
 /// A life that nothing disturbs: its answers, and how many commands it takes.
 async fn undisturbed(server: &Server, proxy: &Proxy) -> (Vec<String>, usize) {
     let answers = live(server, proxy, "undisturbed").await.unwrap();
@@ -62,7 +46,7 @@ async fn a_life_cut_at_any_command_answers_as_if_it_were_not() {
     let proxy = Proxy::start(server.socket()).await;
     let (expected, commands) = undisturbed(&server, &proxy).await;
     let mut cuts = 0;
-    for at in chosen(commands) {
+    for at in chosen(commands, 16) {
         for how in Cut::ALL {
             proxy.cut_after(at, how);
             let name = format!("cut-{at}-{how:?}");
@@ -76,7 +60,7 @@ async fn a_life_cut_at_any_command_answers_as_if_it_were_not() {
 
     // The same check finds out when the server does not keep what it answered.
     let mut caught = 0;
-    for at in chosen(commands) {
+    for at in chosen(commands, 16) {
         proxy.cut_after(at, Cut::Forgotten);
         let answers = live(&server, &proxy, &format!("forgotten-{at}")).await;
         caught += usize::from(!answers.is_ok_and(|answers| answers == expected));
@@ -105,7 +89,7 @@ async fn whoever_is_cut_off_for_good_at_any_command_leaves_a_queue_that_another_
     let proxy = Proxy::start(server.socket()).await;
     let (_, commands) = undisturbed(&server, &proxy).await;
     let mut cuts = 0;
-    for at in chosen(commands) {
+    for at in chosen(commands, 16) {
         for how in [Cut::HalfSent, Cut::Unanswered] {
             // A way of its own, which nobody takes again.
             let proxy = Proxy::start(server.socket()).await;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     time::Duration,
 };
 
@@ -14,6 +15,22 @@ use futures_util::future::{join_all, try_join_all};
 
 /// How many requests a whole life pushes.
 pub(crate) const REQUESTS: u64 = 15;
+
+/// Which of so many places to try: one of `stride`, others with another seed; more of them with `BATCHYARD_LONG`,
+/// all with `BATCHYARD_STRIDE=1`.
+pub(crate) fn chosen(places: usize, stride: usize) -> Vec<usize> {
+    let number = |name| {
+        env::var(name)
+            .ok()
+            .map(|value| value.parse::<usize>().unwrap())
+    };
+    let is_long = env::var("BATCHYARD_LONG").is_ok();
+    let stride = if is_long { stride.div_ceil(5) } else { stride };
+    let stride = number("BATCHYARD_STRIDE").unwrap_or(stride);
+    let seed = number("BATCHYARD_SEED").unwrap_or(1);
+    println!("seed {seed}");
+    (seed % stride..places).step_by(stride).collect()
+}
 
 /// When every life begins.
 pub(crate) fn start() -> Timestamp {

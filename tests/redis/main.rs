@@ -10,6 +10,7 @@ mod cuts;
 mod differential;
 mod failover;
 mod failures;
+mod foreign;
 mod life;
 mod lost_keys;
 mod proxy;

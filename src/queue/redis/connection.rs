@@ -23,7 +23,7 @@ use redis::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::server::Settings;
+use super::{codec::damaged, server::Settings};
 use crate::error::{Error, Result};
 
 /// A connection that mends itself.
@@ -117,7 +117,7 @@ impl Link {
             Some("WRONGTYPE") => wrong_type(&key_of(command)),
             _ => explain(error),
         })?;
-        T::from_redis_value(value).map_err(|error| explain(error.into()))
+        T::from_redis_value(value).map_err(|error| damaged("a reply").with_source(error))
     }
 
     /// Sends commands that may run twice.
@@ -144,8 +144,8 @@ impl Link {
             .persist(Ask::Script(script, &command))
             .await
             .map_err(|error| explain_script(error, key))?;
-        let reply =
-            FromRedisValue::from_redis_value(value).map_err(|error| explain(error.into()))?;
+        let reply = FromRedisValue::from_redis_value(value);
+        let reply = reply.map_err(|error| damaged("a reply").with_source(error))?;
         Ok((reply, repeated))
     }
 

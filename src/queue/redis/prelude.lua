@@ -52,6 +52,7 @@ end
 
 local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'fence', 'sequence', 'seen_position', 'seen_at' }
 local COUNTS = { 'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes' }
+local function is_digits(value) return value and #value == 16 and not string.find(value, '%X') end
 local state, changed = {}, false
 do
   local names = {}
@@ -61,7 +62,7 @@ do
   for i, name in ipairs(names) do
     local value = values[i]
     state[name] = value
-    local is_sound = not value or name == 'format' or (#value == 16 and not string.find(value, '%X'))
+    local is_sound = not value or name == 'format' or is_digits(value)
     if i > #TEXTS then
       state[name] = tonumber(value or '0')
       is_sound = state[name]

@@ -22,11 +22,15 @@ while not full and count < most do
   local records = values_of('requests', ids)
   local outcomes = values_of('outcomes:' .. ARGV[4], ids)
   for i, member in ipairs(page) do
+    if #member ~= 40 or not records[i] then
+      stop(PREFIX .. 'members:' .. ARGV[4] .. ' has another member')
+    end
+    check_outcome(ARGV[4], ids[i], outcomes[i])
     bytes = bytes + number(sub(member, 33))
     if count > 0 and bytes > max_bytes then full = true; break end
     count = count + 1
     reply[#reply + 1] = member
-    reply[#reply + 1] = records[i] or ''
+    reply[#reply + 1] = records[i]
     reply[#reply + 1] = outcomes[i] or ''
   end
   from = '(' .. page[#page]

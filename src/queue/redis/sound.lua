@@ -33,24 +33,38 @@ end
 -- What a script on an open batch goes by. O(1)
 local function held_batch(batch)
   local key = PREFIX .. 'batch:' .. batch
-  local values = redis.pcall('HMGET', key, 'fence', 'until', 'prior', 'attempt', 'requests', 'open', 'bytes')
+  local values = redis.pcall('HMGET', key, 'fence', 'until', 'formed_at', 'parent', 'prior', 'attempt', 'requests',
+    'open', 'bytes')
   if values.err then stop(key .. ' is of another type') end
-  return {
-    fence = values[1], offered = values[2], prior = tonumber(values[3] or ''), attempt = tonumber(values[4] or ''),
-    requests = tonumber(values[5] or ''), open = tonumber(values[6] or ''), bytes = tonumber(values[7] or ''),
-  }
+  local held = { fence = values[1], offered = values[2], formed_at = values[3], parent = values[4] }
+  for i, name in ipairs({ 'prior', 'attempt', 'requests', 'open', 'bytes' }) do
+    held[name] = tonumber(values[4 + i] or '')
+  end
+  return held
 end
 
--- Whether the keys of an open batch are all there, as those of the queue are. O(1)
+-- Whether the keys of an open batch are all there, as those of the queue are. O(log N)
 local function check_batch(batch, held)
   local members, outcomes = PREFIX .. 'members:' .. batch, PREFIX .. 'outcomes:' .. batch
-  if not (held.offered and held.prior and held.attempt and held.requests and held.open and held.bytes) then
+  if not (is_digits(held.offered) and is_digits(held.formed_at) and (held.parent == '' or is_digits(held.parent))
+    and held.prior and held.attempt and held.requests and held.open and held.bytes) then
     stop(PREFIX .. 'batch:' .. batch .. ' is not whole')
+  end
+  if not call('ZSCORE', PREFIX .. 'offers', held.offered .. batch) then
+    stop(PREFIX .. 'offers lacks batch ' .. batch)
   end
   if redis.pcall('ZCARD', members) ~= held.requests then
     stop(members .. ' has not ' .. decimal(held.requests) .. ' members')
   end
   if redis.pcall('HLEN', outcomes) ~= held.requests - held.open then
     stop(outcomes .. ' has not ' .. decimal(held.requests - held.open) .. ' members')
+  end
+end
+
+-- Stops at an outcome that is none.
+local function check_outcome(batch, id, outcome)
+  if outcome and not (string.find(outcome, '^d%x%x%x%x%x%x%x%x$') or string.find(outcome, '^x.')
+    or string.find(outcome, '^r' .. string.rep('%x', 16))) then
+    stop(PREFIX .. 'outcomes:' .. batch .. ' has another value in ' .. id)
   end
 end

@@ -159,12 +159,8 @@ local function check_members()
     end
     local records, outcomes = values_of('requests', ids), values_of('outcomes:' .. BATCH, ids)
     for i, id in ipairs(ids) do
-      local outcome = outcomes[i]
       if not records[i] then stop(PREFIX .. 'requests has no record in ' .. id) end
-      if outcome and not (string.find(outcome, '^d%x%x%x%x%x%x%x%x$') or string.find(outcome, '^x.')
-        or string.find(outcome, '^r' .. string.rep('%x', 16))) then
-        stop(PREFIX .. 'outcomes:' .. BATCH .. ' has another value in ' .. id)
-      end
+      check_outcome(BATCH, id, outcomes[i])
     end
   end
 end
