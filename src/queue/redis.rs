@@ -58,7 +58,7 @@ use self::{
     gather::Gather,
     keys::{CREATED, Keys, QUEUES},
     script::SCRIPTS,
-    server::Server,
+    server::Clock,
 };
 use crate::{
     batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Then, Update},
@@ -90,18 +90,18 @@ pub struct RedisQueue {
 #[derive(Debug)]
 struct Shared {
     link: Link,
-    server: Server,
+    clock: Clock,
     changes: Changes,
 }
 
 impl Shared {
     async fn connect(url: &str, channels: Vec<String>) -> Result<Arc<Self>> {
         let link = Link::connect(url).await?;
-        let server = Server::examine(&link).await?;
+        let clock = Clock::ask(&link).await?;
         let changes = Changes::listen(link.client().clone(), channels);
         Ok(Arc::new(Self {
             link,
-            server,
+            clock,
             changes,
         }))
     }
@@ -131,7 +131,7 @@ impl RedisQueue {
     async fn open(shared: Arc<Shared>, name: &QueueName, options: QueueOptions) -> Result<Self> {
         let keys = Keys::new(name);
         let args = [Bytes::from_static(FORMAT), hex(fastrand::u64(..))];
-        let now = time(shared.server.now());
+        let now = time(shared.clock.now());
         let reply = shared
             .link
             .eval(&SCRIPTS.init, &keys.state(), now, &args)
@@ -145,19 +145,20 @@ impl RedisQueue {
                     String::from_utf8_lossy(FORMAT)
                 )));
             }
+            [status, command] if status == "denied" => {
+                return Err(Error::invalid(format!(
+                    "the Redis user lacks a permission that the queue needs: {} on keys and channels that begin with batchyard:",
+                    String::from_utf8_lossy(command)
+                )));
+            }
             _ => return Err(damaged("a reply")),
         };
         point("redis.begun");
-        let known: u64 = shared
+        let args = [CREATED.into(), Bytes::from(name.to_string())];
+        let listed = shared
             .link
-            .query(redis::cmd("SADD").arg(QUEUES).arg(name.as_str()))
-            .await?;
-        if known > 0 {
-            let () = shared
-                .link
-                .query(redis::cmd("PUBLISH").arg(CREATED).arg(name.as_str()))
-                .await?;
-        }
+            .eval(&SCRIPTS.enlist, QUEUES, Bytes::new(), &args);
+        listed.await?;
         point("redis.named");
         let changes = shared.changes.counter(keys.changed());
         let calls = Arc::new(Calls::new(name.clone(), keys, salt, shared));
@@ -214,7 +215,7 @@ impl RedisQueue {
         Ok(Some(Lease {
             batch: BatchId::new(parse_hex(batch)?, self.calls.salt()),
             parent: parent.map(|parent| BatchId::new(parent, self.calls.salt())),
-            fence: Fence(parse_decimal(fence)?),
+            fence: Fence(parse_hex(fence)?),
             attempt: parse_decimal(attempt)?,
             requests: parse_decimal(requests)?,
             unsettled: parse_decimal(unsettled)?,
@@ -231,15 +232,19 @@ impl RedisQueue {
         let (formed, salt) = lease.batch.halves();
         if salt != self.calls.salt() {
             // It may be of another handle, from after a restore that this one has not heard of.
-            let nothing = [hex(0)];
-            self.calls
-                .ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing)
-                .await?;
+            self.check_is_there().await?;
         }
         if salt != self.calls.salt() {
             return Err(lease.lost());
         }
         Ok(hex(formed))
+    }
+
+    /// Whether the queue is still there, under the salt that is known here.
+    async fn check_is_there(&self) -> Result<()> {
+        let nothing = [hex(0)];
+        let asked = self.calls.ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing);
+        asked.await.map(drop)
     }
 
     async fn update_args(
@@ -259,7 +264,7 @@ impl RedisQueue {
         };
         let mut args = vec![
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             flag(update.checkpoint.is_some()),
             update.checkpoint.clone().unwrap_or_default(),
             then.into(),
@@ -348,7 +353,7 @@ impl Queue for RedisQueue {
     async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
         let args = [
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             page.after
                 .map_or(Bytes::new(), |position| hex(position.as_u64())),
             decimal(&page.max_requests),
@@ -400,7 +405,7 @@ impl Queue for RedisQueue {
     }
 
     fn now(&self) -> Timestamp {
-        self.calls.shared.server.now()
+        self.calls.shared.clock.now()
     }
 
     fn name(&self) -> QueueName {
@@ -408,11 +413,12 @@ impl Queue for RedisQueue {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let settings = self.calls.shared.link.settings();
         Capabilities {
             durability: Durability::Server {
-                policy: self.calls.shared.server.policy.clone(),
+                policy: settings.policy,
             },
-            survives_restart: self.calls.shared.server.survives_restart,
+            survives_restart: settings.survives_restart,
             shared: true,
             administration: true,
             bookmarks: true,
@@ -438,7 +444,11 @@ impl Queue for RedisQueue {
         let _open = self.calls.check_open().await?;
         let mut command = redis::cmd("HGET");
         command.arg(self.calls.keys.bookmarks()).arg(source);
-        self.calls.shared.link.query(&command).await
+        let found: Option<Bytes> = self.calls.shared.link.query(&command).await?;
+        if found.is_none() {
+            self.check_is_there().await?;
+        }
+        Ok(found)
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
@@ -470,7 +480,7 @@ impl RedisQueue {
     async fn reject_damaged(&self, lease: &Lease, gone: Vec<(RequestId, Outcome)>) -> Result<()> {
         let mut args = vec![
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             flag(false),
             Bytes::new(),
             "keep".into(),

@@ -6,8 +6,12 @@
     reason = "what can't be unwrapped fails the test that asked"
 )]
 
+mod cuts;
 mod differential;
+mod failover;
 mod failures;
+mod foreign;
+mod life;
 mod lost_keys;
 mod proxy;
 mod restoring;

@@ -118,7 +118,6 @@ impl<'a> Restoring<'a> {
         let (last_batch, salt) = end.last_batch.halves();
         let counts = &incoming.counts;
         let numbers = [
-            end.last_fence.0,
             end.pushed,
             end.done,
             end.expired,
@@ -132,6 +131,7 @@ impl<'a> Restoring<'a> {
             hex(salt),
             hex(end.last_position.as_u64()),
             hex(last_batch),
+            hex(end.last_fence.0),
         ];
         args.extend(numbers.iter().map(decimal));
         let reply = self

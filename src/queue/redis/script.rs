@@ -7,6 +7,7 @@ use redis::Script;
 /// Scripts by verb.
 pub(super) struct Scripts {
     pub(super) init: Script,
+    pub(super) enlist: Script,
     pub(super) push: Script,
     pub(super) stats: Script,
     pub(super) claim: Script,
@@ -32,7 +33,8 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
     let verb = |body| assemble(DRAINS, &[PRELUDE, SOUND, DUE, body]);
     let entries = |body| assemble(DRAINS, &[PRELUDE, SOUND, DUE, ENTRIES, body]);
     Scripts {
-        init: fill(include_str!("init.lua")),
+        init: assemble(DRAINS, &[PRELUDE, SOUND, include_str!("init.lua")]),
+        enlist: assemble(DRAINS, &[include_str!("enlist.lua")]),
         push: assemble(FILLS, &[PRELUDE, SOUND, DUE, include_str!("push.lua")]),
         stats: verb(include_str!("stats.lua")),
         claim: verb(include_str!("claim.lua")),
