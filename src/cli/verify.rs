@@ -51,7 +51,8 @@ pub(super) async fn verify(args: VerifyArgs) -> Result<Exit, Failure> {
         Some(Backend::Journal) => batchyard::JournalStore::verify(folder).await?,
         #[cfg(not(feature = "journal"))]
         Some(Backend::Journal) => {
-            let text = "it is a journal store, and this batchyard was built without the feature journal";
+            let text =
+                "it is a journal store, and this batchyard was built without the feature journal";
             return Err(Failure::new(Exit::Usage, text));
         }
         Some(Backend::Sled) | None => {

@@ -209,7 +209,10 @@ impl JournalOptions {
         }
         let mut store = self.serve(Arc::new(disk), identity, path, Some(folder))?;
         if is_mended {
-            let line = format!("damaged: {}; it was written again", wrong_salt(&stated, salt));
+            let line = format!(
+                "damaged: {}; it was written again",
+                wrong_salt(&stated, salt)
+            );
             tracing::warn!(store = ?store.keeper.core, "{line}");
             store.report.insert(0, line);
         }

@@ -330,7 +330,8 @@ fn note_blob(note: &[u8; 64]) -> Option<Blob> {
 }
 
 /// What opening does about lost events.
-const COUNTED_AGAIN: &str = "the log is read on from where it can be, and the queues are counted again from what they hold";
+const COUNTED_AGAIN: &str =
+    "the log is read on from where it can be, and the queues are counted again from what they hold";
 
 /// To read again what changes while it is read.
 const ATTEMPTS: usize = 3;

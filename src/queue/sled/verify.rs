@@ -90,8 +90,10 @@ fn look(copy: &Path, format: &Format, verified: &mut Verified) -> Result<()> {
                     Tree::Meta => keys::queue(&key[1..]),
                     _ => keys::queue(&key),
                 };
-                let what = format!("an entry of {name:?} of queue {queue} does not match its checksum");
-                let opening = "who needs it is refused, and so are all after it; `repair` saves the rest";
+                let what =
+                    format!("an entry of {name:?} of queue {queue} does not match its checksum");
+                let opening =
+                    "who needs it is refused, and so are all after it; `repair` saves the rest";
                 let finding = Finding::damaged(what, opening);
                 let finding = finding.in_file(Some("sled/db".into()));
                 verified.findings.push(Finding {

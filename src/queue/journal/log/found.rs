@@ -148,20 +148,28 @@ impl Found {
         let in_log = |name: &str| Some(format!("log/{name}"));
         let slots = self.bad_slots.iter().map(|at| {
             let what = format!("a slot of the root, at {at}, is damaged");
-            Finding::damaged(what, "the other slot counts, and what is missing since then is looked for in the log")
-                .in_file(in_log(ROOT))
-                .at(*at, SECTOR)
+            Finding::damaged(
+                what,
+                "the other slot counts, and what is missing since then is looked for in the log",
+            )
+            .in_file(in_log(ROOT))
+            .at(*at, SECTOR)
         });
         let headless = self.headless.iter().map(|number| {
-            let name = self.segments.get(*number).map(|segment| segment.name.clone());
-            let what = format!("the header of segment {number} is damaged; its groups tell which it is");
+            let name = self
+                .segments
+                .get(*number)
+                .map(|segment| segment.name.clone());
+            let what =
+                format!("the header of segment {number} is damaged; its groups tell which it is");
             Finding::damaged(what, "the header is written again")
                 .in_file(name.as_deref().and_then(in_log))
                 .at(0_u64, SECTOR)
         });
         let foreign = self.damaged.iter().map(|name| {
             let what = format!("{name} is none of the log's segments any more");
-            Finding::damaged(what, "the file is renamed, and kept in quarantine").in_file(in_log(name))
+            Finding::damaged(what, "the file is renamed, and kept in quarantine")
+                .in_file(in_log(name))
         });
         slots.chain(headless).chain(foreign).collect()
     }
