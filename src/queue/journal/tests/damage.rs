@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 
-use super::{Rig, View, life::Life, seeds, wait};
+use super::{IDENTITY, Rig, View, life::Life, seeds, wait};
 use crate::{
     batch::{Claim, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
@@ -19,7 +21,7 @@ use crate::{
             simulated::SimDisk,
             step::{Plan, Step},
             tend::carry::slice,
-            verify::held_by,
+            verify::{held_by, look},
         },
     },
     request::{DeadReason, NewRequest, RequestId},
@@ -60,6 +62,8 @@ fn sound(seed: u64, is_closed: bool) -> Sound {
 #[derive(Clone, Debug, Default)]
 struct Told {
     images: usize,
+    /// Opened again.
+    again: usize,
     /// In the report of the opening.
     reported: usize,
     /// As dead letters.
@@ -72,24 +76,45 @@ struct Told {
     verified: usize,
 }
 
-/// Opens a damaged image, and claims all that is in it.
-fn check(sound: &Sound, image: Image, told: &mut Told) -> Result<(), String> {
-    let rig = Rig::open(&SimDisk::from_image(image), false);
-    let rig = rig.map_err(|error| format!("it does not open: {error}"))?;
+/// Verifies a damaged image, opens it, opens it again, and claims all that is in it.
+fn check(sound: &Sound, image: &Image, told: &mut Told) -> Result<(), String> {
+    let disk = SimDisk::from_image(image.clone());
+    let looked = look(Arc::new(disk.clone()), IDENTITY, Path::new("simulated"))
+        .map_err(|error| format!("it can't be verified: {error}"))?;
+    if disk.operations() > 0 || disk.image() != *image {
+        return Err("verifying changes something".into());
+    }
+    let rig = Rig::open(&disk, false);
+    let mut rig = rig.map_err(|error| format!("it does not open: {error}"))?;
     told.images += 1;
-    let see = |now| {
+    let see = |rig: &Rig, now| {
         let view = rig.see(now, &[]);
         let view = view.map_err(|error| format!("looking fails: {error}"))?;
         view.check(&sound.payloads).map(|()| view)
     };
-    let verified = held_by(&rig.core).map_err(|error| format!("verifying fails: {error}"))?;
-    let before = see(sound.now)?;
+    let held = held_by(&rig.core).map_err(|error| format!("verifying fails: {error}"))?;
+    let is_found = !looked.findings.is_empty();
+    if !is_found && !rig.report.is_empty() {
+        return Err(format!(
+            "opening reports what verifying did not find: {:?}",
+            rig.report
+        ));
+    }
+    if let Some(missed) = held.iter().find(|one| !looked.findings.contains(one)) {
+        // What opening set aside may have taken more with it.
+        if rig.report.is_empty() {
+            return Err(format!("only found once it is open: {missed}"));
+        }
+    }
+    mend(&mut rig)?;
+    let before = see(&rig, sound.now)?;
+    open_again(&disk, &before, sound, told)?;
     let now = sound.now.after(HOUR);
     claim_all(sound, &rig, now)?;
-    let after = see(now)?;
+    let after = see(&rig, now)?;
     let is_dead = |entry: &Entry| entry.reason == Some(DeadReason::Damaged);
-    told.verified += usize::from(!verified.is_empty());
-    if verified.is_empty() {
+    told.verified += usize::from(is_found);
+    if !is_found {
         let entries = after.entries.values().chain(before.entries.values());
         if let Some(missed) = entries.chain(&before.results).find(|one| is_told(one)) {
             return Err(format!("not found by verifying: {missed:?}"));
@@ -107,6 +132,34 @@ fn check(sound: &Sound, image: Image, told: &mut Told) -> Result<(), String> {
         let difference = sound.view.difference(&before);
         return Err(format!("untold: {difference}"));
     }
+    Ok(())
+}
+
+/// As a store that is served does when it was opened damaged.
+fn mend(rig: &mut Rig) -> Result<(), String> {
+    if rig.report.iter().any(|line| line.starts_with("damaged")) {
+        let written = rig.tend.write_baseline(&rig.core);
+        written.map_err(|error| format!("no baseline: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Once it was opened nothing more is reported, and what is seen is the same.
+fn open_again(disk: &SimDisk, before: &View, sound: &Sound, told: &mut Told) -> Result<(), String> {
+    let again = Rig::open(&disk.restart(), false);
+    let again = again.map_err(|error| format!("it does not open again: {error}"))?;
+    if !again.report.is_empty() {
+        return Err(format!("reported again: {:?}", again.report));
+    }
+    let view = again.see(sound.now, &[]);
+    let view = view.map_err(|error| format!("looking again fails: {error}"))?;
+    if view != *before {
+        return Err(format!(
+            "another view when opened again: {}",
+            before.difference(&view)
+        ));
+    }
+    told.again += 1;
     Ok(())
 }
 
@@ -254,8 +307,9 @@ fn damage_everywhere(
                 if let Some(bytes) = image.get_mut(name) {
                     damage(bytes, at, &mut dice);
                 }
-                let checked = catch_unwind(AssertUnwindSafe(|| check(&sound, image, &mut told)));
-                let checked = checked.unwrap_or_else(|_| Err("a panic".to_owned()));
+                let checked = catch_unwind(AssertUnwindSafe(|| check(&sound, &image, &mut told)));
+                let checked = checked
+                    .unwrap_or_else(|panic| Err(format!("a panic: {}", panic_text(&*panic))));
                 if let Err(why) = checked {
                     let kind: String = why.chars().take(30).collect();
                     let all = failures.entry(kind).or_default();
@@ -266,6 +320,8 @@ fn damage_everywhere(
         println!("seed {seed}, closed: {is_closed}, every {stride} bytes: {told:?}");
         all.reported += told.reported;
         all.dead += told.dead;
+        all.images += told.images;
+        all.again += told.again;
         all.listed += told.listed;
         all.harmless += told.harmless;
         all.verified += told.verified;
@@ -275,6 +331,12 @@ fn damage_everywhere(
     }
     assert!(failures.is_empty(), "see above");
     all
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_default()
 }
 
 type Image = BTreeMap<String, Vec<u8>>;
