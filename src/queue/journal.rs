@@ -80,6 +80,7 @@ use crate::{
         folder::{Kind, StoreFolder, unusable},
     },
     request::QueueName,
+    sync::Builder,
 };
 
 /// Many named queues in one folder, which one process at a time has open.
@@ -268,7 +269,7 @@ impl JournalOptions {
             }
             note_use(core, identity, &mut ending.folder);
         };
-        thread::Builder::new()
+        Builder::new()
             .name("batchyard-journal".into())
             .spawn(run)
             .map_err(|error| Error::internal("no thread for the writer").with_source(error))?;
