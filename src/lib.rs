@@ -29,6 +29,8 @@ mod queue;
 mod request;
 mod retry;
 mod stats;
+#[cfg(feature = "journal")]
+mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(feature = "torture")]

@@ -82,6 +82,7 @@ use crate::{
         verified::{Finding, FindingKind, Verified},
     },
     request::QueueName,
+    sync::Builder,
 };
 
 /// Many named queues in one folder, which one process at a time has open.
@@ -274,7 +275,7 @@ impl JournalOptions {
             }
             note_use(core, identity, &mut ending.folder);
         };
-        thread::Builder::new()
+        Builder::new()
             .name("batchyard-journal".into())
             .spawn(run)
             .map_err(|error| Error::internal("no thread for the writer").with_source(error))?;

@@ -17,7 +17,7 @@ use std::{
     future::poll_fn,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
@@ -27,7 +27,10 @@ use tokio::sync::watch;
 
 use super::{
     group::{Done, Filling, Group, Refused, Synced, poisoned},
-    log::{Cursor, Log, Reader, Space},
+    log::{
+        Cursor, Log, Reader, Space,
+        fault::{self, Fault},
+    },
     open::Origin,
     published::{Live, Reading},
     state::State,
@@ -38,6 +41,7 @@ use crate::{
     fault::point,
     queue::QueueOptions,
     request::QueueName,
+    sync::{Condvar, Mutex, MutexGuard},
 };
 
 pub(super) struct Core {
@@ -225,7 +229,7 @@ impl Core {
         let done = inner.filling.done.clone();
         let leads = !inner.busy && inner.filling.callers == 1;
         if !inner.busy && !leads {
-            self.work.notify_one();
+            self.notify();
         }
         let core = leads.then(|| self.clone());
         Some(Ticket { core, done })
@@ -233,7 +237,9 @@ impl Core {
 
     /// Sets the writer to work, if there is something to write.
     pub(super) fn notify(&self) {
-        self.work.notify_one();
+        if !fault::is(Fault::ForgetTheWriter) {
+            self.work.notify_one();
+        }
     }
 
     /// Writes the group of a lone caller on its own thread; false if it is on its way already, or never will be.
@@ -297,6 +303,9 @@ impl Core {
             return;
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        if fault::is(Fault::AnswerBeforePublishing) {
+            done.set(Ok(()));
+        }
         for (live, reading, wakes) in &group.readings {
             live.publish(reading.clone());
             if *wakes {
@@ -338,7 +347,9 @@ impl Core {
         let waiting = inner.begin_again(state, log.cursor(), full);
         drop(inner);
         for done in waiting {
-            done.set(Err(Refused::Full(full.to_owned())));
+            if !fault::is(Fault::ForgetTheRefused) {
+                done.set(Err(Refused::Full(full.to_owned())));
+            }
         }
     }
 
@@ -351,7 +362,9 @@ impl Core {
             inner.waiting()
         };
         for done in waiting {
-            done.set(Err(Refused::Poisoned(why.clone())));
+            if !fault::is(Fault::ForgetTheWaiting) {
+                done.set(Err(Refused::Poisoned(why.clone())));
+            }
         }
         self.lives().values().for_each(|live| live.changed());
         self.work.notify_one();
@@ -429,7 +442,9 @@ impl Core {
         if let Ok(mut inner) = self.lock() {
             inner.is_closed = true;
         }
-        self.work.notify_one();
+        if !fault::is(Fault::CloseInSilence) {
+            self.work.notify_one();
+        }
     }
 }
 
@@ -554,7 +569,9 @@ impl Ticket {
 impl Drop for Ticket {
     /// The caller went away before it could write its group: the writer does.
     fn drop(&mut self) {
-        if let Some(core) = self.core.take() {
+        if let Some(core) = self.core.take()
+            && !fault::is(Fault::LeaveTheGroup)
+        {
             core.notify();
         }
     }

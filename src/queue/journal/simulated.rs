@@ -479,6 +479,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let_others_run();
         let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
         let bytes = parts.concat();
         let at = usize::try_from(offset).unwrap();
@@ -498,6 +499,7 @@ impl DiskFile for SimFile {
     fn will_read(&self, _offset: u64, _bytes: u64) {}
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let_others_run();
         let world = self.disk.world();
         let at = usize::try_from(offset).unwrap();
         let sectors = at / SECTOR..(at + buffer.len()).div_ceil(SECTOR);
@@ -513,12 +515,19 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let_others_run();
         self.disk.world().run(Operation::Sync(self.index))
     }
 
     fn sync_all(&self) -> io::Result<()> {
         self.sync_data()
     }
+}
+
+/// The disk takes its time: where interleavings are tried, this is where others may come in between.
+fn let_others_run() {
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
 }
 
 /// What a disk writes whole or not at all.

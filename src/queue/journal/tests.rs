@@ -15,6 +15,8 @@ mod damage;
 mod failing;
 mod fold;
 mod full;
+#[cfg(shuttle)]
+mod interleavings;
 mod life;
 mod places;
 

@@ -27,7 +27,7 @@ use super::{
     clean::{self, Held},
     db::{self, Db},
     keys::{self, PartOf, Tree},
-    lock, open,
+    open,
     range::Range,
     record::{
         BatchV1, BookmarkV1, CountsV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1,

@@ -31,6 +31,20 @@ pub(in crate::queue::journal) enum Fault {
     DropBaseline,
     /// Of the store: fences begin again at one when it is opened.
     ReuseFence,
+    /// Of the group commit: callers are told before what they did can be seen.
+    AnswerBeforePublishing,
+    /// Of the group commit: who begins to wait looks before it says so, and not again.
+    LookOnce,
+    /// Of the group commit: the writer is not told of a group that callers share.
+    ForgetTheWriter,
+    /// Of the group commit: a lone caller that goes away does not leave its group to the writer.
+    LeaveTheGroup,
+    /// Of the group commit: those who wait are not told that the store is poisoned.
+    ForgetTheWaiting,
+    /// Of the group commit: those who wait are not told that there is no space.
+    ForgetTheRefused,
+    /// Of the group commit: the writer is not told that the store is closed.
+    CloseInSilence,
 }
 
 /// Whether this one is planted in this thread.

@@ -12,10 +12,9 @@ use std::{
     collections::{BTreeSet, VecDeque},
     io::{self, IoSlice},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -30,6 +29,7 @@ use crate::{
     error::{Error, Result},
     fault::point,
     queue::journal::disk::Disk,
+    sync::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
 };
 
 /// The spares of a log.
@@ -109,7 +109,7 @@ impl Spares {
         });
         let worker = shared.clone();
         let thread = if in_background {
-            let thread = thread::Builder::new()
+            let thread = Builder::new()
                 .name("batchyard-spare".to_owned())
                 .spawn(move || worker.run())
                 .map_err(|error| {
