@@ -9,7 +9,7 @@
 //!
 //! A life that fails is made shorter until nothing can be left out; it is printed with its seed and kept in
 //! `tests/model/regressions.txt`, to be tried first from then on. `BATCHYARD_SEED=7 cargo test --test model`
-//! repeats the lives of a seed, `BATCHYARD_CYCLES=10000` tries so many.
+//! repeats the lives of a seed, `BATCHYARD_LONG=1` tries ten times as many, `BATCHYARD_CYCLES=10000` so many.
 
 mod backends;
 mod check;
