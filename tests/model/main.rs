@@ -9,7 +9,7 @@
 //!
 //! A life that fails is made shorter until nothing can be left out; it is printed with its seed and kept in
 //! `tests/model/regressions.txt`, to be tried first from then on. `BATCHYARD_SEED=7 cargo test --test model`
-//! repeats the lives of a seed, `BATCHYARD_CYCLES=10000` tries so many.
+//! repeats the lives of a seed, `BATCHYARD_LONG=1` tries ten times as many, `BATCHYARD_CYCLES=10000` so many.
 
 mod backends;
 mod check;
@@ -76,7 +76,7 @@ fn every_planted_fault_is_caught() {
     };
     assert_eq!(lives(5, Fault::None).failure, None);
     for fault in Fault::ALL {
-        let Lived { count, failure, .. } = lives(FEW, fault);
+        let Lived { count, failure, .. } = lives(SOME, fault);
         let failure = failure.unwrap_or_else(|| panic!("{fault:?} is not caught"));
         let verb = failure.lines().nth(1).unwrap_or_default();
         println!("{fault:?}: caught in life {count}, {verb}");
@@ -164,9 +164,9 @@ const REGRESSIONS: &str = "tests/model/regressions.txt";
 /// How long lives are: short ones find most, and are soon made shorter.
 const STEPS: Range<usize> = 1..80;
 /// Lives in memory, on a disk, and on a server.
-const MANY: u32 = 100;
-const SOME: u32 = 40;
-const FEW: u32 = 20;
+const MANY: u32 = 60;
+const SOME: u32 = 25;
+const FEW: u32 = 12;
 /// How many times more `BATCHYARD_LONG` tries.
 const LONG: u32 = 10;
 const SHRINKS: u32 = 3_000;

@@ -270,10 +270,11 @@ impl Model {
 
     pub(crate) fn list(&mut self, now: Timestamp, list: &List) -> Vec<Entry> {
         self.advance(now);
-        let entries = self.requests.iter().filter_map(|one| {
-            self.entry(one, list.payloads)
-                .filter(|entry| entry.state == list.state && Some(entry.id) > list.after)
-        });
+        let listed = self
+            .requests
+            .iter()
+            .filter(|one| one.state() == Some(list.state) && Some(one.id) > list.after);
+        let entries = listed.filter_map(|one| self.entry(one, list.payloads));
         entries.take(list.max_requests.get() as usize).collect()
     }
 
@@ -420,7 +421,7 @@ impl Model {
     fn entry(&self, request: &Request, payload: bool) -> Option<Entry> {
         let mut entry = Entry {
             id: request.id,
-            state: State::Ready,
+            state: request.state()?,
             attempts: request.attempts,
             pushed_at: request.pushed_at,
             at: Timestamp::EPOCH,
@@ -433,14 +434,13 @@ impl Model {
             error: request.error.clone(),
         };
         match &request.is {
-            Is::Delayed { due } => (entry.state, entry.at) = (State::Delayed, *due),
-            Is::Ready { since, .. } => (entry.state, entry.at) = (State::Ready, *since),
+            Is::Delayed { due } => entry.at = *due,
+            Is::Ready { since, .. } => entry.at = *since,
             Is::InFlight { .. } => {
                 let holds = |batch: &&Batch| batch.members.contains(&request.id);
                 let batch = self.batches.iter().find(holds).expect("it is in flight");
-                (entry.state, entry.at) = (State::InFlight, batch.formed_at);
+                (entry.at, entry.batch) = (batch.formed_at, Some(batch.id));
                 entry.attempts += batch.prior + batch.attempt;
-                entry.batch = Some(batch.id);
             }
             Is::Done {
                 at,
@@ -449,14 +449,14 @@ impl Model {
                 result,
                 ..
             } => {
-                (entry.state, entry.at, entry.batch) = (State::Done, *at, Some(*batch));
+                (entry.at, entry.batch) = (*at, Some(*batch));
                 (entry.attempts, entry.result) = (*attempts, result.clone());
                 (entry.bytes, entry.payload, entry.error) = (0, None, None);
             }
             Is::Dead {
                 at, batch, reason, ..
             } => {
-                (entry.state, entry.at, entry.batch) = (State::Dead, *at, *batch);
+                (entry.at, entry.batch) = (*at, *batch);
                 entry.reason = Some(*reason);
             }
             Is::Gone(_) => return None,
@@ -483,6 +483,18 @@ impl Model {
 impl Request {
     fn bytes(&self) -> u64 {
         self.payload.len() as u64
+    }
+
+    /// Where it is, unless it is counted only.
+    fn state(&self) -> Option<State> {
+        match self.is {
+            Is::Delayed { .. } => Some(State::Delayed),
+            Is::Ready { .. } => Some(State::Ready),
+            Is::InFlight { .. } => Some(State::InFlight),
+            Is::Done { .. } => Some(State::Done),
+            Is::Dead { .. } => Some(State::Dead),
+            Is::Gone(_) => None,
+        }
     }
 
     /// Delayed, ready or in flight.
