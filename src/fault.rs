@@ -33,6 +33,10 @@ pub const POINTS: &[(&str, &str)] = &[
         "sled.sync_folder",
         "the files and folders of a store that was just opened are synced",
     ),
+    (
+        "sled.write_anew",
+        "what a failed sync has left in memory only is written anew",
+    ),
     ("sled.synced", "a group was synced, nobody was answered"),
 ];
 

@@ -34,7 +34,7 @@ fuser | torture/forgetful | mount what is there
 reqwest | handler/http provider | the library alone has no HTTP client
 clap | cli main | the library alone parses no arguments
 std/time/Instant | clock | take `now` as an argument
-std/time/SystemTime | clock | take `now` as an argument
+std/time/SystemTime | clock torture/forgetful | take `now` as an argument
 tokio | clock queue handler dispatcher provider control server bench torture cli main testing | it is pure: move this
 std/fs | queue handler provider control server bench torture cli main testing | it is pure: move this
 std/net | handler provider server cli testing | it is pure: move this";

@@ -51,6 +51,10 @@ impl StoreFolder {
         fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
         let lock = lock(path)?;
         let fields = read_format(path, kind)?;
+        if fields.is_some() {
+            // Whoever made it may have failed to sync that, and nobody else would.
+            sync(path).map_err(|error| unusable(path, "can't be synced", error))?;
+        }
         Ok(Self {
             path: path.to_owned(),
             kind,
@@ -102,16 +106,20 @@ impl StoreFolder {
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
-            File::open(path)?.sync_all()?;
-            // The name of the folder itself may be new, too.
-            match path.canonicalize()?.parent() {
-                Some(parent) => File::open(parent)?.sync_all(),
-                None => Ok(()),
-            }
+            sync(path)
         };
         write().map_err(|error| unusable(path, "can't be written", error))?;
         self.fields = Some(fields);
         Ok(())
+    }
+}
+
+/// Makes the names in a folder durable, and its own, which may be new, too.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    match path.canonicalize()?.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }
 

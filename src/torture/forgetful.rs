@@ -26,13 +26,15 @@ use std::{
 };
 
 use fuser::{BackgroundSession, Config, MountOption};
-use rustix::io::Errno;
+use rustix::{io::Errno, mount::UnmountFlags};
 
 use self::disk::Disk;
 
 /// What becomes of that which was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
+    /// It is all there: only the programs were killed.
+    Nothing,
     /// It is gone.
     All,
     /// Any part of it reached the disk: sectors of 512 bytes, sizes, names, in any order that the rules allow.
@@ -232,7 +234,9 @@ impl Forgetful {
 
 impl Drop for Forgetful {
     fn drop(&mut self) {
-        // At once, whoever is still in there; without the right to it, the session asks fusermount3.
-        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
+        // Whoever still waits for an answer gets an error: a process whose own thread serves it could not end otherwise.
+        // Without the right to do this, the session asks fusermount3.
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
+        let _ = rustix::mount::unmount(&self.at, flags);
     }
 }

@@ -14,10 +14,10 @@ use batchyard::{
 use crate::{
     Disk,
     fresh::check,
-    is_long,
     life::{self, Life, Side},
     seed,
     store::{Backend, Held, in_time},
+    stride,
 };
 
 #[tokio::test]
@@ -32,12 +32,13 @@ async fn no_error_of_the_disk_costs_what_the_journal_answered() {
 
 async fn fail_everywhere(backend: Backend) {
     let Some(disk) = Disk::new() else { return };
+    crate::planted::begin();
     let life = life::short().await;
     let empty = disk.forgetful.keep();
     let seed = seed();
-    let stride = if is_long() { 3 } else { QUICK_STRIDE };
     let (mut failures, mut seen) = (0, BTreeMap::<String, u32>::new());
     for (index, plan) in plans().into_iter().enumerate() {
+        let stride = one_of(plan.call);
         let mut skip = (seed + index as u64) % stride;
         loop {
             let plan = FailPlan { skip, ..plan };
@@ -76,7 +77,7 @@ async fn fail_everywhere(backend: Backend) {
         "G1 G8 G10",
         backend.name(),
         format!("{failures} errors of the disk"),
-        &[],
+        crate::planted::caught_by_errors(backend),
     );
 }
 
@@ -199,5 +200,10 @@ impl Case<'_> {
     }
 }
 
-/// Every operation of so many, when there is little time.
-const QUICK_STRIDE: u64 = 17;
+/// One operation of so many fails: there are many of some kinds, and of others there are few.
+fn one_of(call: Call) -> u64 {
+    match call {
+        Call::Write | Call::Sync | Call::Read => stride(23, 9),
+        _ => stride(7, 1),
+    }
+}

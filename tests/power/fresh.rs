@@ -1,17 +1,18 @@
 //! The power goes at each change of a short life on a new store; and again while that is opened.
 
 use batchyard::{
-    Claim, NewRequest, Outcome, Queue, Retries, Then, Update,
+    Claim, NewRequest, Outcome, Queue, Retries, Then, Timestamp, Update,
     testing::proof,
     torture::forgetful::{Kept, Loss, Rules},
 };
 use std::{num::NonZeroU32, time::Duration};
 
 use crate::{
-    Disk, is_long,
+    Disk,
     life::{self, Life, Side},
     seed,
-    store::{Backend, Held, Opened, in_time},
+    store::{Backend, Opened, in_time},
+    stride,
 };
 
 #[tokio::test]
@@ -30,7 +31,7 @@ async fn cut_everywhere(backend: Backend) {
     let life = life::short().await;
     let empty = disk.forgetful.keep();
     let seed = seed();
-    let stride = if is_long() { 1 } else { QUICK_STRIDE };
+    let stride = stride(29, 5);
     let (mut cuts, mut again) = (0, 0);
     for rules in [Rules::Strict, Rules::Ext4] {
         let mut at = 1 + seed % stride;
@@ -44,7 +45,7 @@ async fn cut_everywhere(backend: Backend) {
             };
             let dark = disk.forgetful.keep();
             let seeds = [0, 1].map(|more| seed + 1_000 * at + more);
-            for loss in [Loss::All]
+            for loss in [Loss::Nothing, Loss::All]
                 .into_iter()
                 .chain(seeds.map(|seed| Loss::Torn { seed }))
             {
@@ -58,13 +59,9 @@ async fn cut_everywhere(backend: Backend) {
                 };
                 let changes = case.recover(&dark, loss).await;
                 cuts += 1;
-                let step = if is_long() { 3 } else { changes.max(1) };
-                let mut inner = 1 + (seed + at) % step;
-                while inner <= changes {
-                    case.recover_cut(&dark, loss, inner).await;
-                    again += 1;
-                    inner += step;
-                }
+                let inner = 1 + (seed + 7 * at) % changes.max(1);
+                case.recover_cut(&dark, loss, inner).await;
+                again += 1;
             }
             at += stride;
         }
@@ -140,7 +137,11 @@ impl Case<'_> {
             let _ = opened.end().await;
         }
         let what = forgetful.cut_was_at();
-        forgetful.restore(loss);
+        forgetful.restore(match loss {
+            // The program was killed, and the power goes while the next one opens the store.
+            Loss::Nothing => Loss::All,
+            loss => loss,
+        });
         let context = format!("{}, cut again at {at} ({what:?})", self.context);
         let again = Case { context, ..*self };
         let opened = again.check().await;
@@ -176,30 +177,17 @@ impl Case<'_> {
     }
 }
 
-/// Opens a store and finds out after how many steps it is.
+/// Opens a store and finds out as of when it is.
 pub(crate) async fn check(
     disk: &Disk,
     backend: Backend,
     life: &Life,
     answered: usize,
-) -> Result<(Opened, usize), String> {
+) -> Result<(Opened, Timestamp), String> {
     let opened = in_time("opening", backend.open(&disk.store())).await;
     let opened = opened.map_err(|error| format!("it does not open: {error}"))?;
-    let mut why = String::new();
-    for steps in [answered, answered + 1] {
-        let Some((now, expected)) = life.after(steps) else {
-            continue;
-        };
-        match Held::of(&*opened.queue, now).await {
-            Ok(held) if held == *expected => return Ok((opened, steps)),
-            Ok(held) => {
-                let difference = expected.difference(&held);
-                why = format!("{why}\nnot as after {steps} steps: {difference}");
-            }
-            Err(error) => why = format!("{why}\nafter {steps} steps it can't be read: {error}"),
-        }
-    }
-    Err(why)
+    let now = life.find(&*opened.queue, answered).await?;
+    Ok((opened, now))
 }
 
 /// Pushes a request and settles everything that waits.
@@ -247,6 +235,3 @@ pub(crate) async fn drain(queue: &dyn Queue, life: &Life) -> Result<(), String> 
     }
     Ok(())
 }
-
-/// Every power cut of so many, when there is little time.
-const QUICK_STRIDE: u64 = 23;

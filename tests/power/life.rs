@@ -54,6 +54,8 @@ pub(crate) struct Moment {
     pub(crate) step: Step,
     /// If it is refused: how.
     pub(crate) refused: Option<ErrorKind>,
+    /// What was there when only time had passed: what is due comes first, and may be there alone.
+    pub(crate) due: Held,
     pub(crate) held: Held,
 }
 
@@ -76,6 +78,8 @@ impl Side {
     }
 
     async fn try_take(&mut self, now: Timestamp, step: &Step) -> Result<()> {
+        // What is due by now comes first, also before a step that turns out to be none.
+        self.queue.stats(now).await?;
         match step {
             Step::Push(new) => {
                 let requests = (0..).zip(new).map(|(index, new)| new.request(now, index));
@@ -269,8 +273,11 @@ impl Life {
 
     pub(crate) async fn go_on_after(&mut self, time: Duration, step: Step) {
         self.now = self.now.after(time);
+        self.side.queue.stats(self.now).await.unwrap();
+        let due = Held::of(&*self.side.queue, self.now).await.unwrap();
         let result = self.side.take(self.now, &step).await;
         self.moments.push(Moment {
+            due,
             now: self.now,
             step,
             refused: result.err().map(|error| error.kind()),
@@ -278,15 +285,41 @@ impl Life {
         });
     }
 
-    /// What must be there after so many steps, and when.
-    pub(crate) fn after(&self, steps: usize) -> Option<(Timestamp, &Held)> {
-        match steps.checked_sub(1) {
-            None => Some((self.start, &self.before)),
-            Some(last) => self
-                .moments
-                .get(last)
-                .map(|moment| (moment.now, &moment.held)),
+    /// What may be there after so many steps were answered, and when: all of them, that and what came due, that and
+    /// the step under way; with how many steps that is.
+    pub(crate) fn after(&self, steps: usize) -> Vec<(Timestamp, &Held, usize)> {
+        let last = steps.checked_sub(1).map(|last| &self.moments[last]);
+        let last = last.map_or((self.start, &self.before, 0), |last| {
+            (last.now, &last.held, steps)
+        });
+        let next = self.moments.get(steps).into_iter();
+        let next = next.flat_map(|next| {
+            [
+                (next.now, &next.due, steps),
+                (next.now, &next.held, steps + 1),
+            ]
+        });
+        [last].into_iter().chain(next).collect()
+    }
+
+    /// Finds out after which of them a queue is, and when that was.
+    pub(crate) async fn find(
+        &self,
+        queue: &dyn Queue,
+        answered: usize,
+    ) -> std::result::Result<Timestamp, String> {
+        let mut why = String::new();
+        for (now, expected, steps) in self.after(answered) {
+            match Held::of(queue, now).await {
+                Ok(held) if held == *expected => return Ok(now),
+                Ok(held) => {
+                    let difference = expected.difference(&held);
+                    why = format!("{why}\nnot as after {steps} steps: {difference}");
+                }
+                Err(error) => why = format!("{why}\nafter {steps} steps it can't be read: {error}"),
+            }
         }
+        Err(why)
     }
 
     /// Any step.

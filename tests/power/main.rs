@@ -5,8 +5,8 @@
 //!                  └─▶ MemoryQueue: what must be there after each step ◀── opened again: all records equal? ◀─┘
 //! ```
 //! What is compared is the whole dump of a queue, record by record: it must be that after the last step that was
-//! answered, or that after the one under way. `BATCHYARD_LONG=1` goes to every n, `BATCHYARD_CYCLES` sets the number of
-//! random cycles, `BATCHYARD_SEED` their seed.
+//! answered, or that after the one under way. `BATCHYARD_LONG=1` takes more time, `BATCHYARD_STRIDE=1` goes to every n,
+//! `BATCHYARD_CYCLES` sets the number of random cycles, `BATCHYARD_SEED` the seed.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -65,9 +65,16 @@ fn skip(what: &str, why: &str) {
     println!("skipped: {why}");
 }
 
-/// Whether there is time for everything.
+/// Whether there is time for more.
 fn is_long() -> bool {
     env::var("BATCHYARD_LONG").is_ok_and(|value| value == "1")
+}
+
+/// One of so many operations is tried; all of them with `BATCHYARD_STRIDE=1`.
+fn stride(short: u64, long: u64) -> u64 {
+    let set = env::var("BATCHYARD_STRIDE").ok();
+    let set = set.map(|text| text.parse().unwrap());
+    set.unwrap_or(if is_long() { long } else { short })
 }
 
 /// How many random cycles there are.

@@ -12,7 +12,7 @@ pub(crate) fn begin() {
     }
 }
 
-/// The faults that were seen to be found.
+/// The faults that are seen to be found by power cuts.
 pub(crate) fn caught(backend: Backend) -> &'static [&'static str] {
     match backend {
         Backend::Sled => &["sled.sync=skip", "sled.sync_folder=skip"],
@@ -20,11 +20,16 @@ pub(crate) fn caught(backend: Backend) -> &'static [&'static str] {
     }
 }
 
+/// And by errors of the disk.
+pub(crate) fn caught_by_errors(backend: Backend) -> &'static [&'static str] {
+    match backend {
+        Backend::Sled => &["sled.write_anew=skip"],
+        Backend::Journal => &["journal.sync=skip"],
+    }
+}
+
 #[test]
 fn a_sync_that_is_left_out_is_found_by_the_next_power_cut() {
-    if Disk::new().is_none() {
-        return;
-    }
     for backend in Backend::ALL {
         let test = match backend {
             Backend::Sled => "fresh::no_power_cut_on_sled_loses_or_changes_what_was_answered",
@@ -32,21 +37,38 @@ fn a_sync_that_is_left_out_is_found_by_the_next_power_cut() {
                 "fresh::no_power_cut_on_the_journal_loses_or_changes_what_was_answered"
             }
         };
-        for fault in caught(backend) {
-            let points = fault.replace("skip", "return(skip)");
-            let mut command = Command::new(env::current_exe().unwrap());
-            command
-                .args(["--exact", test, "--nocapture"])
-                .env("FAILPOINTS", &points);
-            let output = command.output().unwrap();
-            let said =
-                String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            let found = said
-                .lines()
-                .find(|line| line.contains("steps were answered"));
-            assert!(!output.status.success(), "nobody noticed {fault}");
-            let found = found.unwrap_or_else(|| panic!("{fault} ended otherwise: {said}"));
-            println!("{fault}: {}", found.chars().take(300).collect::<String>());
-        }
+        all_are_found(caught(backend), test);
+    }
+}
+
+#[test]
+fn what_is_taken_for_durable_after_an_error_is_found() {
+    for backend in Backend::ALL {
+        let test = match backend {
+            Backend::Sled => "errors::no_error_of_the_disk_costs_what_sled_answered",
+            Backend::Journal => "errors::no_error_of_the_disk_costs_what_the_journal_answered",
+        };
+        all_are_found(caught_by_errors(backend), test);
+    }
+}
+
+/// Runs the test with each fault, and sees it fail by what is lost.
+fn all_are_found(faults: &[&str], test: &str) {
+    if Disk::new().is_none() {
+        return;
+    }
+    for fault in faults {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args(["--exact", test, "--nocapture"])
+            .env("FAILPOINTS", fault.replace("skip", "return(skip)"));
+        let output = command.output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "nobody noticed {fault}");
+        let mut lines = said.lines();
+        let found = lines.find(|line| line.contains("steps were answered"));
+        let found = found.unwrap_or_else(|| panic!("{fault} ended otherwise: {said}"));
+        println!("{fault}: {}", found.chars().take(300).collect::<String>());
     }
 }

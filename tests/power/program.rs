@@ -81,9 +81,15 @@ fn push_until_cut(
         (0..).find(|number| writeln!(input, "{}", line(*number)).is_err());
     });
     let mut printed = BTreeMap::new();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    for (number, id) in output.lines().enumerate() {
-        printed.insert(id.unwrap(), line(number));
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for number in 0.. {
+        let mut id = String::new();
+        output.read_line(&mut id).unwrap();
+        // The last one may have been cut off.
+        let Some(id) = id.strip_suffix('\n') else {
+            break;
+        };
+        printed.insert(id.to_owned(), line(number));
         if number == ids {
             disk.forgetful.cut();
             child.kill().unwrap();

@@ -121,9 +121,7 @@ impl Held {
         };
         // The lower half of all batch ids is one number that every queue draws for itself.
         let salt = format!("{:032x}", end.last_batch.as_u128()).split_off(16);
-        let lines = records
-            .iter()
-            .map(|record| format!("{record:?}").replace(&salt, ""));
+        let lines = records.iter().map(|record| line(record).replace(&salt, ""));
         Ok(Self(lines.collect()))
     }
 
@@ -141,6 +139,17 @@ impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} records", self.0.len())
     }
+}
+
+/// A record, with a checksum for a payload.
+fn line(record: &Record) -> String {
+    let mut record = record.clone();
+    if let Record::Request(request) = &mut record
+        && let Some(payload) = &mut request.entry.payload
+    {
+        *payload = format!("{:08x}", crc32fast::hash(payload)).into();
+    }
+    format!("{record:?}")
 }
 
 /// The records of a queue.

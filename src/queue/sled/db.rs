@@ -24,9 +24,11 @@ use sled::{
 
 use super::{
     keys::{self, Tree},
+    lock,
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
+    sentinel::Sentinel,
     write::{self, Write, row},
 };
 use crate::{
@@ -36,12 +38,14 @@ use crate::{
 
 /// The open database of a store.
 pub(super) struct Db {
-    sled: sled::Db,
+    sled: Arc<sled::Db>,
     /// In the order of [`Tree::ALL`], apart from the first.
     trees: Vec<sled::Tree>,
     windows: Windows,
     /// Held from before the first write to the last.
     file: File,
+    /// Where it is noted that not all that can be read is durable.
+    lock: File,
     counts: Mutex<CountsV1>,
     /// The last record of each queue that was committed.
     queues: Mutex<BTreeMap<u32, QueueV1>>,
@@ -49,22 +53,50 @@ pub(super) struct Db {
     dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
+    /// Until all else is dropped.
+    _sentinel: Sentinel,
 }
 
 impl Db {
     /// Takes over what was just opened; `file` is its `db`, opened before anything was written.
-    pub(super) fn new(sled: sled::Db, file: File) -> Result<Self> {
+    pub(super) fn new(
+        (sled, config): (sled::Db, sled::Config),
+        file: File,
+        lock: File,
+    ) -> Result<Self> {
+        let sled = Arc::new(sled);
+        let sentinel = Sentinel::start(&sled, config)?;
         let mut db = Self {
             trees: Vec::new(),
-            windows: Windows::new(sled.clone()),
+            windows: Windows::new((*sled).clone()),
             file,
+            lock,
             counts: Mutex::default(),
             queues: Mutex::default(),
             dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
+            _sentinel: sentinel,
             sled,
         };
+        match db.load_all() {
+            Ok(()) => Ok(db),
+            Err(error) => {
+                db.let_go();
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops it. sled writes a last time then, and panics if the disk fails.
+    pub(super) fn let_go(self) {
+        if catch_unwind(AssertUnwindSafe(|| drop(self))).is_err() {
+            tracing::error!("sled panicked while it was closed");
+        }
+    }
+
+    fn load_all(&mut self) -> Result<()> {
+        let db = self;
         db.trees = db.guard("opening its trees", || {
             let names = Tree::ALL.into_iter();
             names.map(|(_, name)| db.sled.open_tree(name)).collect()
@@ -77,7 +109,7 @@ impl Db {
                 notes.map(|key| key.map(|key| row(&key))).collect();
             let dropped = dropped?;
             db.windows.load(&dropped)?;
-            *lock(&db.dropped) = dropped;
+            *held(&db.dropped) = dropped;
             db.windows.last_chunks()
         })?;
         for chunk in chunks {
@@ -86,20 +118,20 @@ impl Db {
             if head.counts.commits > counts.commits {
                 counts = head.counts;
             }
-            lock(&db.queues).insert(chunk.queue, head.queue);
+            held(&db.queues).insert(chunk.queue, head.queue);
         }
         if counts.entries.len() != Tree::ALL.len() {
             return Err(Error::corrupt(
                 "the store counts other trees than it has; run `repair`",
             ));
         }
-        *lock(&db.counts) = counts;
-        Ok(db)
+        *held(&db.counts) = counts;
+        Ok(())
     }
 
     /// A queue's record, given the one in `meta`: a later one is in the last chunk that was pushed.
     pub(super) fn newest_record(&self, id: u32, record: QueueV1) -> QueueV1 {
-        let mut queues = lock(&self.queues);
+        let mut queues = held(&self.queues);
         let newest = match queues.remove(&id) {
             Some(pushed) if pushed.last_position > record.last_position => pushed,
             _ => record,
@@ -110,7 +142,7 @@ impl Db {
 
     /// Drops the windows of which a crash left the note only.
     pub(super) fn drop_noted(&self) -> Result<()> {
-        for window in lock(&self.dropped).iter() {
+        for window in held(&self.dropped).iter() {
             self.guard("a write", || self.windows.drop_tree(*window))?;
         }
         Ok(())
@@ -133,7 +165,11 @@ impl Db {
     pub(super) fn poison(&self, why: impl Into<String>) {
         let why = why.into();
         tracing::error!(why, "sled store poisoned");
-        let _ = self.poison.set(why);
+        if self.poison.set(why).is_ok()
+            && let Err(error) = lock::note(&self.lock, true)
+        {
+            tracing::error!(%error, "it can't be noted that a sync has failed");
+        }
     }
 
     /// How many syncs have reached the disk.
@@ -143,12 +179,12 @@ impl Db {
 
     /// How many commits the store ever had; those before the last sync are durable.
     pub(super) fn commits(&self) -> u64 {
-        lock(&self.counts).commits
+        held(&self.counts).commits
     }
 
     /// How many entries it holds.
     pub(super) fn entries(&self) -> u64 {
-        lock(&self.counts).entries.iter().sum()
+        held(&self.counts).entries.iter().sum()
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
@@ -253,7 +289,7 @@ impl Db {
             while let Some(rows) = chunks.next() {
                 let record = chunks.peek().is_none().then(|| queues.remove(&id));
                 let record = record.flatten().unwrap_or_else(|| self.record(id));
-                let mut after = lock(&self.counts).clone();
+                let mut after = held(&self.counts).clone();
                 after.commits += 1;
                 after.entries[Tree::Requests as usize] += 1;
                 let first = rows[0].0;
@@ -262,8 +298,8 @@ impl Db {
                     let (_, tree) = self.windows.tail(id, first, value.len())?;
                     tree.insert(first.to_be_bytes(), value)
                 })?;
-                *lock(&self.counts) = after;
-                lock(&self.queues).insert(id, record);
+                *held(&self.counts) = after;
+                held(&self.queues).insert(id, record);
             }
         }
         Ok(())
@@ -271,7 +307,7 @@ impl Db {
 
     /// The record of a queue that was last committed.
     fn record(&self, id: u32) -> QueueV1 {
-        let record = lock(&self.queues).get(&id).cloned();
+        let record = held(&self.queues).get(&id).cloned();
         record.unwrap_or_else(|| QueueV1::new(""))
     }
 
@@ -287,14 +323,14 @@ impl Db {
             let key = keys::queue_record(id);
             let value = record::encode(&key, &record, &[])?;
             entries.insert((Tree::Meta, key), Some(value));
-            lock(&self.queues).insert(id, record);
+            held(&self.queues).insert(id, record);
         }
-        let mut before = lock(&self.counts).clone();
+        let mut before = held(&self.counts).clone();
         before.commits += 1;
         let mut plan = Plan::default();
         plan.tree(Tree::Meta, (0, 0), || self.tree(Tree::Meta).clone());
         let dropped = self.plan_rows(rows, chunks, &mut before, &mut plan)?;
-        for (noted, value) in [(&*lock(&self.dropped), None), (&dropped, Some(Vec::new()))] {
+        for (noted, value) in [(&*held(&self.dropped), None), (&dropped, Some(Vec::new()))] {
             for (queue, first) in noted {
                 let key = keys::key(*queue, &[*first]);
                 entries.insert((Tree::Requests, key), value.clone());
@@ -305,11 +341,11 @@ impl Db {
             plan.changes.push((index, key, value));
         }
         let after = self.guard("a write", || plan.run(&before))?;
-        *lock(&self.counts) = after;
+        *held(&self.counts) = after;
         for window in &dropped {
             self.guard("a write", || self.windows.drop_window(*window))?;
         }
-        *lock(&self.dropped) = dropped;
+        *held(&self.dropped) = dropped;
         Ok(())
     }
 
@@ -411,7 +447,7 @@ impl Db {
 
     /// Counts every entry and compares.
     pub(super) fn verify_counts(&self) -> Result<()> {
-        let expected = lock(&self.counts).entries.clone();
+        let expected = held(&self.counts).entries.clone();
         for (tree, name) in Tree::ALL {
             let mut found = match tree {
                 Tree::Requests => self.guard("a read", || self.windows.count())?,
@@ -487,7 +523,7 @@ impl Plan {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

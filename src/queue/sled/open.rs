@@ -3,7 +3,7 @@
 //! ```text
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
 //! STORE/CLEAN    after a clean close only: how many commits the database has had, what each queue held
-//! STORE/LOCK     locked by the process that has it open, with its pid
+//! STORE/LOCK     locked by the process that has it open, with its pid; says if a sync of it has failed
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
 //! sled 0.34.7 opens a missing, emptied or overwritten `db` as a new database without a word, so a
@@ -13,8 +13,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write as _},
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::FileExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -26,19 +27,19 @@ use super::{
     clean,
     db::{self, Db},
     keys::{self, PartOf, Tree},
+    lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT},
     record::{QueueV1, StoreV1},
     state::{Live, QueueState},
     write::Write,
 };
 use crate::{
-    error::{Error, Result, is_full},
+    error::{Error, Result},
     fault::step,
     queue::QueueOptions,
 };
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
-const LOCK: &str = "LOCK";
 const DATABASE: &str = "sled";
 const MAGIC: &str = "batchyard sled store";
 const VERSION: u32 = 1;
@@ -46,11 +47,12 @@ const VERSION: u32 = 1;
 const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
-/// For how long an opener waits for this very process to let go of the store.
-const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
+/// How the name of a snapshot ends that sled has not finished.
+const UNFINISHED: &str = ".generating";
+/// How much is written anew at a time.
+const ANEW_BYTES: usize = 1 << 20;
 /// What a store that is only filled keeps in memory.
 const FILLING_CACHE_BYTES: u64 = 32 << 20;
-const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// A store that is ready to be served.
 pub(super) struct Opened {
@@ -71,10 +73,17 @@ struct Format {
 /// Opens a store, or makes one in an empty or missing folder.
 pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
     let (lock, format) = begin(path)?;
-    let db = open_database(path, &format, cache_bytes)?;
-    clean::unmark(path)?;
-    let (queues, next_queue) = recover(&db, queues)?;
-    finish(path, &db, format)?;
+    if format.made {
+        prepare(path, &lock)?;
+    }
+    let db = open_database((path, &lock), &format, cache_bytes)?;
+    let (db, (queues, next_queue)) = or_let_go(db, |db| {
+        clean::unmark(path)?;
+        let recovered = recover(db, queues)?;
+        finish(path, db, format)?;
+        lock::note(&lock, false).map_err(|error| unusable(path, "can't be written", error))?;
+        Ok(recovered)
+    })?;
     Ok(Opened {
         path: path.to_owned(),
         lock,
@@ -86,24 +95,38 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
 
 /// Makes a store in an empty or missing folder; it is one only once it is filled.
 pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> Result<T> {
-    let (_lock, format) = begin(path)?;
+    let (lock, format) = begin(path)?;
     if format.made {
         return Err(Error::invalid(format!(
             "{} holds a store already; nothing in it was touched, so choose another folder",
             path.display()
         )));
     }
-    let db = open_database(path, &format, FILLING_CACHE_BYTES)?;
-    let value = fill(&db)?;
-    finish(path, &db, format)?;
+    let db = open_database((path, &lock), &format, FILLING_CACHE_BYTES)?;
+    let (_, value) = or_let_go(db, |db| {
+        let value = fill(db)?;
+        finish(path, db, format)?;
+        Ok(value)
+    })?;
     Ok(value)
+}
+
+/// What it does with a database, and the database; if that fails, nobody else has it.
+fn or_let_go<T>(db: Db, with: impl FnOnce(&Db) -> Result<T>) -> Result<(Db, T)> {
+    match with(&db) {
+        Ok(value) => Ok((db, value)),
+        Err(error) => {
+            db.let_go();
+            Err(error)
+        }
+    }
 }
 
 /// Locks a folder that is a store or may become one.
 fn begin(path: &Path) -> Result<(File, Format)> {
     inspect(path)?;
     fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
-    let lock = lock(path)?;
+    let lock = lock::lock(path)?;
     if let Some(format) = read_format(path)? {
         return Ok((lock, format));
     }
@@ -116,7 +139,7 @@ fn begin(path: &Path) -> Result<(File, Format)> {
 /// Makes everything durable before anything is answered.
 fn finish(path: &Path, db: &Db, format: Format) -> Result<()> {
     db.sync()?;
-    sync_folder(path)?;
+    sync_folder(path).inspect_err(|error| db.poison(error.to_string()))?;
     if !format.made {
         write_format(
             path,
@@ -254,51 +277,52 @@ fn write_format(path: &Path, format: &Format) -> Result<()> {
     write().map_err(|error| unusable(path, "can't be written", error))
 }
 
-/// Locks the store for this process.
-pub(super) fn lock(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    let mut file = options
-        .open(path.join(LOCK))
-        .map_err(|error| unusable(path, "can't be written", error))?;
-    let mut waited = Duration::ZERO;
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::Error(error)) => {
-                return Err(unusable(path, "can't be locked", error));
+/// Makes durable what can be read of the database, before sled reads it and builds on it; and removes snapshots that
+/// were never finished, for sled would take the last one for a damaged one.
+fn prepare(path: &Path, lock: &File) -> Result<()> {
+    let is_unsynced = lock::is_unsynced(lock);
+    let prepare = || -> io::Result<()> {
+        for entry in fs::read_dir(database(path))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
+                fs::remove_file(entry.path())?;
+            } else if entry.file_type()?.is_file() {
+                let mut options = OpenOptions::new();
+                let file = options.read(true).write(true).open(entry.path())?;
+                if is_unsynced && step("sled.write_anew")? {
+                    write_anew(&file)?;
+                }
+                file.sync_all()?;
             }
-            Err(TryLockError::WouldBlock) => {}
         }
-        let mut owner = String::new();
-        let _ = file.rewind().and_then(|()| file.read_to_string(&mut owner));
-        let owner = owner.trim();
-        // The last handle of this process may have been dropped a moment ago.
-        if owner != std::process::id().to_string() || waited >= OWN_LOCK_WAIT {
-            return Err(Error::locked(format!(
-                "{} is open in the process with pid {owner}; stop it, or use another store",
-                path.display()
-            )));
-        }
-        thread::sleep(LOCK_POLL);
-        waited += LOCK_POLL;
-    }
-    let mut write = || -> io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
+        Ok(())
     };
-    // Its pid is there to be named: a full disk is no reason not to open.
-    if let Err(error) = write()
-        && !is_full(&error)
-    {
-        return Err(unusable(path, "can't be written", error));
+    match prepare() {
+        // A lost database is told by who opens it.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let _ = lock::note(lock, true);
+            Err(unusable(path, "can't be synced", error))
+        }
+        _ => Ok(()),
     }
-    Ok(file)
+}
+
+/// Writes every byte of a file over itself, so that the next sync covers it.
+fn write_anew(file: &File) -> io::Result<()> {
+    let mut buffer = vec![0; ANEW_BYTES];
+    let mut at = 0;
+    loop {
+        let length = file.read_at(&mut buffer, at)?;
+        if length == 0 {
+            return Ok(());
+        }
+        file.write_all_at(&buffer[..length], at)?;
+        at += length as u64;
+    }
 }
 
 /// Opens the database and proves that it is the one that belongs here.
-fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
+fn open_database((path, lock): (&Path, &File), format: &Format, cache_bytes: u64) -> Result<Db> {
     let folder = database(path);
     let file = folder.join("db");
     let io = |error| unusable(path, "can't be written", error);
@@ -322,12 +346,13 @@ fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
         .write(true)
         .open(&file)
         .map_err(io)?;
-    let db = Db::new(open_sled(&folder, cache_bytes)?, file)?;
-    prove(&db, path, format)?;
-    Ok(db)
+    let lock = lock.try_clone().map_err(io)?;
+    let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock)?;
+    Ok(or_let_go(db, |db| prove(db, path, format))?.0)
 }
 
-pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
+/// Opens it; its configuration tells which error its threads met.
+pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<(sled::Db, sled::Config)> {
     let config = sled::Config::new()
         .path(folder)
         .segment_size(SEGMENT_BYTES)
@@ -343,11 +368,15 @@ pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
     let mut waited = Duration::ZERO;
     loop {
         match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => return Ok(db),
+            Ok(Ok(db)) => return Ok((db, config)),
             // The store is locked for us, so whoever has sled's own lock is a thread of ours that ends.
             Ok(Err(sled::Error::Io(error))) if is_locked(&error) && waited < OWN_LOCK_WAIT => {
                 thread::sleep(LOCK_POLL);
                 waited += LOCK_POLL;
+            }
+            // The system refused to read or write: that is no damage.
+            Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => {
+                return Err(unusable(folder, "can't be read or written", error));
             }
             Ok(Err(error)) => return Err(damaged(&error).with_source(error)),
             Err(panic) => return Err(damaged(&db::panic_text(&*panic))),

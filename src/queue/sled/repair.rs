@@ -27,7 +27,7 @@ use super::{
     clean::{self, Held},
     db::{self, Db},
     keys::{self, PartOf, Tree},
-    open,
+    lock, open,
     range::Range,
     record::{
         BatchV1, BookmarkV1, CountsV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1,
@@ -85,7 +85,7 @@ pub(super) fn repair(from: &Path, to: &Path) -> Result<Repaired> {
             from.display()
         )));
     }
-    let _lock = open::lock(from)?;
+    let _lock = lock::lock(from)?;
     open::open_new(to, |new| {
         let copy = to.join("salvage");
         let mut repaired = Repaired::default();
@@ -112,6 +112,7 @@ fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
             open::copy_database(from, copy, false).and_then(|()| open::open_sled(copy, CACHE_BYTES))
         }
     }
+    .map(|(sled, _)| sled)
     .map_err(|error| error.context("nothing can be saved"))
 }
 

@@ -369,10 +369,8 @@ impl Writer {
         let db = gate.db.take();
         let queues = std::mem::take(&mut gate.queues);
         drop(gate);
-        // sled writes a snapshot as it ends; a panic in there must not take the answer with it.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(db)));
-        if dropped.is_err() {
-            tracing::error!("sled panicked while it was closed");
+        if let Some(db) = db {
+            db.let_go();
         }
         drop(self);
         for queue in queues.values() {

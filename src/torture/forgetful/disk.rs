@@ -104,6 +104,7 @@ impl Disk {
     /// The power comes back; what was open is open no more.
     pub(super) fn restore(&mut self, loss: Loss) {
         match loss {
+            Loss::Nothing => {}
             Loss::All => {
                 self.names.lose();
                 self.nodes.values_mut().for_each(|node| node.content.lose());
@@ -377,8 +378,12 @@ impl Disk {
         Err(error)
     }
 
+    /// What is removed gives its space back at once.
     fn used(&self) -> u64 {
-        self.nodes.values().map(|node| node.content.space()).sum()
+        let mut live = self.names.live();
+        live.extend(self.handles.values().map(|handle| handle.node));
+        let nodes = live.iter().filter_map(|number| self.nodes.get(number));
+        nodes.map(|node| node.content.space()).sum()
     }
 
     fn next(&mut self) -> u64 {

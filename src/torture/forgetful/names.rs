@@ -94,6 +94,14 @@ impl Names {
         self.lose();
     }
 
+    /// The numbers of all that has a name.
+    pub(super) fn live(&self) -> BTreeSet<u64> {
+        let folders = self.live.values();
+        folders
+            .flat_map(|folder| folder.values().copied())
+            .collect()
+    }
+
     /// The numbers of all that has a name, or had one on the disk or on the way to it.
     pub(super) fn named(&self) -> BTreeSet<u64> {
         let images = self.live.values().chain(self.durable.values());

@@ -21,6 +21,8 @@ use super::{
 /// The kernel asks each time: after a restore, things are no longer what they were.
 const REMEMBERED: Duration = Duration::ZERO;
 const GENERATION: Generation = Generation(0);
+/// Nothing is cached, and closing asks for nothing.
+const FILE: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// The disk as a file system.
 #[derive(Debug)]
@@ -153,7 +155,7 @@ impl Filesystem for Served {
                 &self.attributes(made),
                 GENERATION,
                 FileHandle(handle),
-                FopenFlags::FOPEN_DIRECT_IO,
+                FILE,
             ),
             Err(error) => reply.error(errno(error)),
         }
@@ -185,11 +187,7 @@ impl Filesystem for Served {
     }
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        opened(
-            self.disk().open(number.0),
-            FopenFlags::FOPEN_DIRECT_IO,
-            reply,
-        );
+        opened(self.disk().open(number.0), FILE, reply);
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
