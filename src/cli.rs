@@ -91,6 +91,7 @@ impl Verb {
         match self {
             Self::Dispatch(args) => args.log(),
             Self::Run(_) => run::LOG,
+            Self::Torture(_) => torture::LOG,
             _ => output::LOG,
         }
     }

@@ -9,6 +9,7 @@ use batchyard::torture::{
     live,
     report::Report,
 };
+use bytesize::ByteSize;
 use clap::{Args, ValueHint};
 
 use super::{
@@ -89,7 +90,8 @@ pub(super) async fn torture(args: TortureArgs) -> Result<Exit, Failure> {
     let all = plan.duration.as_secs();
     let step = |report: &Report| {
         let line = report.verdict();
-        steps.set(report.seconds as u64, all, &line, &line);
+        let seconds = Duration::from_secs_f64(report.seconds).as_secs();
+        steps.set(seconds, all, &line, &line);
     };
     let report = cycle::run(&plan, stopped, step).await;
     drop(steps);
@@ -143,8 +145,8 @@ fn show(args: &TortureArgs, report: &Report) -> Result<(), Failure> {
 
 fn row(figure: &Figure) -> Vec<String> {
     let shown = |value: u64| match figure.unit {
-        "bytes" => format!("{:.1} MiB", value as f64 / f64::from(1 << 20)),
-        "microseconds" => format!("{:.1} ms", value as f64 / 1e3),
+        "bytes" => ByteSize(value).display().iec().to_string(),
+        "microseconds" => format!("{} ms", value / 1000),
         _ => value.to_string(),
     };
     let flat = if figure.is_flat { "flat" } else { "GROWN" };
@@ -178,3 +180,6 @@ fn minutes(text: &str) -> Result<Duration, String> {
     let duration = number.and_then(|number| Duration::try_from_secs_f64(number * 60.0).ok());
     duration.ok_or_else(|| "a number of minutes above 0 is needed, such as 0.5".into())
 }
+
+/// What is in the log: the children say the rest, and FUSE says more than anybody needs.
+pub(super) const LOG: &str = "warn,fuser=off";

@@ -39,14 +39,14 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// Goes on until the time is over, `stop` is, or something is not as promised; `step` is told how far it is.
+/// Goes on until the time is over, `stop` is, or something is not as promised; `tell` hears how far it is.
 ///
 /// # Errors
 /// If no child can be started or heard: then nothing is proved.
 pub async fn run(
     plan: &Plan,
     stop: impl Future<Output = ()>,
-    step: impl FnMut(&Report),
+    tell: impl FnMut(&Report),
 ) -> Result<Report> {
     let begun = Instant::now();
     let mut report = Report {
@@ -62,7 +62,7 @@ pub async fn run(
             sites.push(Site::new(plan, *backend, true)?);
         }
     }
-    let lives = live_on(&mut sites, plan, &mut random, &mut report, step);
+    let lives = live_on(&mut sites, plan, &mut random, &mut report, tell);
     tokio::select! {
         done = lives => done?,
         () = stop => {}
@@ -78,7 +78,7 @@ async fn live_on(
     plan: &Plan,
     random: &mut fastrand::Rng,
     report: &mut Report,
-    mut step: impl FnMut(&Report),
+    mut tell: impl FnMut(&Report),
 ) -> Result<()> {
     let begun = Instant::now();
     while begun.elapsed() < plan.duration {
@@ -86,7 +86,7 @@ async fn live_on(
             let death = site.death(random);
             site.live(death, random.u64(..), report).await?;
             report.seconds = begun.elapsed().as_secs_f64();
-            step(report);
+            tell(report);
             if !report.held {
                 return Ok(());
             }
@@ -330,7 +330,7 @@ enum End {
 }
 
 /// The longest that a child works.
-const LONGEST: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(2);
 /// How long a child goes on once its disk is gone.
 const AFTERMATH: Duration = Duration::from_millis(20);
 /// A child that tells nothing for so long will never tell anything.

@@ -70,7 +70,7 @@ pub fn figures(samples: &[Sample]) -> Vec<Figure> {
         }
         let first = median(&values[..quarter]);
         let last = median(&values[values.len() - quarter..]);
-        let bound = first + first / 4 + known.slack;
+        let bound = first + first * known.percent / 100 + known.slack;
         Some(Figure {
             name: known.name,
             unit: known.unit,
@@ -92,7 +92,8 @@ fn median(values: &[u64]) -> u64 {
 struct Known {
     name: &'static str,
     unit: &'static str,
-    /// What it may grow by, besides a quarter: what a machine that is used by others too adds to a small value.
+    /// By how much it may grow: a part of it, and what a machine that is used by others too adds to a small value.
+    percent: u64,
     slack: u64,
     of: fn(&Sample) -> Option<u64>,
 }
@@ -101,25 +102,29 @@ const KNOWN: [Known; 4] = [
     Known {
         name: "resident memory",
         unit: "bytes",
+        percent: 25,
         slack: 8 << 20,
         of: |sample| sample.resident_bytes,
     },
     Known {
         name: "open descriptors",
         unit: "descriptors",
+        percent: 25,
         slack: 4,
         of: |sample| sample.descriptors,
     },
     Known {
         name: "disk use",
         unit: "bytes",
+        percent: 25,
         slack: 32 << 20,
         of: |sample| sample.disk_bytes,
     },
     Known {
         name: "open time",
         unit: "microseconds",
-        slack: 50_000,
+        percent: 100,
+        slack: 100_000,
         of: |sample| sample.open_micros,
     },
 ];
