@@ -59,13 +59,16 @@ async fn a_life_cut_at_any_command_answers_as_if_it_were_not() {
     }
 
     // The same check finds out when the server does not keep what it answered.
-    let mut caught = 0;
-    for at in chosen(commands, 16) {
+    let mut caught = false;
+    for at in commands / 2..commands {
         proxy.cut_after(at, Cut::Forgotten);
         let answers = live(&server, &proxy, &format!("forgotten-{at}")).await;
-        caught += usize::from(!answers.is_ok_and(|answers| answers == expected));
+        caught = !answers.is_ok_and(|answers| answers == expected);
+        if caught {
+            break;
+        }
     }
-    assert!(caught > 0, "commands that took effect twice were not seen");
+    assert!(caught, "a command that took effect twice was not seen");
     proof(
         "G2 G3 G4 G5",
         "redis",

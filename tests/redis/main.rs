@@ -6,6 +6,7 @@
     reason = "what can't be unwrapped fails the test that asked"
 )]
 
+mod cluster;
 mod cuts;
 mod differential;
 mod failover;
@@ -17,6 +18,7 @@ mod proxy;
 mod restoring;
 mod server;
 mod sharing;
+mod trouble;
 #[cfg(feature = "cli")]
 mod verbs;
 

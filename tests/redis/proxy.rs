@@ -160,7 +160,7 @@ impl Way {
         }
         let mut plan = self.plan.lock().unwrap();
         plan.seen += 1;
-        if plan.left == 0 || (plan.scripts_only && !has(command, b"EVALSHA")) {
+        if plan.left == 0 || (plan.scripts_only && !has(command, b"EVAL")) {
             return None;
         }
         if plan.skip > 0 {

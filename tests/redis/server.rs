@@ -4,7 +4,7 @@ use std::{
     env,
     io::{self, BufRead, BufReader},
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
 
@@ -48,11 +48,10 @@ impl Server {
     /// A server that listens on a loopback port as well, for other servers.
     pub(crate) fn start_on_a_port(settings: &[&str]) -> Option<Self> {
         for _ in 0..20 {
-            // One that was free a moment ago; if somebody took it meanwhile, the server does not start.
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = listener.local_addr().unwrap().port().to_string();
-            drop(listener);
-            let all = [&["--port", &port, "--bind", "127.0.0.1"], settings].concat();
+            // They were free a moment ago; if somebody took one meanwhile, the server does not start.
+            let [port, bus_port] = free_ports();
+            let ports = ["--port", &port, "--cluster-port", &bus_port];
+            let all = [&ports[..], &["--bind", "127.0.0.1"], settings].concat();
             match Self::try_start(&all) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Self::start_with(settings);
@@ -62,6 +61,11 @@ impl Server {
             }
         }
         panic!("no port stays free");
+    }
+
+    /// A node of a cluster; it knows no other, and has no slots.
+    pub(crate) fn start_node() -> Option<Self> {
+        Self::start_on_a_port(&["--appendonly", "no", "--cluster-enabled", "yes"])
     }
 
     fn try_start(settings: &[&str]) -> io::Result<Self> {
@@ -89,6 +93,21 @@ impl Server {
     /// Kills it.
     pub(crate) fn kill(&mut self) {
         self.running.kill();
+    }
+
+    /// The port on which nodes of a cluster talk to each other.
+    pub(crate) fn bus_port(&self) -> &str {
+        &self.settings[3]
+    }
+
+    /// Starts it again on what it left, and does not wait until it has loaded that.
+    pub(crate) fn start_again(&mut self) {
+        self.running =
+            Running::spawn(&self.directory, &self.settings, "erver initialized").unwrap();
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -130,8 +149,18 @@ impl Server {
     }
 }
 
+fn free_ports() -> [String; 2] {
+    let listeners = [0, 0].map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port().to_string())
+}
+
 impl Running {
     fn start(directory: &TempDir, settings: &[String]) -> io::Result<Self> {
+        Self::spawn(directory, settings, "eady to accept connections")
+    }
+
+    /// Starts a server, and waits until it says this.
+    fn spawn(directory: &TempDir, settings: &[String], ready: &str) -> io::Result<Self> {
         let mut child = Command::new("redis-server")
             .args(["--port", "0", "--unixsocket", "socket", "--save", ""])
             .arg("--dir")
@@ -143,7 +172,7 @@ impl Running {
             .spawn()?;
         let mut log = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
-        while !said.contains("eady to accept connections") {
+        while !said.contains(ready) {
             let length = log.read_line(&mut said).unwrap();
             if length == 0 {
                 child.wait()?;

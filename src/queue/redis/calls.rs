@@ -6,13 +6,13 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use redis::Script;
 use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::{
     Shared,
     codec::{damaged, hex, parse_hex, time},
     keys::Keys,
+    script::Script,
 };
 use crate::{
     clock::Timestamp,

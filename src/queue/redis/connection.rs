@@ -18,12 +18,12 @@ use std::{
 
 use bytes::Bytes;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Script,
+    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError,
     ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{codec::damaged, server::Settings};
+use super::{codec::damaged, script::Script, server::Settings};
 use crate::error::{Error, Result};
 
 /// A connection that mends itself.
@@ -136,7 +136,7 @@ impl Link {
         args: &[Bytes],
     ) -> Result<(Vec<Bytes>, bool)> {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(script.get_hash()).arg(1).arg(key);
+        command.arg(&script.hash).arg(1).arg(key);
         for arg in head.iter().chain(args) {
             command.arg(&arg[..]);
         }
@@ -247,7 +247,7 @@ impl Link {
 enum Ask<'a> {
     Command(&'a Cmd),
     Commands(&'a Pipeline),
-    /// A call of a script by its hash; the script is loaded if the server does not know it.
+    /// A call of a script by its hash; the script itself is sent if the server does not know it.
     Script(&'a Script, &'a Cmd),
 }
 
@@ -262,9 +262,10 @@ impl Ask<'_> {
                 Value::Array(replies).extract_error()
             }
             Self::Script(script, command) => match command.query_async(&mut connection).await {
-                Err(error) if is_unknown_script(&error) => {
-                    script.load_async(&mut connection).await?;
-                    command.query_async(&mut connection).await
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    // Not loaded first: what is loaded may be flushed before it is called.
+                    let whole = in_full(script, command);
+                    whole.query_async(&mut connection).await
                 }
                 reply => reply,
             },
@@ -290,9 +291,16 @@ pub(super) fn next_pause(pause: Duration) -> (Duration, Duration) {
     (jittered, (pause * 2).min(LONGEST_PAUSE))
 }
 
-/// Whether the server was flushed of its scripts, or is another one.
-fn is_unknown_script(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+/// The same call with the script in place of its hash.
+fn in_full(script: &Script, command: &Cmd) -> Cmd {
+    let mut whole = redis::cmd("EVAL");
+    whole.arg(&script.body);
+    for arg in command.args_iter().skip(2) {
+        if let Arg::Simple(arg) = arg {
+            whole.arg(arg);
+        }
+    }
+    whole
 }
 
 /// Whether the connection is lost, or leads to a server that is no primary, while another may be one by now.
@@ -313,7 +321,6 @@ pub(super) fn passes(error: &RedisError) -> bool {
         || error.is_connection_refusal()
         // A reply that ends in its middle.
         || error.kind() == ErrorKind::Parse
-        || is_unknown_script(error)
         || matches!(
             error.kind(),
             ErrorKind::Server(
@@ -385,7 +392,7 @@ fn wrong_type(what: &str) -> Error {
 fn key_of(command: &Cmd) -> String {
     let key = command.args_iter().nth(1);
     match key {
-        Some(redis::Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
+        Some(Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
         _ => String::new(),
     }
 }

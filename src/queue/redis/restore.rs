@@ -4,14 +4,13 @@ use std::{collections::BTreeMap, mem};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::Script;
 
 use super::{
     RedisQueue,
     codec::{Row, damaged, decimal, digits, hex, outcome, parse_decimal, parse_hex, time},
     connection::token,
     push::{MAX_INLINE_BYTES, OVERHEAD_BYTES},
-    script::SCRIPTS,
+    script::{SCRIPTS, Script},
 };
 use crate::{
     batch::BatchId,

@@ -2,7 +2,11 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
+/// A script, and the hash by which a server knows it that has seen it.
+pub(super) struct Script {
+    pub(super) body: String,
+    pub(super) hash: String,
+}
 
 /// Scripts by verb.
 pub(super) struct Scripts {
@@ -55,7 +59,9 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
 });
 
 fn assemble(header: &str, parts: &[&str]) -> Script {
-    Script::new(&[&[header], parts].concat().join("\n"))
+    let body = [&[header], parts].concat().join("\n");
+    let hash = redis::Script::new(&body).get_hash().to_owned();
+    Script { body, hash }
 }
 
 const PRELUDE: &str = include_str!("prelude.lua");
