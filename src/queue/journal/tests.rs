@@ -19,6 +19,8 @@ mod full;
 mod interleavings;
 mod life;
 mod places;
+mod script;
+mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +39,8 @@ use super::{
     codec::Codec,
     core::{Core, Inner},
     disk::Disk,
-    open::{Identity, open},
+    identity::Identity,
+    open::open,
     simulated::SimDisk,
     state::Open,
     tend::Tend,
@@ -56,6 +59,7 @@ struct Rig {
     core: Arc<Core>,
     tend: Tend,
     queue: JournalQueue,
+    keeper: Arc<Keeper>,
     report: Vec<String>,
     _ended: watch::Sender<bool>,
 }
@@ -83,10 +87,21 @@ impl Rig {
         Ok(Self {
             core,
             tend: opened.tend,
-            queue: JournalQueue::new(keeper, live),
+            queue: JournalQueue::new(keeper.clone(), live),
+            keeper,
             report: opened.report.iter().map(ToString::to_string).collect(),
             _ended: ended,
         })
+    }
+
+    /// Another queue of the store.
+    fn another(&self, name: &str) -> JournalQueue {
+        let store = JournalStore {
+            keeper: self.keeper.clone(),
+            report: Vec::new(),
+        };
+        let live = wait(&self.core, store.live(&name.parse().unwrap(), None));
+        JournalQueue::new(self.keeper.clone(), live.unwrap())
     }
 
     /// All that is kept in memory, as a baseline would hold it.

@@ -28,6 +28,7 @@ use super::{
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
     sentinel::Sentinel,
+    synced::Synced,
     write::{self, Write, row},
 };
 use crate::{
@@ -53,6 +54,7 @@ pub(super) struct Db {
     dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
+    synced: Synced,
     /// Until all else is dropped.
     _sentinel: Sentinel,
 }
@@ -63,6 +65,7 @@ impl Db {
         (sled, config): (sled::Db, sled::Config),
         file: File,
         lock: File,
+        synced: Synced,
     ) -> Result<Self> {
         let sled = Arc::new(sled);
         let sentinel = Sentinel::start(&sled, config)?;
@@ -76,6 +79,7 @@ impl Db {
             dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
+            synced,
             _sentinel: sentinel,
             sled,
         };
@@ -442,6 +446,7 @@ impl Db {
 
     /// Makes everything written so far durable.
     pub(super) fn sync(&self) -> Result<()> {
+        let commits = self.commits();
         self.guard("a sync", || {
             if step("sled.flush")? {
                 self.sled.flush()?;
@@ -452,8 +457,15 @@ impl Db {
             point("sled.synced");
             Ok(())
         })?;
+        self.synced.note(commits);
         self.syncs.fetch_add(1, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// How many commits that were durable are not there.
+    pub(super) fn lost_commits(&self) -> u64 {
+        let synced = self.synced.found.unwrap_or(0);
+        synced.saturating_sub(self.commits())
     }
 
     /// Counts every entry and compares.

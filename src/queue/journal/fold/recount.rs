@@ -155,7 +155,7 @@ impl Stored {
     }
 
     /// The counters, of which the one of all that was pushed is the sum of the others.
-    fn count_requests(&mut self) {
+    pub(in crate::queue::journal) fn count_requests(&mut self) {
         let sum = |numbers: &mut dyn Iterator<Item = u64>| numbers.fold(0, u64::saturating_add);
         let stretches = self.stretches.values();
         let ready = stretches.clone().map(|stretch| u64::from(stretch.ready));

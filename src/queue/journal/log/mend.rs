@@ -292,10 +292,11 @@ impl Found {
             .headless
             .iter()
             .copied()
+            .chain(self.short.iter().map(|(number, _)| *number))
             .chain(log.open.as_ref().map(|open| open.number))
         {
             if let Some(segment) = self.segments.get(number) {
-                let header = log.header(number, segment.fresh).encode(self.options.salt);
+                let header = log.header(&segment).encode(self.options.salt);
                 write_header(&*segment.file, &header, true)?;
             }
         }

@@ -332,7 +332,8 @@ impl Scan<'_> {
         let (events, closing) = bytes.split_at(frame.events_bytes as usize);
         self.events.extend_from_slice(events);
         let seed = frame.seed(self.found.options.salt);
-        closing == frame.closing() && seed.checksum(events) == frame.events_checksum
+        fault::is(Fault::TrustEvents)
+            || (closing == frame.closing() && seed.checksum(events) == frame.events_checksum)
     }
 
     fn body_is_good(&mut self, frame: &FrameHeader) -> bool {
