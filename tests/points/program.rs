@@ -200,7 +200,7 @@ fn an_import_is_killed_at_every_point_and_begun_again() {
         "1000",
     ];
     let server = Server::start_with(&settings);
-    let mut kills = 0;
+    let (mut kills, mut stores) = (0, 0);
     for (backend, own) in [
         ("sled", ["sled.write", "sled.written", "sled.synced"]),
         (
@@ -217,9 +217,10 @@ fn an_import_is_killed_at_every_point_and_begun_again() {
             let most = if is_long() { 8 } else { 2 };
             while passages < most {
                 let address = match &server {
-                    Some(server) if backend == "redis" => format!("{}?db={kills}", server.url()),
-                    _ => format!("{backend}-{kills}"),
+                    Some(server) if backend == "redis" => format!("{}?db={stores}", server.url()),
+                    _ => format!("{backend}-{stores}"),
                 };
+                stores += 1;
                 let into = Store { backend, address };
                 let after = format!("{point}, passage {}, into {backend}", passages + 1);
                 let cut_off = import(folder, &into, &kill_at(point, passages + 1));
