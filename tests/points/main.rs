@@ -123,14 +123,9 @@ fn the_journal_is_killed_at_every_point() {
             "journal.synced",
         ];
         kills += kill_twice("journal", Length::Short, &first, &JOURNAL_OPENS);
-        let first = [
-            "journal.lengthened",
-            "journal.carried",
-            "journal.recycle",
-            "journal.baseline",
-            "journal.rooted",
-        ];
-        kills += kill_twice("journal", Length::Long, &first, &JOURNAL_OPENS);
+        let first = ["journal.carried", "journal.baseline", "journal.rooted"];
+        let second = ["journal.cleared", "journal.written_again", "journal.open"];
+        kills += kill_twice("journal", Length::Long, &first, &second);
     }
     show("journal", kills, &[]);
 }

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use batchyard::testing::proof;
+use batchyard::{fault, testing::proof};
 use tempfile::TempDir;
 
 use crate::{chain::kill_at, server::Server, sweep::is_long};
@@ -34,6 +34,8 @@ const RUN: [&str; 19] = [
     "run.removing",
     "run.removed",
 ];
+
+const IMPORT: [&str; 2] = ["import.part", "import.taken_in"];
 
 const LINES: u32 = 40;
 
@@ -128,6 +130,16 @@ fn run_and_kill(backend: &str, point: &str, passage: usize) -> bool {
 }
 
 #[test]
+fn no_point_of_the_program_is_left_out() {
+    for (point, _) in fault::points() {
+        let part = point.split('.').next().unwrap();
+        let is_own = ["command", "import", "run"].contains(&part);
+        let is_tried = RUN.contains(&point) || IMPORT.contains(&point);
+        assert!(!is_own || is_tried, "nothing is killed at {point}");
+    }
+}
+
+#[test]
 fn a_run_is_killed_at_every_point_and_goes_on() {
     let mut kills = 0;
     let backends: &[&str] = if is_long() {
@@ -200,7 +212,7 @@ fn an_import_is_killed_at_every_point_and_begun_again() {
         "1000",
     ];
     let server = Server::start_with(&settings);
-    let mut kills = 0;
+    let (mut kills, mut stores) = (0, 0);
     for (backend, own) in [
         ("sled", ["sled.write", "sled.written", "sled.synced"]),
         (
@@ -212,14 +224,15 @@ fn an_import_is_killed_at_every_point_and_begun_again() {
         if backend == "redis" && server.is_none() {
             continue;
         }
-        for point in own.iter().chain(&["import.part", "import.taken_in"]) {
+        for point in own.iter().chain(&IMPORT) {
             let mut passages = 0;
             let most = if is_long() { 8 } else { 2 };
             while passages < most {
                 let address = match &server {
-                    Some(server) if backend == "redis" => format!("{}?db={kills}", server.url()),
-                    _ => format!("{backend}-{kills}"),
+                    Some(server) if backend == "redis" => format!("{}?db={stores}", server.url()),
+                    _ => format!("{backend}-{stores}"),
                 };
+                stores += 1;
                 let into = Store { backend, address };
                 let after = format!("{point}, passage {}, into {backend}", passages + 1);
                 let cut_off = import(folder, &into, &kill_at(point, passages + 1));

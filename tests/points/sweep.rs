@@ -35,8 +35,10 @@ impl Passed {
             let part = point.split('.').next().unwrap();
             [backend, "dispatcher", "handler"].contains(&part)
         });
+        all.retain(|(point, ..)| !ELSEWHERE.contains(&&**point));
+        let own = own.filter(|point| !ELSEWHERE.contains(point));
         let missed = own.filter(|point| all.iter().all(|(known, ..)| known != point));
-        let missed: Vec<_> = missed.filter(|point| !ELSEWHERE.contains(point)).collect();
+        let missed: Vec<_> = missed.collect();
         assert!(missed.is_empty(), "no life passes {missed:?}");
         Self(all)
     }
@@ -48,6 +50,7 @@ impl Passed {
         for length in [Length::Short, Length::Long] {
             let points = self.0.iter().filter(|(_, of, _)| *of == length);
             let mut points = points.map(|(point, ..)| &**point).peekable();
+            let mut in_vain = 0;
             while points.peek().is_some() {
                 let mut chain = Chain::new(backend, server, length);
                 let mut killed_at = Vec::new();
@@ -58,22 +61,24 @@ impl Passed {
                 }
                 chain.finish();
                 chain.check(&format!("{killed_at:?}"));
-                assert!(
-                    !killed_at.is_empty(),
-                    "no new life passes {:?}",
-                    points.peek()
-                );
+                // How threads take turns may lead a life past a point.
+                in_vain = if killed_at.is_empty() { in_vain + 1 } else { 0 };
+                assert!(in_vain < 3, "no new life passes {:?}", points.peek());
                 kills += killed_at.len();
             }
         }
         kills
     }
 
-    /// One kill in each life: at the first, the second, the third, the middle and the last passage of each point.
+    /// One kill in each life: at the first, the second, the middle and the last passage of each point, fewer in long
+    /// lives.
     pub(crate) fn kill_one_by_one(&self, backend: &'static str, server: Option<&str>) -> usize {
         let mut kills = 0;
         for (point, length, passages) in &self.0 {
-            let mut at = vec![1, 2, 3, passages / 2, *passages];
+            let mut at = match length {
+                Length::Long => vec![1, passages / 2],
+                _ => vec![1, 2, passages / 2, *passages],
+            };
             at.retain(|passage| (1..=*passages).contains(passage));
             at.sort_unstable();
             at.dedup();
