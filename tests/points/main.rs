@@ -26,6 +26,7 @@ use std::{env, time::Duration};
 
 use self::{
     life::{Length, Place},
+    planted::{ON_SLED, ON_THE_JOURNAL},
     sweep::{Passed, is_long, kill_at_random, kill_twice, lives, show},
     told::Plant,
 };
@@ -104,7 +105,7 @@ fn sled_is_killed_at_every_point() {
             &SLED_OPENS,
         );
     }
-    show("sled", kills, &[]);
+    show("sled", kills, &ON_SLED);
 }
 
 #[test]
@@ -127,19 +128,17 @@ fn the_journal_is_killed_at_every_point() {
         let second = ["journal.cleared", "journal.written_again", "journal.open"];
         kills += kill_twice("journal", Length::Long, &first, &second);
     }
-    show("journal", kills, &[]);
+    show("journal", kills, &ON_THE_JOURNAL);
 }
 
 #[test]
 fn sled_is_killed_at_random_moments() {
-    show("sled", kill_at_random("sled", None, lives(2, 15)), &[]);
+    let kills = kill_at_random("sled", None, lives(2, 15));
+    show("sled", kills, &ON_SLED);
 }
 
 #[test]
 fn the_journal_is_killed_at_random_moments() {
-    show(
-        "journal",
-        kill_at_random("journal", None, lives(2, 15)),
-        &[],
-    );
+    let kills = kill_at_random("journal", None, lives(2, 15));
+    show("journal", kills, &ON_THE_JOURNAL);
 }

@@ -3,6 +3,7 @@
 use crate::{
     chain::Chain,
     life::Length,
+    planted::ON_REDIS,
     server::Server,
     sweep::{Passed, is_long, kill_at_random, lives, random, show},
 };
@@ -18,7 +19,7 @@ fn a_client_of_redis_is_killed_at_every_point() {
     if is_long() {
         kills += passed.kill_one_by_one("redis", Some(&url));
     }
-    show("redis, client killed", kills, &[]);
+    show("redis", kills, &ON_REDIS);
 }
 
 #[test]
@@ -27,7 +28,7 @@ fn a_client_of_redis_is_killed_at_random_moments() {
         return;
     };
     let kills = kill_at_random("redis", Some(&server.url()), lives(2, 15));
-    show("redis, client killed", kills, &[]);
+    show("redis", kills, &ON_REDIS);
 }
 
 /// Kills the server between what its client hears, some clients as well; how often the server was killed.
@@ -70,7 +71,7 @@ fn a_redis_server_is_killed_at_random_moments() {
         chain.finish();
         chain.check(&format!("moments of the server, life {life}"));
     }
-    show("redis, server killed", kills, &["no append-only file"]);
+    show("redis", kills, &["no append-only file"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use crate::{
     chain::{Chain, kill_at},
     life::Length,
+    planted::ON_THE_JOURNAL,
     sweep::show,
 };
 
@@ -38,7 +39,7 @@ fn the_journal_is_killed_as_it_sets_a_torn_tail_aside() {
         chain.finish();
         chain.check(point);
     }
-    show("journal, torn", 2 * points.len(), &[]);
+    show("journal", 2 * points.len(), &ON_THE_JOURNAL);
 }
 
 #[test]
@@ -48,5 +49,5 @@ fn the_journal_is_killed_as_it_has_nothing_to_do() {
     chain.place.length = Length::Short;
     chain.finish();
     chain.check("journal.idle");
-    show("journal", 1, &[]);
+    show("journal", 1, &ON_THE_JOURNAL);
 }
