@@ -36,7 +36,7 @@ async fn fail_everywhere(backend: Backend) {
     let life = life::short().await;
     let empty = disk.forgetful.keep();
     let seed = seed();
-    let (mut failures, mut seen) = (0, BTreeMap::<String, u32>::new());
+    let (mut failures, mut tally) = (0, BTreeMap::<String, u32>::new());
     for (index, plan) in plans().into_iter().enumerate() {
         let stride = one_of(plan.call);
         let mut skip = (seed + index as u64) % stride;
@@ -54,7 +54,7 @@ async fn fail_everywhere(backend: Backend) {
                 || "goes on".to_owned(),
                 |error| format!("{:?}", error.kind()),
             );
-            *seen
+            *tally
                 .entry(format!("{:?} {:?}: {how}", plan.call, plan.error))
                 .or_default() += 1;
             let case = Case {
@@ -72,7 +72,7 @@ async fn fail_everywhere(backend: Backend) {
             skip += stride;
         }
     }
-    println!("{seen:#?}");
+    println!("{tally:#?}");
     proof(
         "G1 G8 G10",
         backend.name(),

@@ -27,7 +27,7 @@ async fn on_a_real_ext4_no_power_cut_loses_what_was_answered() {
     let seed = seed();
     let mut random = Rng::with_seed(seed);
     for backend in Backend::ALL {
-        let cycles = cycles(5, 40);
+        let cycles = cycles(3, 15);
         for cycle in 0..cycles {
             let ext4 = match Ext4::make(&disk) {
                 Ok(ext4) => ext4,

@@ -166,15 +166,15 @@ fn a_full_disk_takes_no_more_until_something_goes() {
     let Some(disk) = Disk::new() else { return };
     disk.forgetful.set_space(Some(64 << 10));
     let (one, two) = (disk.path().join("one"), disk.path().join("two"));
-    fs::write(&one, [1; 48 << 10]).unwrap();
-    let full = fs::write(&two, [2; 48 << 10]).unwrap_err();
+    fs::write(&one, vec![1; 48 << 10]).unwrap();
+    let full = fs::write(&two, vec![2; 48 << 10]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     assert_eq!(
         fs::metadata(&two).unwrap().len(),
         16 << 10,
         "as far as it fits"
     );
-    fs::write(&one, [3; 48 << 10]).unwrap();
+    fs::write(&one, vec![3; 48 << 10]).unwrap();
     fs::remove_file(&two).unwrap();
     fs::write(&two, [2; 16 << 10]).unwrap();
 }

@@ -32,7 +32,7 @@ async fn live_long(backend: Backend) {
     let mut opened = in_time("opening", backend.open(&disk.store()))
         .await
         .unwrap();
-    let (cycles, mut steps) = (cycles(25, 300), 0);
+    let (cycles, mut steps) = (cycles(15, 120), 0);
     for cycle in 0..cycles {
         if random.u8(..6) == 0 {
             // A disk does not fill for ever.

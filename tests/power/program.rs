@@ -22,7 +22,7 @@ fn every_id_that_was_printed_is_there_after_the_power_went() {
         let Some(disk) = Disk::new() else { return };
         let mut random = Rng::with_seed(seed());
         let mut acknowledged = BTreeMap::new();
-        let cycles = cycles(6, 40);
+        let cycles = cycles(4, 15);
         for cycle in 0..cycles {
             disk.forgetful
                 .set_rules([Rules::Strict, Rules::Ext4][random.usize(..2)]);
@@ -78,7 +78,11 @@ fn push_until_cut(
     let line = move |number| format!("line {number} of {cycle}");
     let writer = thread::spawn(move || {
         // Until nobody reads any more.
-        (0..).find(|number| writeln!(input, "{}", line(*number)).is_err());
+        for number in 0.. {
+            if writeln!(input, "{}", line(number)).is_err() {
+                break;
+            }
+        }
     });
     let mut printed = BTreeMap::new();
     let mut output = BufReader::new(child.stdout.take().unwrap());

@@ -14,12 +14,14 @@ use fuser::{
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::{
-    content::{PAGE_BYTES, SECTOR_BYTES},
+    content::SECTOR_BYTES,
     disk::{Attributes, Disk, Result},
 };
 
 /// The kernel asks each time: after a restore, things are no longer what they were.
 const REMEMBERED: Duration = Duration::ZERO;
+/// What space is counted in.
+const BLOCK_BYTES: u32 = 4096;
 const GENERATION: Generation = Generation(0);
 /// Nothing is cached, and closing asks for nothing.
 const FILE: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
@@ -59,7 +61,7 @@ impl Served {
             uid: self.owner.0,
             gid: self.owner.1,
             rdev: 0,
-            blksize: PAGE_BYTES as u32,
+            blksize: BLOCK_BYTES,
             flags: 0,
         }
     }
@@ -125,11 +127,11 @@ impl Filesystem for Served {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self
+        let created = self
             .disk()
             .create((parent.0, name), permissions(mode, umask), true);
-        match made {
-            Ok(made) => reply.entry(&REMEMBERED, &self.attributes(made), GENERATION),
+        match created {
+            Ok(created) => reply.entry(&REMEMBERED, &self.attributes(created), GENERATION),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -145,14 +147,14 @@ impl Filesystem for Served {
         reply: ReplyCreate,
     ) {
         let create = |disk: &mut Disk| {
-            let made = disk.create((parent.0, name), permissions(mode, umask), false)?;
-            Ok((made, disk.open_created(made.number)?))
+            let file = disk.create((parent.0, name), permissions(mode, umask), false)?;
+            Ok((file, disk.open_created(file.number)?))
         };
         let created = create(&mut self.disk());
         match created {
-            Ok((made, handle)) => reply.created(
+            Ok((file, handle)) => reply.created(
                 &REMEMBERED,
-                &self.attributes(made),
+                &self.attributes(file),
                 GENERATION,
                 FileHandle(handle),
                 FILE,
@@ -307,7 +309,7 @@ impl Filesystem for Served {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let space = self.disk().space();
-        let block = PAGE_BYTES as u64;
+        let block = u64::from(BLOCK_BYTES);
         match space {
             Ok((total, free)) => {
                 let (total, free) = (total / block, free / block);
@@ -317,9 +319,9 @@ impl Filesystem for Served {
                     free,
                     total,
                     free,
-                    PAGE_BYTES as u32,
+                    BLOCK_BYTES,
                     255,
-                    PAGE_BYTES as u32,
+                    BLOCK_BYTES,
                 );
             }
             Err(error) => reply.error(errno(error)),
