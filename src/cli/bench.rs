@@ -112,11 +112,11 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
     let report = tokio::select! {
         report = measure(plan) => report?,
         exit = stop.asked() => {
-            scratch::remove(folder.keep())?;
+            scratch::remove(&folder.keep())?;
             return Ok(exit);
         }
     };
-    scratch::remove(folder.keep())?;
+    scratch::remove(&folder.keep())?;
     show(&args, &report)
 }
 

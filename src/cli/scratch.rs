@@ -1,11 +1,6 @@
 //! A folder of this program's own, in one that was named.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::{fs, io, path::Path, thread, time::Duration};
 
 use tempfile::TempDir;
 
@@ -29,15 +24,15 @@ pub(super) fn folder(dir: &Path, prefix: &str) -> Result<TempDir, Failure> {
 ///
 /// # Errors
 /// If it is still there.
-pub(super) fn remove(path: PathBuf) -> Result<(), Failure> {
-    let mut removed = fs::remove_dir_all(&path);
+pub(super) fn remove(path: &Path) -> Result<(), Failure> {
+    let mut removed = fs::remove_dir_all(path);
     for _ in 0..REMOVALS {
         match &removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {}
             _ => return Ok(()),
         }
         thread::sleep(REMOVAL_PAUSE);
-        removed = fs::remove_dir_all(&path);
+        removed = fs::remove_dir_all(path);
     }
     removed.map_err(|error| Failure::io(path.display(), &error))
 }

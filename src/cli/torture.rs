@@ -88,16 +88,16 @@ pub(super) async fn torture(args: TortureArgs) -> Result<Exit, Failure> {
     let stopped = async { interrupted = Some(stop.asked().await) };
     let steps = Steps::of_time();
     let all = plan.duration.as_secs();
-    let step = |report: &Report| {
+    let tell = |report: &Report| {
         let line = report.verdict();
         let seconds = Duration::from_secs_f64(report.seconds).as_secs();
         steps.set(seconds, all, &line, &line);
     };
-    let report = cycle::run(&plan, stopped, step).await;
+    let report = cycle::run(&plan, stopped, tell).await;
     drop(steps);
     let report = report?;
     if report.kept.is_none() {
-        scratch::remove(folder.keep())?;
+        scratch::remove(&folder.keep())?;
     } else {
         let _ = folder.keep();
     }

@@ -19,9 +19,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 
 use super::{
-    event::{
-        Answer, Claimed, Event, Fate, FoundBatch, FoundRequest, Mark, Next, Note, Seen, Step, Verb,
-    },
+    event::{Answer, Event, Fate, FoundBatch, FoundRequest, Mark, Note, Seen, Verb},
     name::Name,
 };
 use crate::{batch::BatchId, clock::Timestamp, request::RequestId};

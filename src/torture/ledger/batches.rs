@@ -190,9 +190,8 @@ impl Ledger {
         let has_ended = batch.has_ended;
         for (id, fate) in settled {
             match fate {
-                Fate::Retry => {}
                 Fate::Reject if has_ended => self.rejected(id, number),
-                Fate::Reject => {}
+                Fate::Reject | Fate::Retry => {}
                 done => self.done(id, done, at),
             }
         }
