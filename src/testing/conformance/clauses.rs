@@ -363,9 +363,37 @@ macro_rules! __clauses {
                 concurrent_pushes_of_one_key_add_one_request,
                 concurrent_pushes_do_not_exceed_the_bounds: Bounds,
                 every_reading_adds_up_while_others_work,
-                a_dropped_push_leaves_the_queue_consistent,
+            }
+            cancellation {
+                a_dropped_push_adds_all_or_nothing_and_its_keys_tell,
                 the_batch_of_a_dropped_claim_is_offered_again,
+                a_dropped_read_changes_nothing,
+                a_dropped_reading_changes_nothing,
                 a_dropped_update_took_effect_or_did_not,
+                a_dropped_end_of_a_batch_may_be_given_again,
+                a_dropped_push_stores_its_bookmark_with_it: Bookmarks,
+                dropped_pushes_take_no_room: Bounds,
+                dropped_administration_took_effect_or_did_not: Administration,
+            }
+            clocks {
+                ids_and_positions_grow_whatever_now_does,
+                batch_ids_and_fences_are_never_given_twice_whatever_now_does,
+                a_now_that_stands_still_holds_nothing_up,
+                a_step_back_only_prolongs_a_lease,
+                a_jump_ahead_offers_what_is_held_and_fences_its_holder_off,
+                what_a_jump_ahead_brought_stays,
+                what_a_jump_ahead_pushed_ages_from_when_it_is_seen,
+                what_a_jump_ahead_deferred_is_not_lost,
+                a_key_from_the_future_is_known_until_its_window_has_passed,
+                what_was_done_in_the_future_is_kept: Administration Results,
+                a_restart_does_not_trust_the_clock: Restart,
+                downtime_counts: Restart,
+                a_step_back_over_a_restart_undoes_nothing: Restart,
+            }
+            stress {
+                sixty_four_producers_and_eight_dispatchers_lose_nothing,
+                several_queues_are_busy_at_once: Store,
+                closing_while_all_are_busy_loses_nothing: Restart,
             }
             many {
                 many_members_are_settled_in_one_step,

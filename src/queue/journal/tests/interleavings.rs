@@ -79,7 +79,7 @@ const PLANTED: [(Fault, Weather); 8] = [
 
 #[test]
 fn every_interleaving_answers_all_and_loses_nothing() {
-    let schedules = schedules(250, 5000);
+    let schedules = schedules(250, 2000);
     let seed = seed();
     for (name, weather) in WEATHERS {
         println!("{name}");
