@@ -38,7 +38,7 @@ fn seen(number: u64) -> Seen {
 /// A push of which none of the first requests expires.
 static PUSH: LazyLock<u64> = LazyLock::new(|| {
     let lasts = |push: &u64| (0..10).all(|index| Name { push: *push, index }.ttl().is_none());
-    (0..).find(lasts).unwrap()
+    (0..1_000).find(lasts).unwrap()
 });
 
 fn found(number: u64, state: State) -> FoundRequest {
