@@ -19,8 +19,9 @@
 //!   since a large push keeps a server busy; after 40 every call has ended, and what it asked for may have been done.
 //! - **Durability is the server's**: `appendfsync always` syncs before it answers, `everysec` may lose the
 //!   last second, no append-only file may lose more. Read with every connection, told by
-//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered: that is lost, and
-//!   neither a position, a batch id nor a fence of it is given out again. `min-replicas-to-write` bounds how much it may be.
+//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered: that is lost
+//!   (`min-replicas-to-write` bounds how much). No fence of it is given out again, and no position or batch id either, as
+//!   long as the clients' clocks differ by less than the failover takes.
 //! - **Lost keys are told.** Every script, but for the two that take in a dump beside the queue, first compares what the
 //!   queue's keys count, and one that claims, reads or updates a batch what the batch's keys count: keys that something
 //!   else deleted are [`Corrupt`](crate::ErrorKind::Corrupt), and not an emptier queue. A payload that is gone is one
