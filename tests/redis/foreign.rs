@@ -352,9 +352,9 @@ async fn a_record_that_is_none_far_back_in_a_batch_stops_its_end_before_it_begin
         return;
     };
     let queue = server.queue_with("long", options()).await.unwrap();
-    let pushed = queue.push(start(), keyed("long", 1_500)).await.unwrap();
+    let pushed = queue.push(start(), keyed("long", 3_500)).await.unwrap();
     let lease = queue.claim(start(), &Claim::new()).await.unwrap().unwrap();
-    let (records, id) = ("batchyard:{long}:requests", pushed[1_400].id.to_string());
+    let (records, id) = ("batchyard:{long}:requests", pushed[3_400].id.to_string());
     let was: String = server.command(&["HGET", records, &id]).await;
     let _: u64 = server.command(&["HSET", records, &id, "foreign"]).await;
     let update = queue
@@ -364,13 +364,13 @@ async fn a_record_that_is_none_far_back_in_a_batch_stops_its_end_before_it_begin
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().contains(&id), "{error}");
     let stats = queue.stats(seconds(1)).await.unwrap();
-    assert_eq!((stats.in_flight, stats.dead), (1_500, 0));
+    assert_eq!((stats.in_flight, stats.dead), (3_500, 0));
     let _: u64 = server.command(&["HSET", records, &id, &was]).await;
     queue
         .update(seconds(1), &lease, finish(Outcome::done()))
         .await
         .unwrap();
-    assert_eq!(queue.stats(seconds(1)).await.unwrap().done, 1_500);
+    assert_eq!(queue.stats(seconds(1)).await.unwrap().done, 3_500);
 }
 
 /// How many verbs are called at most.
