@@ -8,23 +8,27 @@
 //!                       └────────────────────────────────────────────┘
 //! ```
 //! - **Every verb is one script**, so it is atomic and isolated. The scripts lie beside this file, their
-//!   keys are listed in `keys`; each begins with what it takes, answers and costs. A queue's keys
-//!   share a hash tag and so lie on one node of a cluster.
+//!   keys are listed in `keys`; each begins with what it takes, answers and costs. It looks at all that could
+//!   make it fail before it changes anything, since Redis takes nothing back. A cluster is refused: it moves
+//!   keys one by one, and would stop a script in its middle.
 //! - **Payloads are keys of their own.** Claiming moves ids and sizes; payloads are read in pages
 //!   afterwards. A large push sends its payloads ahead, under keys that expire, and then makes them
 //!   visible in one step.
-//! - **A cut connection is not an error.** Calls are repeated for some seconds; a call that ran before
-//!   its connection was cut is answered with the reply that it left on the server.
+//! - **A cut connection is not an error.** Calls are repeated for 10 seconds; a call that ran before
+//!   its connection was cut is answered with the reply that it left on the server. A reply is waited for for 30 seconds,
+//!   since a large push keeps a server busy; after 40 every call has ended, and what it asked for may have been done.
 //! - **Durability is the server's**: `appendfsync always` syncs before it answers, `everysec` may lose the
-//!   last second, no append-only file may lose more. Read at connect, told by
-//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered.
+//!   last second, no append-only file may lose more. Read with every connection, told by
+//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered: that is lost
+//!   (`min-replicas-to-write` bounds how much). No fence of it is given out again, and no position or batch id either, as
+//!   long as the clients' clocks differ by less than the failover takes.
 //! - **Lost keys are told.** Every script, but for the two that take in a dump beside the queue, first compares what the
 //!   queue's keys count, and one that claims, reads or updates a batch what the batch's keys count: keys that something
 //!   else deleted are [`Corrupt`](crate::ErrorKind::Corrupt), and not an emptier queue. A payload that is gone is one
 //!   dead letter, as damaged. What can't be told: that all keys are gone when somebody connects anew, and that those for
 //!   expiry times, for bookmarks or for the places of retried requests in lists are.
-//! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused. Out of
-//!   memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
+//! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused, by every connection that
+//!   finds it so. Out of memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
 
 mod admin;
 mod calls;

@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 
 use batchyard::{
     Bookmark, Claim, ErrorKind, Lease, List, NewRequest, Outcome, Page, Queue, RedisQueue,
-    RequestId, Result, State, Then, Update,
+    RequestId, Result, State, Then, Timestamp, Update,
     testing::proof,
     transfer::{DumpFrom, Transfer},
 };
@@ -19,7 +19,7 @@ use crate::{
 /// A foreign value, and how it is taken away again.
 struct Plant {
     what: String,
-    plant: Vec<Vec<String>>,
+    begin: Vec<Vec<String>>,
     undo: Vec<Vec<String>>,
     /// Whether it is as good as what it stands for, as far as any verb can tell.
     passes: bool,
@@ -35,7 +35,7 @@ impl Plant {
     fn new(what: String, plant: &[&[&str]], undo: &[&[&str]]) -> Self {
         Self {
             what,
-            plant: plant.iter().map(|line| words(line)).collect(),
+            begin: plant.iter().map(|line| words(line)).collect(),
             undo: undo.iter().map(|line| words(line)).collect(),
             passes: false,
             only_counts: false,
@@ -122,6 +122,15 @@ impl Filled {
             .push(seconds(2), vec![NewRequest::new("ready"); 3])
             .await
             .unwrap();
+        // Time brings something to each of the verbs that follow.
+        let brought = (0..VERBS).flat_map(|verb| {
+            let at = seconds(60 + verb);
+            [
+                NewRequest::new("expires").ttl(Duration::from_secs(58 + verb)),
+                NewRequest::new("due").not_before(at),
+            ]
+        });
+        queue.push(seconds(2), brought.collect()).await.unwrap();
         let dead = queue
             .admin()
             .unwrap()
@@ -176,7 +185,12 @@ impl Filled {
 
     /// What every verb answers.
     async fn answers(&self, server: &Server) -> Vec<(&'static str, Result<()>)> {
-        let (queue, now) = (&self.queue, seconds(60));
+        let queue = &self.queue;
+        let mut verbs = 59;
+        let mut next = || {
+            verbs += 1;
+            seconds(verbs)
+        };
         let admin = queue.admin().unwrap();
         let bookmark = Bookmark {
             source: "input".into(),
@@ -187,29 +201,35 @@ impl Filled {
         let again = server.queue_with(&self.name, options()).await;
         let mut answers = vec![
             ("connect", again.map(drop)),
-            ("stats", queue.stats(now).await.map(drop)),
-            ("push", queue.push(now, keyed("first", 1)).await.map(drop)),
+            ("stats", queue.stats(next()).await.map(drop)),
+            (
+                "push",
+                queue.push(next(), keyed("first", 1)).await.map(drop),
+            ),
             (
                 "push from",
-                queue.push_from(now, Vec::new(), bookmark).await.map(drop),
+                queue
+                    .push_from(next(), Vec::new(), bookmark)
+                    .await
+                    .map(drop),
             ),
             ("bookmark", queue.bookmark("input").await.map(drop)),
             (
                 "read",
                 queue.read(&self.lease, Page::first()).await.map(drop),
             ),
-            ("hold", queue.update(now, &self.lease, hold).await),
-            ("redrive", admin.redrive(now, &self.dead).await.map(drop)),
+            ("hold", queue.update(next(), &self.lease, hold).await),
+            ("redrive", admin.redrive(next(), &self.dead).await.map(drop)),
             (
                 "results",
                 admin
-                    .results(now, None, 9.try_into().unwrap())
+                    .results(next(), None, 9.try_into().unwrap())
                     .await
                     .map(drop),
             ),
-            ("dump", dump(queue).await),
-            ("claim", queue.claim(now, &Claim::new()).await.map(drop)),
-            ("finish", queue.update(now, &self.lease, finish).await),
+            ("dump", dump(queue, next()).await),
+            ("claim", queue.claim(next(), &Claim::new()).await.map(drop)),
+            ("finish", queue.update(next(), &self.lease, finish).await),
         ];
         for state in [
             State::Delayed,
@@ -219,24 +239,24 @@ impl Filled {
             State::Dead,
         ] {
             let list = List::new(state).with_payloads();
-            let list = admin.list(now, &list).await;
+            let list = admin.list(next(), &list).await;
             let ids = list
                 .iter()
                 .flatten()
                 .map(|entry| entry.id)
                 .collect::<Vec<_>>();
-            answers.push(("cancel", admin.cancel(now, &ids).await.map(drop)));
-            answers.push(("purge", admin.purge(now, &ids).await.map(drop)));
+            answers.push(("cancel", admin.cancel(next(), &ids).await.map(drop)));
+            answers.push(("purge", admin.purge(next(), &ids).await.map(drop)));
             answers.push(("list", list.map(drop)));
         }
         answers
     }
 }
 
-async fn dump(queue: &RedisQueue) -> Result<()> {
+async fn dump(queue: &RedisQueue, now: Timestamp) -> Result<()> {
     let mut from = Some(DumpFrom::Start);
     while let Some(at) = from {
-        from = queue.dump(seconds(60), at).await?.next;
+        from = queue.dump(now, at).await?.next;
     }
     Ok(())
 }
@@ -263,8 +283,8 @@ async fn a_foreign_value_anywhere_is_told_and_spoils_nothing_else() {
         .await
         .len();
     let mut wrong = Vec::new();
-    let chosen = chosen(plants, 8);
-    let tries = chosen.len();
+    let chosen = chosen(plants, 40);
+    let count = chosen.len();
     for number in chosen {
         let tried = AssertUnwindSafe(try_plant(&server, number)).catch_unwind();
         if let Ok(Err(what)) | Err(what) = tried.await.map_err(|_| format!("plant {number}")) {
@@ -278,9 +298,9 @@ async fn a_foreign_value_anywhere_is_told_and_spoils_nothing_else() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(
         beside.stats(beside.now()).await.unwrap().ready,
-        tries as u64
+        count as u64
     );
-    proof("G8", "redis", format!("{tries} foreign values"), &[]);
+    proof("G8", "redis", format!("{count} foreign values"), &[]);
 }
 
 async fn send(server: &Server, lines: &[Vec<String>]) {
@@ -296,7 +316,7 @@ async fn try_plant(server: &Server, number: usize) -> std::result::Result<(), St
     let filled = Filled::new(server, &format!("q{number}")).await;
     let plant = filled.plants(server).await.swap_remove(number);
     println!("{}", plant.what);
-    send(server, &plant.plant).await;
+    send(server, &plant.begin).await;
     let mut is_told = false;
     for (verb, answer) in filled.answers(server).await {
         let Err(error) = answer else { continue };
@@ -326,6 +346,35 @@ async fn try_plant(server: &Server, number: usize) -> std::result::Result<(), St
     }
 }
 
+#[tokio::test]
+async fn a_record_that_is_none_far_back_in_a_batch_stops_its_end_before_it_begins() {
+    let Some(server) = Server::start_with(&["--appendonly", "no"]) else {
+        return;
+    };
+    let queue = server.queue_with("long", options()).await.unwrap();
+    let pushed = queue.push(start(), keyed("long", 3_500)).await.unwrap();
+    let lease = queue.claim(start(), &Claim::new()).await.unwrap().unwrap();
+    let (records, id) = ("batchyard:{long}:requests", pushed[3_400].id.to_string());
+    let was: String = server.command(&["HGET", records, &id]).await;
+    let _: u64 = server.command(&["HSET", records, &id, "foreign"]).await;
+    let update = queue
+        .update(seconds(1), &lease, finish(Outcome::reject("no")))
+        .await;
+    let error = update.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains(&id), "{error}");
+    let stats = queue.stats(seconds(1)).await.unwrap();
+    assert_eq!((stats.in_flight, stats.dead), (3_500, 0));
+    let _: u64 = server.command(&["HSET", records, &id, &was]).await;
+    queue
+        .update(seconds(1), &lease, finish(Outcome::done()))
+        .await
+        .unwrap();
+    assert_eq!(queue.stats(seconds(1)).await.unwrap().done, 3_500);
+}
+
+/// How many verbs are called at most.
+const VERBS: u64 = 30;
 /// The caller's own, which may be anything.
 const PASSES: [&str; 6] = [
     ":bookmarks",

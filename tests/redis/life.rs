@@ -25,7 +25,7 @@ pub(crate) fn chosen(places: usize, stride: usize) -> Vec<usize> {
             .map(|value| value.parse::<usize>().unwrap())
     };
     let is_long = env::var("BATCHYARD_LONG").is_ok();
-    let stride = if is_long { stride.div_ceil(5) } else { stride };
+    let stride = if is_long { stride.div_ceil(6) } else { stride };
     let stride = number("BATCHYARD_STRIDE").unwrap_or(stride);
     let seed = number("BATCHYARD_SEED").unwrap_or(1);
     println!("seed {seed}");

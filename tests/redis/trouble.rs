@@ -215,9 +215,9 @@ async fn calls_to_a_server_that_stalls_end_together_and_what_they_did_is_found_o
     let pushes = join_all((0..40).map(|n| queue.push(now, keyed(&format!("part {n}"), 2))));
     let stats = join_all((0..40).map(|_| queue.stats(now)));
     let claim = Claim::new();
-    let (pushed, stats, claimed) = tokio::join!(pushes, stats, queue.claim(now, &claim));
+    let (added, stats, claimed) = tokio::join!(pushes, stats, queue.claim(now, &claim));
     let took = began.elapsed();
-    let failed = (pushed.into_iter().map(|one| one.map(drop)))
+    let failed = (added.into_iter().map(|one| one.map(drop)))
         .chain(stats.into_iter().map(|one| one.map(drop)))
         .chain([claimed.map(drop)]);
     for answer in failed {
@@ -227,6 +227,15 @@ async fn calls_to_a_server_that_stalls_end_together_and_what_they_did_is_found_o
     assert!(
         took <= Duration::from_secs(45),
         "some waited for others: {took:?}"
+    );
+    // Who comes later finds no connection, and does not wait for all the others to try.
+    let began = Instant::now();
+    let late = join_all((0..40).map(|_| queue.stats(now))).await;
+    assert!(late.iter().all(Result::is_err));
+    let took = began.elapsed();
+    assert!(
+        took <= Duration::from_secs(20),
+        "they tried one after the other: {took:?}"
     );
     tokio::time::resume();
     proxy.hold(false);
@@ -315,19 +324,18 @@ async fn scripts_that_are_flushed_all_the_time_take_effect_once() {
             .await
             .unwrap();
         let mut life = Life::default();
-        let mut flushes = server.connection().await;
+        let mut other = server.connection().await;
         let flushing = async {
-            while is_flushed {
-                let flushed = redis::cmd("SCRIPT")
-                    .arg("FLUSH")
-                    .query_async(&mut flushes)
-                    .await;
-                let () = flushed.unwrap();
+            if !is_flushed {
+                std::future::pending::<()>().await;
             }
-            std::future::pending::<()>().await;
+            loop {
+                let flush = redis::cmd("SCRIPT").arg("FLUSH").to_owned();
+                let () = flush.query_async(&mut other).await.unwrap();
+            }
         };
         tokio::select! {
-            lived = life.live(&queue, &copy) => lived.unwrap(),
+            answer = life.live(&queue, &copy) => answer.unwrap(),
             () = flushing => unreachable!(),
         }
         push_again(&queue).await;
