@@ -98,10 +98,7 @@ impl StoreFolder {
 
     /// Makes it a store of its kind, durably.
     pub(crate) fn write_format(&mut self, fields: BTreeMap<String, String>) -> Result<()> {
-        let mut text = format!("{}\nversion {}\n", self.kind.magic, self.kind.version);
-        for (name, value) in &fields {
-            text.extend([name, " ", value, "\n"]);
-        }
+        let text = format_of(self.kind, &fields);
         let path = &self.path;
         let write = || -> io::Result<()> {
             let mut file = File::create(path.join(FORMAT_NEW))?;
@@ -153,6 +150,15 @@ fn sync(path: &Path) -> io::Result<()> {
     }
 }
 
+/// The text of a FORMAT with these fields.
+pub(crate) fn format_of(kind: Kind, fields: &BTreeMap<String, String>) -> String {
+    let mut text = format!("{}\nversion {}\n", kind.magic, kind.version);
+    for (name, value) in fields {
+        text.extend([name, " ", value, "\n"]);
+    }
+    text
+}
+
 /// Refuses what is not ours before anything is touched.
 fn inspect(path: &Path, kind: Kind) -> Result<()> {
     match fs::metadata(path) {
@@ -190,6 +196,15 @@ fn read_format(path: &Path, kind: Kind) -> Result<Option<BTreeMap<String, String
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
     };
+    parse_format(path, &text, kind).map(Some)
+}
+
+/// The fields of a FORMAT of this kind, but for the version.
+pub(crate) fn parse_format(
+    path: &Path,
+    text: &str,
+    kind: Kind,
+) -> Result<BTreeMap<String, String>> {
     let mut lines = text.lines();
     let magic = lines.next().unwrap_or_default();
     if magic != kind.magic {
@@ -209,7 +224,7 @@ fn read_format(path: &Path, kind: Kind) -> Result<Option<BTreeMap<String, String
         .remove("version")
         .and_then(|version| version.parse().ok());
     match version {
-        Some(version) if version == kind.version => Ok(Some(fields)),
+        Some(version) if version == kind.version => Ok(fields),
         Some(version) => Err(Error::invalid(format!(
             "{} has format {version}, and this version of batchyard reads {}; it was left untouched, so open it with a newer version",
             path.display(),

@@ -35,6 +35,8 @@ mod core;
 mod disk;
 mod event;
 mod fold;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod group;
 mod identity;
 mod log;
@@ -42,7 +44,10 @@ mod open;
 mod published;
 mod queue;
 mod record;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+mod rig;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests do more with it"))]
 mod simulated;
 mod state;
 mod step;

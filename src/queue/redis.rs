@@ -211,7 +211,10 @@ impl RedisQueue {
             context,
         ] = reply
         else {
-            return Ok(None);
+            return match reply {
+                [status] if status == "none" => Ok(None),
+                _ => Err(damaged("a reply")),
+            };
         };
         let parent = (!parent.is_empty())
             .then(|| parse_hex(parent))
@@ -367,10 +370,11 @@ impl Queue for RedisQueue {
             .calls
             .ask(&SCRIPTS.read, Timestamp::EPOCH, &args)
             .await?;
-        let [status, counted, members @ ..] = &reply[..] else {
-            return Err(lease.lost());
+        let (counted, members) = match &reply[..] {
+            [status, counted, members @ ..] if status == "ok" => (counted, members),
+            [status] if status == "lost" => return Err(lease.lost()),
+            _ => return Err(damaged("a reply")),
         };
-        debug_assert_eq!(status, "ok");
         let counted: u32 = parse_decimal(counted)?;
         let mut page = Vec::with_capacity(members.len() / 3);
         for member in members.chunks_exact(3) {

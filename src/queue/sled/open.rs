@@ -70,6 +70,7 @@ pub(super) struct Opened {
 }
 
 /// What `FORMAT` says.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Format {
     uuid: String,
     /// False until the database is there: what is in the folder then may be thrown away.
@@ -239,6 +240,10 @@ pub(super) fn read_format(path: &Path) -> Result<Option<Format>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
     };
+    parse_format(path, &text).map(Some)
+}
+
+pub(super) fn parse_format(path: &Path, text: &str) -> Result<Format> {
     let mut lines = text.lines();
     let magic = lines.next().unwrap_or_default();
     if magic != MAGIC {
@@ -277,18 +282,24 @@ pub(super) fn read_format(path: &Path) -> Result<Option<Format>> {
         "made" => true,
         _ => return Err(damaged()),
     };
-    Ok(Some(Format {
+    Ok(Format {
         uuid: field("uuid")?.to_owned(),
         made,
-    }))
+    })
+}
+
+impl Format {
+    pub(super) fn text(&self) -> String {
+        let state = if self.made { "made" } else { "new" };
+        format!(
+            "{MAGIC}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
+            self.uuid
+        )
+    }
 }
 
 fn write_format(path: &Path, format: &Format) -> Result<()> {
-    let state = if format.made { "made" } else { "new" };
-    let text = format!(
-        "{MAGIC}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
-        format.uuid
-    );
+    let text = format.text();
     let write = || -> io::Result<()> {
         let mut file = File::create(path.join(FORMAT_NEW))?;
         file.write_all(text.as_bytes())?;

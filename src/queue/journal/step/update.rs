@@ -175,7 +175,7 @@ impl Step<'_> {
                 outcomes.push((position, outcome));
             }
         }
-        // Where damage has left traces, fewer may be counted than there are.
+        // Where events were lost, more may be read of a batch than is counted of it.
         let left = (open.unsettled as usize).saturating_sub(outcomes.len());
         if matches!(update.then, Then::Split { .. }) && left < 2 {
             return Err(lease.not_splittable());
