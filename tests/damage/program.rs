@@ -163,11 +163,12 @@ async fn what_was_begun_and_never_answered_is_no_damage() {
     }
     copy(&path, &killed);
     store.close().await.unwrap();
-    // As if its last sector had not been written yet.
+    // As if nothing from the middle of the last payload on had been written yet.
     let segment = killed.join("log/segment-000.log");
     let mut bytes = fs::read(&segment).unwrap();
-    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512;
-    bytes[end..end + 512].fill(0);
+    let mut places = (0..bytes.len() - 64).rev();
+    let last = places.find(|at| bytes[*at..*at + 64] == [2; 64]).unwrap();
+    bytes[last / 512 * 512..].fill(0);
     fs::write(&segment, bytes).unwrap();
     let (code, out, _) = verify(&killed, &[]);
     assert_eq!(code, Some(0), "{out}");

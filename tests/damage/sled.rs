@@ -49,7 +49,9 @@ async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
     for whole in &stores {
         let right = folder.path().join("right");
         copy(whole, &right);
-        let right = everything(&right, &payloads).await.unwrap();
+        let copied = right;
+        let right = everything(&copied, &payloads).await.unwrap();
+        fs::remove_dir_all(&copied).unwrap();
         for round in 0..rounds {
             let mut dice = fastrand::Rng::with_seed(seed.wrapping_add(round));
             let path = folder.path().join("damaged");

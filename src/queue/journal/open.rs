@@ -173,7 +173,11 @@ pub(super) fn replay(found: &Found, salt: u64, report: &mut Vec<Finding>) -> Res
     let stored = root.map(|root| (note_blob(&root.note), root.from));
     let (mut state, from) = match stored {
         Some((None, from)) => (Some(State::default()), from.max(found.oldest())),
-        Some((Some(blob), from)) => (read_baseline(&reader, blob).ok(), from),
+        Some((Some(blob), from)) => {
+            // A disk that fails once need not fail again, and an older baseline may be long gone.
+            let again = |_| read_baseline(&reader, blob);
+            (read_baseline(&reader, blob).or_else(again).ok(), from)
+        }
         // Before its first baseline a store has no root.
         None if found.is_from_the_start() => (Some(State::default()), found.oldest()),
         None => (None, found.oldest()),
@@ -244,6 +248,14 @@ fn count_again(queue: &mut QueueState, reader: &Reader, salt: u64, report: &mut 
         report.push(Finding::damaged(what, COUNTED_AGAIN));
     }
     queue.recount();
+    let lost = members::drop_lost(queue, reader, salt);
+    if lost > 0 {
+        let name = &queue.stored.name;
+        let what = format!("of {lost} requests of queue {name} nothing is left");
+        report.push(Finding::damaged(what, COUNTED_AGAIN));
+        queue.recount();
+    }
+    members::count_ready(queue, reader, salt);
     members::count(queue, reader, salt);
     queue.stored.count_requests();
 }

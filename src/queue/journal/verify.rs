@@ -84,7 +84,11 @@ pub(super) fn look(
     // What lies behind the last baseline was read twice.
     more.retain(|finding| !findings.contains(finding));
     findings.extend(more);
-    if let Some((from, bytes)) = tail.unconfirmed {
+    if tail.is_unreadable {
+        let finding = Finding::damaged(tail.unreadable(), "it is refused until it can be read");
+        let file = reader.file_of(tail.end.segment);
+        findings.push(finding.in_file(file).at(tail.end.offset, 512_u64));
+    } else if let Some((from, bytes)) = tail.unconfirmed {
         let begun = Finding::unconfirmed(
             Tail::begun(from, bytes),
             "they are set aside in a file of quarantine",

@@ -351,4 +351,4 @@ pub(super) type Image = BTreeMap<String, Vec<u8>>;
 const HOUR: Duration = Duration::from_secs(3600);
 const SEEDS: u64 = 2;
 const STEPS: usize = 60;
-const STRIDE: usize = 307;
+const STRIDE: usize = 911;

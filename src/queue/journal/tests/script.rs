@@ -22,6 +22,7 @@ pub(super) fn everything(disk: &SimDisk, is_closed: bool) -> Script {
         rig: Rig::open(disk, false).unwrap(),
         seconds: 1000,
         payloads: BTreeMap::new(),
+        others: BTreeMap::new(),
     };
     script.turn_segments();
     script.wait_in_every_way();
@@ -40,6 +41,8 @@ pub(super) struct Script {
     seconds: u64,
     /// Of everything that was pushed to the first queue.
     pub(super) payloads: BTreeMap<RequestId, Bytes>,
+    /// Of everything that was pushed to the other one.
+    pub(super) others: BTreeMap<RequestId, Bytes>,
 }
 
 impl Script {
@@ -95,7 +98,7 @@ impl Script {
 
     /// Several segments, some recycled; a baseline, and a stretch that was carried.
     fn turn_segments(&mut self) {
-        let kept = self.push_some("kept", 3);
+        self.push_some("kept", 3);
         let lease = self.claim(3);
         for round in 0..24 {
             let new = vec![NewRequest::new(vec![b'f'; 700]); 4];
@@ -111,8 +114,6 @@ impl Script {
                 slice(&mut core.lock().unwrap(), &core, 64).unwrap();
             }
         }
-        self.payloads
-            .retain(|id, _| kept.iter().any(|one| one.id == *id));
         let until = lease.until;
         self.update(&lease, Vec::new(), Then::Hold { until });
         self.rig.tend.write_baseline(&self.rig.core).unwrap();
@@ -178,7 +179,7 @@ impl Script {
         );
         let reject = |reason| Outcome::Reject {
             reason,
-            error: format!("because it is {reason}"),
+            error: format!("it was {reason}"),
         };
         self.push_some("dying", 8);
         let lease = self.claim(8);
@@ -186,7 +187,6 @@ impl Script {
             DeadReason::Rejected,
             DeadReason::Exhausted,
             DeadReason::Undecodable,
-            DeadReason::Damaged,
             DeadReason::Rejected,
             DeadReason::Rejected,
         ];
@@ -225,7 +225,10 @@ impl Script {
         let other: JournalQueue = self.rig.another("other");
         let core = &self.rig.core;
         let new = (0..4).map(|index| NewRequest::new(format!("other {index}")));
-        wait(core, other.push(self.now(), new.collect())).unwrap();
+        let new: Vec<NewRequest> = new.collect();
+        let pushed = wait(core, other.push(self.now(), new.clone())).unwrap();
+        let ids = pushed.iter().map(|pushed| pushed.id);
+        self.others = ids.zip(new.into_iter().map(|new| new.payload)).collect();
         let claim = Claim {
             max_requests: 2.try_into().unwrap(),
             ..Claim::new()

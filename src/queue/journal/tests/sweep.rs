@@ -92,6 +92,8 @@ fn encoded(state: &State) -> Vec<u8> {
 struct Store {
     sound: Sound,
     held: Held,
+    /// Of everything that was ever pushed, by queue and id.
+    pushed: BTreeMap<(u32, u64), Bytes>,
 }
 
 fn store(is_closed: bool) -> Store {
@@ -102,8 +104,16 @@ fn store(is_closed: bool) -> Store {
     let rig = Rig::open(&SimDisk::from_image(image.clone()), false).unwrap();
     let view = rig.see(now, &[]).unwrap();
     view.check(&script.payloads).unwrap();
+    let first = script
+        .payloads
+        .iter()
+        .map(|(id, payload)| ((0, id), payload));
+    let other = script.others.iter().map(|(id, payload)| ((1, id), payload));
+    let pushed = first.chain(other);
+    let pushed = pushed.map(|((queue, id), payload)| ((queue, id.as_u64()), payload.clone()));
     Store {
         held: held(&image).unwrap(),
+        pushed: pushed.collect(),
         sound: Sound {
             image,
             view,
@@ -119,7 +129,7 @@ fn is_found(store: &Store, image: &Image) -> Result<bool, String> {
     let looked = look(disk, IDENTITY, Path::new("simulated")).map_err(|why| why.to_string())?;
     let held = held(image)?;
     for (id, payload) in &held.payloads {
-        if store.held.payloads.get(id) != Some(payload) {
+        if store.pushed.get(id) != Some(payload) {
             return Err(format!("wrong data would be served of {id:?}"));
         }
     }
@@ -235,7 +245,8 @@ fn any_bit_that_changes_is_found_or_changes_nothing() {
 
 #[test]
 fn a_checksum_that_is_not_checked_is_noticed() {
-    let store = store(true);
+    // Behind the last baseline of a killed store there are events.
+    let store = store(false);
     for fault in [Fault::TrustPayloads, Fault::TrustEvents] {
         let store = &store;
         let noticed = thread::scope(|scope| {
@@ -383,8 +394,21 @@ fn try_one(
     let checked = catch_unwind(AssertUnwindSafe(|| check(&store.sound, image, told)));
     let checked = checked.unwrap_or_else(|panic| Err(format!("a panic: {}", panic_text(&*panic))));
     if let Err(why) = checked {
-        failures.push(format!("{what}: {why}"));
+        // Of a killed store the end of the log, all of it zeros, looks as if it had never been written.
+        if !(why.starts_with("untold") && is_without_its_end(&store.sound.image, image)) {
+            failures.push(format!("{what}: {why}"));
+        }
     }
+}
+
+/// Whether all that was taken from a file is what it ended with.
+fn is_without_its_end(sound: &Image, damaged: &Image) -> bool {
+    let used = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    sound.iter().all(|(name, bytes)| {
+        let other = damaged.get(name).map_or(&[][..], |other| other);
+        let kept = used(other).min(other.len()).min(bytes.len());
+        bytes.len() == other.len() && bytes[..kept] == other[..kept]
+    })
 }
 
 fn summed(failures: &[String]) -> Result<(), String> {
