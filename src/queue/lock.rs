@@ -71,7 +71,7 @@ fn wait_for(
         // The last handle of this process may have been dropped a moment ago.
         if owner != std::process::id().to_string() || waited >= OWN_LOCK_WAIT {
             return Err(Error::locked(format!(
-                "{} is open in the process with pid {owner}; stop it, or use another store",
+                "{} is open in the process with pid {owner}, or is being verified; stop that, or use another store",
                 path.display()
             )));
         }

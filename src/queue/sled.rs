@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
 //! | `clean` | the note of a clean close |
+//! | `synced` | the note of what is durable |
 //! | `handle` | the callers' end of the writer |
 //! | `writer` | the one thread that changes anything, and its groups |
 //! | `apply` | each verb as a step: what it decides, what it writes |
@@ -70,6 +71,7 @@ mod record;
 mod repair;
 mod rows;
 mod state;
+mod synced;
 mod transfer;
 mod verify;
 mod write;
@@ -251,7 +253,8 @@ impl SledStore {
     /// once; what of them was already done outside may be done again.
     ///
     /// The new store counts what was saved only, so [`Repaired`] is what tells of the rest. sled takes what
-    /// follows damage in its log for never written: how much that was is known if `from` was closed.
+    /// follows damage in its log for never written: how much that was is known if `from` was closed, and at least how much
+    /// if its process was killed.
     ///
     /// # Errors
     /// [`Locked`](crate::ErrorKind::Locked): `from` or `to` is open.

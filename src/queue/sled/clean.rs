@@ -18,7 +18,8 @@ use std::{
 use super::{open::unusable, record::QueueV1};
 use crate::error::Result;
 
-const CLEAN: &str = "CLEAN";
+/// The name of the file.
+pub(super) const CLEAN: &str = "CLEAN";
 
 /// In which state a store was closed.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,15 +65,6 @@ pub(super) fn mark(path: &Path, closed: &Closed) -> Result<()> {
 /// In which state the store was closed; `None` if it was not, or if nobody can tell.
 pub(super) fn read(path: &Path) -> Option<Closed> {
     parse(&fs::read_to_string(path.join(CLEAN)).ok()?)
-}
-
-/// Takes the note along with a copy of the store.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
-    let copy = || match fs::copy(from.join(CLEAN), to.join(CLEAN)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    copy().map_err(|error| unusable(to, "can't be written", error))
 }
 
 /// From here on, only another clean close makes the store clean.

@@ -27,6 +27,7 @@ use super::{
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
+    synced::Synced,
     write::{self, Write, row},
 };
 use crate::{
@@ -49,11 +50,12 @@ pub(super) struct Db {
     dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
+    synced: Synced,
 }
 
 impl Db {
     /// Takes over what was just opened; `file` is its `db`, opened before anything was written.
-    pub(super) fn new(sled: sled::Db, file: File) -> Result<Self> {
+    pub(super) fn new(sled: sled::Db, file: File, synced: Synced) -> Result<Self> {
         let mut db = Self {
             trees: Vec::new(),
             windows: Windows::new(sled.clone()),
@@ -63,6 +65,7 @@ impl Db {
             dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
+            synced,
             sled,
         };
         db.trees = db.guard("opening its trees", || {
@@ -395,6 +398,7 @@ impl Db {
 
     /// Makes everything written so far durable.
     pub(super) fn sync(&self) -> Result<()> {
+        let commits = self.commits();
         self.guard("a sync", || {
             if step("sled.flush")? {
                 self.sled.flush()?;
@@ -405,8 +409,15 @@ impl Db {
             point("sled.synced");
             Ok(())
         })?;
+        self.synced.note(commits);
         self.syncs.fetch_add(1, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// How many commits that were durable are not there.
+    pub(super) fn lost_commits(&self) -> u64 {
+        let synced = self.synced.found.unwrap_or(0);
+        synced.saturating_sub(self.commits())
     }
 
     /// Counts every entry and compares.

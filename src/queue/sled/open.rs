@@ -3,12 +3,14 @@
 //! ```text
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
 //! STORE/CLEAN    after a clean close only: how many commits the database has had, what each queue held
+//! STORE/SYNCED   how many commits were durable at the last sync
 //! STORE/LOCK     locked by the process that has it open, with its pid
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
 //! sled 0.34.7 opens a missing, emptied or overwritten `db` as a new database without a word, so a
 //! store that `FORMAT` says is there must hold the uuid that `FORMAT` has. A shortened `db` opens in an
-//! older state: after a clean close the commits must be as many as `CLEAN` says. A damaged log can lose
+//! older state: after a clean close the commits must be as many as `CLEAN` says, and always at least as many as
+//! `SYNCED` says. A damaged log can lose
 //! single entries: after anything but a clean close, and always in a small store, all are counted.
 
 use std::{
@@ -28,6 +30,7 @@ use super::{
     keys::{self, PartOf, Tree},
     record::{QueueV1, StoreV1},
     state::{Live, QueueState},
+    synced::{SYNCED, Synced},
     write::Write,
 };
 pub(super) use crate::queue::lock::unusable;
@@ -126,6 +129,17 @@ fn finish(path: &Path, db: &Db, format: Format) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Whether a path, which need not be there, is a folder or leads into it.
+pub(super) fn is_within(path: &Path, folder: &Path) -> bool {
+    let Ok((path, folder)) =
+        std::path::absolute(path).and_then(|path| Ok((path, folder.canonicalize()?)))
+    else {
+        return false;
+    };
+    let nearest = path.ancestors().find_map(|path| path.canonicalize().ok());
+    nearest.is_some_and(|nearest| nearest.starts_with(&folder))
 }
 
 /// Where the database of a store is.
@@ -278,7 +292,8 @@ pub(super) fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> R
         .write(true)
         .open(&file)
         .map_err(io)?;
-    let db = Db::new(open_sled(&folder, cache_bytes)?, file)?;
+    let synced = Synced::open(path, !format.made).map_err(io)?;
+    let db = Db::new(open_sled(&folder, cache_bytes)?, file, synced)?;
     prove(&db, path, format)?;
     Ok(db)
 }
@@ -343,6 +358,14 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
                 return Err(Error::corrupt(format!(
                     "the database in {} is not in the state in which it was closed; run `repair` to save what can be read",
                     path.display()
+                )));
+            }
+            if db.lost_commits() > 0 {
+                return Err(Error::corrupt(format!(
+                    "the database in {} has lost its last {} changes, which were durable; run `repair` to save what can be \
+                     read, or remove {SYNCED:?} if it was brought back from an older copy",
+                    path.display(),
+                    db.lost_commits()
                 )));
             }
             if closed.is_none() || db.entries() <= ALWAYS_COUNTED {

@@ -35,6 +35,7 @@ use super::{
     },
     rows::{self, Windows},
     state::{Live, QueueState},
+    synced,
     write::Write,
 };
 use crate::{
@@ -60,8 +61,8 @@ pub struct Repaired {
     /// Entries that the store counted and that are not there.
     pub absent: u64,
     /// How many of its last changes are not there, since its log can't be read to the end: what was
-    /// pushed, claimed and settled then is not known here. `None` if nobody can tell, because it was
-    /// not closed.
+    /// pushed, claimed and settled then is not known here. At least so many if it was not closed; `None` if
+    /// nobody can tell then.
     pub lost_changes: Option<u64>,
     /// Requests that waited, were in flight or were dead letters and are not there, as far as the note
     /// of a clean close or the queues' own counts tell: at most so many, if changes are lost as well.
@@ -85,11 +86,15 @@ pub(super) fn repair(from: &Path, to: &Path) -> Result<Repaired> {
             from.display()
         )));
     }
+    if open::is_within(to, from) {
+        let text = "is the damaged store, or lies in it; choose another folder for the new one";
+        return Err(Error::invalid(format!("{} {text}", to.display())));
+    }
     let _lock = lock::take(from)?;
     open::open_new(to, |new| {
         let copy = to.join("salvage");
         let mut repaired = Repaired::default();
-        let mut told = Told::new(clean::read(from));
+        let mut told = Told::new(clean::read(from), synced::read(from));
         let old = open_copy(from, &copy)?;
         salvage(&old, new, &mut told, &mut repaired)?;
         drop(old);

@@ -4,7 +4,7 @@
 //! opened, as the store itself would be, every entry of it is counted and read, and it is removed again.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use super::{
     keys::{self, Tree},
     open::{self, Format},
     repair::is_right,
+    synced::SYNCED,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -137,7 +138,14 @@ impl Copy {
         fs::create_dir(&path).map_err(unusable)?;
         let copy = Self { path, bytes };
         open::copy_database(store, &open::database(&copy.path), true)?;
-        clean::copy(store, &copy.path)?;
+        for note in [clean::CLEAN, SYNCED] {
+            match fs::copy(store.join(note), copy.path.join(note)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(unusable(error));
+                }
+                _ => {}
+            }
+        }
         Ok(copy)
     }
 }
@@ -150,7 +158,7 @@ impl Drop for Copy {
     }
 }
 
-fn bytes_of(folder: &Path) -> std::io::Result<u64> {
+fn bytes_of(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -2,6 +2,7 @@
 //!
 //! | what | says |
 //! |---|---|
+//! | the note of what is durable | at least how many changes there were |
 //! | the note of a clean close | how many changes there were, and what each queue held |
 //! | the newest counts | how many entries each tree must have |
 //! | the newest record of each queue | what it held, as far as the log goes |
@@ -26,6 +27,8 @@ use crate::request::QueueName;
 #[derive(Debug)]
 pub(super) struct Told {
     closed: Option<Closed>,
+    /// How many changes were durable, at least.
+    synced: Option<u64>,
     counts: CountsV1,
     queues: BTreeMap<u32, QueueV1>,
     /// By tree, in the order of [`Tree::ALL`].
@@ -33,9 +36,10 @@ pub(super) struct Told {
 }
 
 impl Told {
-    pub(super) fn new(closed: Option<Closed>) -> Self {
+    pub(super) fn new(closed: Option<Closed>, synced: Option<u64>) -> Self {
         Self {
             closed,
+            synced,
             counts: CountsV1::new(),
             queues: BTreeMap::new(),
             found: vec![0; Tree::ALL.len()],
@@ -93,6 +97,10 @@ impl Told {
             .closed
             .as_ref()
             .and_then(|closed| closed.commits.checked_sub(self.counts.commits));
+        if self.closed.is_none() {
+            let lost = self.synced.unwrap_or(0).saturating_sub(self.counts.commits);
+            repaired.lost_changes = (lost > 0).then_some(lost);
+        }
         let is_older = repaired.lost_changes.is_some_and(|lost| lost > 0);
         let noted = self
             .closed
