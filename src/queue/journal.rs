@@ -20,6 +20,7 @@
 //! | `transfer` | to and from other backends |
 //! | `verify` | reading all that is held |
 //! | `record`, `codec` | the bytes of requests and events |
+//! | `identity` | which store it is |
 //! | `open`, `tend` | recovery; baselines and freeing segments |
 //! | `log`, `disk` | groups in segments, on a disk that may be a simulated one |
 
@@ -35,6 +36,7 @@ mod disk;
 mod event;
 mod fold;
 mod group;
+mod identity;
 mod log;
 mod open;
 mod published;
@@ -52,7 +54,7 @@ mod verify;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -68,8 +70,9 @@ use self::{
     disk::{Disk, Folder},
     event::{Event, Made, Of, What},
     fold::fold,
+    identity::{Identity, KIND, LOG, USED, fields, lost_format, salt, wrong_salt},
     log::{Place, salts},
-    open::{Identity, gone},
+    open::gone,
     published::Live,
     step::Step,
 };
@@ -77,7 +80,7 @@ use crate::{
     error::{Error, Result},
     queue::{
         Queue, QueueOptions, Store,
-        folder::{Kind, StoreFolder, unusable},
+        folder::{StoreFolder, unusable},
         verified::{Finding, FindingKind, Verified},
     },
     request::QueueName,
@@ -184,7 +187,8 @@ impl JournalOptions {
     }
 
     fn open_now(self, path: PathBuf) -> Result<JournalStore> {
-        let mut folder = StoreFolder::open(&path, KIND)?;
+        let opened = StoreFolder::open(&path, KIND);
+        let mut folder = opened.map_err(|error| lost_format(&path, error))?;
         if folder.fields.is_none() {
             // First of all: a folder that holds anything else, and not this, is nobody's.
             let salt = fastrand::u64(..);
@@ -449,51 +453,6 @@ fn note_use(core: &Core, identity: Identity, folder: &mut Option<StoreFolder>) {
     }
 }
 
-/// The salt that FORMAT states or, if that is damaged, the one that lies in the files of the log; and whether it is
-/// the latter. A few other digits are damage; another salt altogether is the log of another store.
-fn salt(
-    path: &Path,
-    stated: &BTreeMap<String, String>,
-    there: &BTreeSet<u64>,
-) -> Result<(u64, bool)> {
-    let digits = stated.get(SALT).map_or("", String::as_str);
-    let salt = u64::from_str_radix(digits, 16);
-    let salt = salt.ok().filter(|_| digits.len() == 16);
-    if let Some(salt) = salt
-        && (there.is_empty() || there.contains(&salt))
-    {
-        return Ok((salt, false));
-    }
-    let is_near = |other: u64| {
-        let other = format!("{other:016x}");
-        let same = digits
-            .bytes()
-            .zip(other.bytes())
-            .filter(|(one, other)| one == other);
-        salt.is_none() || same.count() >= NEAR_DIGITS
-    };
-    match (there.first(), there.len()) {
-        (Some(only), 1) if is_near(*only) => Ok((*only, true)),
-        _ => Err(Error::corrupt(format!(
-            "the FORMAT of {path} and the files in {path}/{LOG} are not of the same store: one of them is damaged, or comes \
-             from elsewhere; bring back the one that belongs here",
-            path = path.display()
-        ))),
-    }
-}
-
-/// What is said of a FORMAT that does not state this salt.
-fn wrong_salt(stated: &BTreeMap<String, String>, salt: u64) -> String {
-    let was = stated.get(SALT).map_or("none", String::as_str);
-    format!("FORMAT did not name the salt of the log, {salt:016x}, but {was}")
-}
-
-fn fields(identity: Identity) -> BTreeMap<String, String> {
-    let salt = (SALT.to_owned(), format!("{:016x}", identity.salt));
-    let used = identity.is_used.then(|| (USED.to_owned(), YES.to_owned()));
-    used.into_iter().chain([salt]).collect()
-}
-
 /// Makes a folder within another, durably, unless it is there.
 fn make_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
@@ -566,17 +525,5 @@ impl Store for JournalStore {
     }
 }
 
-const KIND: Kind = Kind {
-    magic: "batchyard journal store",
-    version: 1,
-};
-const SALT: &str = "salt";
-/// So many of its 16 digits prove that a salt is meant.
-const NEAR_DIGITS: usize = 8;
-/// That the log has segments.
-const USED: &str = "used";
-const YES: &str = "yes";
-/// The folder of the log within that of the store.
-const LOG: &str = "log";
 /// No queue has this number.
 const NO_QUEUE: u32 = u32::MAX;

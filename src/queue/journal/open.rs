@@ -3,25 +3,28 @@
 //! Nothing is changed before all of it has been looked at. What can't be read is set aside and reported: a reason not to
 //! open is only that nothing at all is left of a log that was used.
 
+mod members;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    JournalOptions, LOG,
+    JournalOptions,
     codec::{self, Codec, Input},
     core::Core,
     disk::Disk,
     event::{Baseline, Event},
     fold::fold,
     group::Filling,
+    identity::{Identity, LOG},
     log::{
         Cursor, Found, LogOptions, Place, Reader, Scanned, Tail,
         fault::{self, Fault},
     },
     record,
-    state::{Blob, State},
+    state::{Blob, QueueState, State},
     tend::Tend,
 };
 use crate::{
@@ -89,20 +92,12 @@ impl Origin {
     fn replay_open(&self) -> Result<(State, Place)> {
         let found = Found::look(self.disk.clone(), self.options)?;
         let mut report = Vec::new();
-        let (mut state, tail) = replay(&found, &mut report)?;
-        state.salt = self.options.salt;
+        let (state, tail) = replay(&found, self.options.salt, &mut report)?;
         match report.first() {
             Some(damage) => Err(Error::corrupt(damage.to_string())),
             None => Ok((state, tail.end)),
         }
     }
-}
-
-/// Which store it is, and whether it is known to have been used.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Identity {
-    pub(super) salt: u64,
-    pub(super) is_used: bool,
 }
 
 /// Opens the log on this disk.
@@ -122,8 +117,7 @@ pub(super) fn open(
     if is_used && !found.has_root() {
         report.push(root_is_gone());
     }
-    let (mut state, tail) = replay(&found, &mut report)?;
-    state.salt = salt;
+    let (mut state, tail) = replay(&found, salt, &mut report)?;
     if fault::is(Fault::ReuseFence) {
         let queues = state.queues.values_mut();
         queues.for_each(|queue| queue.stored.last_fence = 0);
@@ -173,13 +167,17 @@ pub(super) fn gone(path: &Path) -> Error {
 }
 
 /// The state as the log tells it, and where the log ends.
-pub(super) fn replay(found: &Found, report: &mut Vec<Finding>) -> Result<(State, Tail)> {
+pub(super) fn replay(found: &Found, salt: u64, report: &mut Vec<Finding>) -> Result<(State, Tail)> {
     let reader = found.reader();
     let root = found.root();
     let stored = root.map(|root| (note_blob(&root.note), root.from));
     let (mut state, from) = match stored {
         Some((None, from)) => (Some(State::default()), from.max(found.oldest())),
-        Some((Some(blob), from)) => (read_baseline(&reader, blob).ok(), from),
+        Some((Some(blob), from)) => {
+            // A disk that fails once need not fail again, and an older baseline may be long gone.
+            let again = |_| read_baseline(&reader, blob);
+            (read_baseline(&reader, blob).or_else(again).ok(), from)
+        }
         // Before its first baseline a store has no root.
         None if found.is_from_the_start() => (Some(State::default()), found.oldest()),
         None => (None, found.oldest()),
@@ -201,6 +199,19 @@ pub(super) fn replay(found: &Found, report: &mut Vec<Finding>) -> Result<(State,
             from = found.oldest();
         }
     }
+    for number in found.missing_before(from.segment) {
+        // What was in it before that baseline is known; of requests and outcomes nothing is left there.
+        let at = Place::start_of(number);
+        report.push(not_read(
+            &reader,
+            at,
+            0,
+            &format!("segment {number} is missing"),
+        ));
+    }
+    for (end, gone) in found.cut() {
+        report.push(not_read(&reader, end, gone.into(), "the file was cut here"));
+    }
     let mut state = state.unwrap_or_default();
     let tail = found.scan(from, false, &mut |scanned| {
         match scanned {
@@ -217,16 +228,36 @@ pub(super) fn replay(found: &Found, report: &mut Vec<Finding>) -> Result<(State,
         }
         Ok(())
     })?;
-    let amiss = state.queues.values_mut().filter(|queue| queue.amiss > 0);
-    for queue in amiss {
+    state.salt = salt;
+    let is_amiss = state.queues.values().any(|queue| queue.amiss > 0);
+    if is_amiss || !report.is_empty() {
+        for queue in state.queues.values_mut() {
+            count_again(queue, &reader, salt, report);
+        }
+    }
+    Ok((state, tail))
+}
+
+/// Counts a queue again, of which events may be lost.
+fn count_again(queue: &mut QueueState, reader: &Reader, salt: u64, report: &mut Vec<Finding>) {
+    if queue.amiss > 0 {
         let what = format!(
             "{} events of queue {} don't fit what is left of it; what it holds was counted again",
             queue.amiss, queue.stored.name
         );
         report.push(Finding::damaged(what, COUNTED_AGAIN));
+    }
+    queue.recount();
+    let lost = members::drop_lost(queue, reader, salt);
+    if lost > 0 {
+        let name = &queue.stored.name;
+        let what = format!("of {lost} requests of queue {name} nothing is left");
+        report.push(Finding::damaged(what, COUNTED_AGAIN));
         queue.recount();
     }
-    Ok((state, tail))
+    members::count_ready(queue, reader, salt);
+    members::count(queue, reader, salt);
+    queue.stored.count_requests();
 }
 
 /// Bytes that should hold groups and do not.

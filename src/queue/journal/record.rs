@@ -31,7 +31,10 @@ use crc32fast::Hasher;
 pub(super) use self::known::Known;
 use super::{
     codec::{self, Codec, Input, record},
-    log::Place,
+    log::{
+        Place,
+        fault::{self, Fault},
+    },
     state::{Blob, Stretch},
 };
 use crate::{
@@ -348,7 +351,8 @@ impl Found {
         }
         #[expect(clippy::cast_possible_truncation, reason = "it lies in memory")]
         let payload = stretch.slice(self.payload..self.payload + self.bytes as usize);
-        if crc32fast::hash(&payload) != self.payload_check {
+        let is_right = crc32fast::hash(&payload) == self.payload_check;
+        if !is_right && !fault::is(Fault::TrustPayloads) {
             return Err("its stored payload is damaged");
         }
         Ok(payload)

@@ -8,7 +8,7 @@
 //!
 //! Rules
 //! - An operation is whatever may change something: creating, removing, renaming, allocating, writing, syncing.
-//!   Reading is none. Each is counted, failed ones as well.
+//!   Reading is none. Each is counted, failed ones as well. Listing, opening and reading are counted apart.
 //! - Live bytes are what can be read; durable ones survive every crash. Writes reach durability sector by sector
 //!   (512 bytes), in any order, unless synced; names one by one, unless the folder is synced. Syncing one file
 //!   says nothing of another, and not of its name.
@@ -62,6 +62,9 @@ struct World {
     operations: Vec<Operation>,
     state: State,
     failure: Option<Failure>,
+    /// How often something was listed, opened or read, and which of these fails.
+    looks: usize,
+    failing_look: Option<Failure>,
     space: Option<u64>,
     /// Sectors, by file, that can't be read before they are written again.
     unreadable: BTreeSet<(usize, usize)>,
@@ -196,6 +199,20 @@ impl SimDisk {
         });
     }
 
+    /// How often something was listed, opened or read.
+    pub(super) fn looks(&self) -> usize {
+        self.world().looks
+    }
+
+    /// Listing, opening or reading after `n` others fails, and with `for_good` all later ones too.
+    pub(super) fn fail_look_at(&self, n: usize, for_good: bool) {
+        self.world().failing_look = Some(Failure {
+            at: n,
+            kind: io::ErrorKind::Other,
+            for_good,
+        });
+    }
+
     /// From now on the sector at this offset of a file can't be read, until it is written.
     pub(super) fn spoil(&self, name: &str, at: usize) {
         let mut world = self.world();
@@ -241,16 +258,27 @@ impl SimDisk {
     }
 }
 
+impl Failure {
+    fn is_due(&self, index: usize) -> bool {
+        index == self.at || (self.for_good && index > self.at)
+    }
+}
+
 impl World {
+    /// Before something is listed, opened or read.
+    fn look(&mut self) -> io::Result<()> {
+        let index = self.looks;
+        self.looks += 1;
+        let failing = self.failing_look.as_ref();
+        let failing = failing.filter(|failure| failure.is_due(index));
+        failing.map_or(Ok(()), |failure| Err(failure.kind.into()))
+    }
+
     fn run(&mut self, operation: Operation) -> io::Result<()> {
         let index = self.operations.len();
-        let fails =
-            |failure: &&Failure| index == failure.at || (failure.for_good && index > failure.at);
-        let failed = self
-            .failure
-            .as_ref()
-            .filter(fails)
-            .map(|failure| failure.kind);
+        let failed = self.failure.as_ref();
+        let failed = failed.filter(|failure| failure.is_due(index));
+        let failed = failed.map(|failure| failure.kind);
         let done = match (failed, operation) {
             (None, operation) => operation,
             (Some(_), Operation::Write(file, at, mut bytes)) => {
@@ -399,10 +427,13 @@ impl NameChange {
 
 impl Disk for SimDisk {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.world().state.names.keys().cloned().collect())
+        let mut world = self.world();
+        world.look()?;
+        Ok(world.state.names.keys().cloned().collect())
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.world().look()?;
         let index = self.world().state.names.get(name).copied();
         index
             .map(|index| self.file(index))
@@ -463,6 +494,7 @@ struct SimFile {
 
 impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
+        self.disk.world().look()?;
         Ok(self.disk.world().state.files[self.index].live.len() as u64)
     }
 
@@ -498,7 +530,8 @@ impl DiskFile for SimFile {
     fn will_read(&self, _offset: u64, _bytes: u64) {}
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let world = self.disk.world();
+        let mut world = self.disk.world();
+        world.look()?;
         let at = usize::try_from(offset).unwrap();
         let sectors = at / SECTOR..(at + buffer.len()).div_ceil(SECTOR);
         let spoilt = (self.index, sectors.start)..(self.index, sectors.end);

@@ -312,7 +312,7 @@ pub(super) fn damaged_outcome(position: u64, id: u64, kind: u8) -> Outcome {
 }
 
 /// How a stretch stands once these (sorted) and all up to `cursor` are not ready any more.
-fn change(
+pub(super) fn change(
     queue: &QueueState,
     first: u64,
     loaded: &Loaded,

@@ -17,6 +17,8 @@ mod fold;
 mod full;
 mod life;
 mod places;
+mod script;
+mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +37,8 @@ use super::{
     codec::Codec,
     core::{Core, Inner},
     disk::Disk,
-    open::{Identity, open},
+    identity::Identity,
+    open::open,
     simulated::SimDisk,
     state::Open,
     tend::Tend,
@@ -54,6 +57,7 @@ struct Rig {
     core: Arc<Core>,
     tend: Tend,
     queue: JournalQueue,
+    keeper: Arc<Keeper>,
     report: Vec<String>,
     _ended: watch::Sender<bool>,
 }
@@ -81,10 +85,21 @@ impl Rig {
         Ok(Self {
             core,
             tend: opened.tend,
-            queue: JournalQueue::new(keeper, live),
+            queue: JournalQueue::new(keeper.clone(), live),
+            keeper,
             report: opened.report.iter().map(ToString::to_string).collect(),
             _ended: ended,
         })
+    }
+
+    /// Another queue of the store.
+    fn another(&self, name: &str) -> JournalQueue {
+        let store = JournalStore {
+            keeper: self.keeper.clone(),
+            report: Vec::new(),
+        };
+        let live = wait(&self.core, store.live(&name.parse().unwrap(), None));
+        JournalQueue::new(self.keeper.clone(), live.unwrap())
     }
 
     /// All that is kept in memory, as a baseline would hold it.

@@ -8,15 +8,16 @@
 use std::{fmt, path::Path, sync::Arc};
 
 use super::{
-    JournalOptions, KIND, LOG, USED,
+    JournalOptions,
     core::Core,
     disk::{Disk, Folder},
+    identity::{Identity, KIND, LOG, USED, lost_format, salt, wrong_salt},
     log::{Found, Place, Reader, Scanned, Tail, salts},
-    open::{Identity, gone, log_options, not_read, replay, root_is_gone},
-    record, salt,
+    open::{gone, log_options, not_read, replay, root_is_gone},
+    record,
     state::{Blob, Need, QueueState, State, Stretch},
     step::{Loaded, legible},
-    view, wrong_salt,
+    view,
 };
 use crate::{
     error::{ErrorKind, Result},
@@ -29,7 +30,8 @@ use crate::{
 
 /// Reads all of the store in this folder, and changes nothing.
 pub(super) fn verify(path: &Path) -> Result<Verified> {
-    let looked_at = LookedAt::begin(path, KIND, LOG)?;
+    let looked_at = LookedAt::begin(path, KIND, LOG);
+    let looked_at = looked_at.map_err(|error| lost_format(path, error))?;
     let stated = &looked_at.fields;
     let log = path.join(LOG);
     let is_used = stated.contains_key(USED);
@@ -77,13 +79,16 @@ pub(super) fn look(
         Ok(())
     })?;
     let mut more = Vec::new();
-    let (mut state, tail) = replay(&found, &mut more)?;
-    state.salt = salt;
+    let (state, tail) = replay(&found, salt, &mut more)?;
     more.extend(held(&state, &reader));
     // What lies behind the last baseline was read twice.
     more.retain(|finding| !findings.contains(finding));
     findings.extend(more);
-    if let Some((from, bytes)) = tail.unconfirmed {
+    if tail.is_unreadable {
+        let finding = Finding::damaged(tail.unreadable(), "it is refused until it can be read");
+        let file = reader.file_of(tail.end.segment);
+        findings.push(finding.in_file(file).at(tail.end.offset, 512_u64));
+    } else if let Some((from, bytes)) = tail.unconfirmed {
         let begun = Finding::unconfirmed(
             Tail::begun(from, bytes),
             "they are set aside in a file of quarantine",

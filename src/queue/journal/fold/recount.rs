@@ -82,19 +82,23 @@ impl Stored {
         }
     }
 
-    /// Each request that does not stand where its id says stands in one place.
+    /// Each request that does not stand where its id says stands in one place. Of one that lies in no stretch nothing
+    /// is left but its number: the event that pushed it is lost.
     fn part_requests(&mut self) {
         let mut places = BTreeMap::new();
+        let stretches = &self.stretches;
+        let is_pushed = |id: u64| {
+            let stretch = stretches.range(..=id).next_back();
+            stretch.is_some_and(|(_, stretch)| id <= stretch.last)
+        };
         let mut stand = |id: u64, stand: Stand| {
-            let is_first = !places.contains_key(&id);
+            let is_first = is_pushed(id) && !places.contains_key(&id);
             if is_first {
                 places.insert(id, stand);
             }
             is_first
         };
-        for id in self.dead.keys() {
-            stand(*id, Stand::Dead(()));
-        }
+        self.dead.retain(|id, _| stand(*id, Stand::Dead(())));
         for (batch, open) in &mut self.open {
             let before = open.members.moved.len();
             let place = |at: &u64, moved: &mut Moved| stand(moved.id, Stand::Member((*batch, *at)));
@@ -155,7 +159,7 @@ impl Stored {
     }
 
     /// The counters, of which the one of all that was pushed is the sum of the others.
-    fn count_requests(&mut self) {
+    pub(in crate::queue::journal) fn count_requests(&mut self) {
         let sum = |numbers: &mut dyn Iterator<Item = u64>| numbers.fold(0, u64::saturating_add);
         let stretches = self.stretches.values();
         let ready = stretches.clone().map(|stretch| u64::from(stretch.ready));

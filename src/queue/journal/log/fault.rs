@@ -27,6 +27,12 @@ pub(in crate::queue::journal) enum Fault {
     LeaveTheEnd,
     /// A group that was begun is left where it is.
     KeepTheTail,
+    /// A sync that failed is tried again, and what it says then is believed.
+    RetrySync,
+    /// Events are taken as they are read.
+    TrustEvents,
+    /// Of the store: payloads are served as they are read.
+    TrustPayloads,
     /// Of the store: segments are freed, and no baseline is written in their place.
     DropBaseline,
     /// Of the store: fences begin again at one when it is opened.

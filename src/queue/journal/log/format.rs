@@ -11,7 +11,7 @@
 //!  32 where recovery starts, likewise               24 checksum of its events
 //!  40 epoch                                         28 checksum of the frame before it
 //!  44 1 if all behind it was zeros then             32 kind: group, mark, continues
-//!                                                   64 body | events | closing: 8 B magic, frame checksum
+//!  48 bytes of the file, at least; 0: not told      64 body | events | closing: 8 B magic, frame checksum
 //! root slot, alone in 4 KiB, two of them
 //!   0 magic "BYROOT.."  8 version  12 checksum  16 salt  24 generation  32 oldest  36 from  44 epoch  48 note (64)
 //! ```
@@ -49,6 +49,8 @@ pub(super) struct SegmentHeader {
     pub(super) epoch: u32,
     /// Whether all behind it was zero when it was begun.
     pub(super) fresh: bool,
+    /// How long the file is, at least; 0 if that is not told.
+    pub(super) length: u32,
 }
 
 /// What the first sector of a segment file holds.
@@ -152,7 +154,8 @@ impl SegmentHeader {
             self.from.offset,
             self.epoch,
         ];
-        for (index, field) in fields.into_iter().chain([self.fresh.into()]).enumerate() {
+        let more = [self.fresh.into(), self.length];
+        for (index, field) in fields.into_iter().chain(more).enumerate() {
             put(&mut bytes, 24 + 4 * index, field);
         }
         seal(&mut bytes);
@@ -178,6 +181,7 @@ impl SegmentHeader {
             },
             epoch: word(bytes, 40),
             fresh: word(bytes, 44) == 1,
+            length: word(bytes, 48),
         })
     }
 }

@@ -33,6 +33,8 @@ pub(in crate::queue::journal) struct Found {
     pub(super) damaged: Vec<String>,
     /// Segments whose header is damaged; their groups tell which they are.
     pub(super) headless: Vec<u32>,
+    /// Segments whose files are shorter than their headers say, and by how much.
+    pub(super) short: Vec<(u32, u32)>,
     /// The slot that counts, and which one that is.
     pub(super) slot: Option<(usize, RootSlot)>,
     pub(super) oldest: u32,
@@ -72,6 +74,7 @@ impl Found {
             unfinished: Vec::new(),
             damaged: Vec::new(),
             headless: Vec::new(),
+            short: Vec::new(),
             slot: None,
             oldest: 1,
             epoch: 0,
@@ -174,6 +177,27 @@ impl Found {
         slots.chain(headless).chain(foreign).collect()
     }
 
+    /// The numbers of segments before this one that should be there and are not.
+    pub(in crate::queue::journal) fn missing_before(&self, segment: u32) -> Vec<u32> {
+        let numbers = self.oldest..segment;
+        numbers
+            .filter(|number| self.segments.get(*number).is_none())
+            .take(MOST_MISSING)
+            .collect()
+    }
+
+    /// Segments whose files were cut: where each ends, and how many bytes are gone.
+    pub(in crate::queue::journal) fn cut(&self) -> impl Iterator<Item = (Place, u32)> {
+        self.short.iter().map(|(number, gone)| {
+            let segment = self.segments.get(*number);
+            let place = Place {
+                segment: *number,
+                offset: segment.map_or(0, |segment| segment.length),
+            };
+            (place, *gone)
+        })
+    }
+
     /// How many bytes the files of the live segments have.
     pub(in crate::queue::journal) fn live_bytes(&self) -> u64 {
         let live = self.segments.range(..);
@@ -232,7 +256,8 @@ impl Found {
             fresh,
         };
         let mut bytes = [0; SECTOR as usize];
-        let head = match file.read_at(&mut bytes, 0) {
+        let read = file.read_at(&mut bytes, 0);
+        let head = match read {
             Ok(()) => SegmentHeader::decode(&bytes, self.options.salt),
             Err(_) => Head::Damaged,
         };
@@ -245,6 +270,9 @@ impl Found {
             Head::Header(header) => {
                 self.epoch = self.epoch.max(header.epoch);
                 self.oldest = self.oldest.max(header.oldest);
+                if header.length > length {
+                    self.short.push((header.number, header.length - length));
+                }
                 let segment = Arc::new(segment(header.number, header.fresh));
                 if header.number == 0 {
                     self.spares.push(segment);
@@ -258,7 +286,11 @@ impl Found {
                     self.add(Arc::new(segment(frame.place.segment, false)));
                 }
                 None if blank_or_damaged == Head::Blank => self.unfinished.push(name.to_owned()),
-                None => self.damaged.push(name.to_owned()),
+                None => {
+                    // A disk that gives nothing may give all of it later: it is not put aside for that.
+                    read.map_err(unreadable)?;
+                    self.damaged.push(name.to_owned());
+                }
             },
         }
         Ok(())
@@ -281,6 +313,7 @@ impl Found {
         self.freed = self.segments.free_below(self.oldest);
         let oldest = self.oldest;
         self.headless.retain(|number| *number >= oldest);
+        self.short.retain(|(number, _)| *number >= oldest);
     }
 }
 
@@ -336,5 +369,7 @@ pub(super) fn unreadable(what: &str, error: io::Error) -> Error {
 
 /// The file with the two slots of the root.
 pub(super) const ROOT: &str = "root";
+/// So many are named.
+const MOST_MISSING: usize = 100;
 /// A header, and a page for what comes behind it.
 const MIN_SEGMENT: u32 = 2 * PAGE;

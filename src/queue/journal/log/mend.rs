@@ -16,7 +16,6 @@ use super::{
     format::{FrameHeader, PAGE, RootSlot, SLOT},
     found::{Found, ROOT, slot_of},
     read::{Reader, Segment},
-    scan::read_what_can_be,
     spare::Spares,
     write::{Last, Log, write_header, write_slot},
 };
@@ -26,6 +25,15 @@ use crate::{
 };
 
 impl Tail {
+    /// What is said of an end of the log that can't be read: it may hold what was answered.
+    pub(in crate::queue::journal) fn unreadable(&self) -> String {
+        format!(
+            "the log can't be read in segment {} at {}, where it may end: nothing was changed, so open it again when the disk can be \
+             read; if it stays so, copy the file with zeros for what can't be read",
+            self.end.segment, self.end.offset
+        )
+    }
+
     /// What is said of bytes that are unconfirmed.
     pub(in crate::queue::journal) fn begun(from: Place, bytes: u64) -> String {
         format!(
@@ -40,7 +48,8 @@ impl Found {
     /// scan answered; `report` is told what was set aside.
     ///
     /// # Errors
-    /// `Poisoned` if a write or sync failed; what is on the disk can be looked at and recovered again.
+    /// `Poisoned` if a write or sync failed; what is on the disk can be looked at and recovered again. `Unavailable` if the
+    /// end of the log can't be read; nothing was changed then.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "a tail is good for one recovery"
@@ -53,6 +62,9 @@ impl Found {
         let failed = |error: io::Error| {
             Error::poisoned(format!("mending the log failed: {error}")).with_source(error)
         };
+        if tail.is_unreadable {
+            return Err(Error::unavailable(tail.unreadable()));
+        }
         self.disk.sync_folder().map_err(failed)?;
         let root_file = self.mend_root().map_err(failed)?;
         self.clear(&tail, report).map_err(failed)?;
@@ -281,10 +293,11 @@ impl Found {
             .headless
             .iter()
             .copied()
+            .chain(self.short.iter().map(|(number, _)| *number))
             .chain(log.open.as_ref().map(|open| open.number))
         {
             if let Some(segment) = self.segments.get(number) {
-                let header = log.header(number, segment.fresh).encode(self.options.salt);
+                let header = log.header(&segment).encode(self.options.salt);
                 write_header(&*segment.file, &header, true)?;
             }
         }
@@ -311,7 +324,7 @@ fn each_stretch(
     let mut at = from;
     while at < to {
         let step = usize::try_from(to - at).unwrap_or(STRETCH).min(STRETCH);
-        read_what_can_be(&*segment.file, &mut buffer[..step], at);
+        segment.file.read_at(&mut buffer[..step], at)?;
         each(&buffer[..step], at)?;
         at += step as u64;
     }

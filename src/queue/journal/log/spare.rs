@@ -448,6 +448,7 @@ impl Shared {
             from: Place::default(),
             epoch: 0,
             fresh: spare.fresh,
+            length: spare.length,
         };
         let header = header.encode(self.options.salt);
         let rest = [0; (PAGE - SECTOR) as usize];

@@ -210,7 +210,7 @@ impl Log {
         if fault::is(Fault::ContinueBeforeHeader) {
             self.leave_for(number)?;
         }
-        let header = self.header(number, spare.fresh).encode(self.options.salt);
+        let header = self.header(&spare).encode(self.options.salt);
         let written = write_header(&*spare.file, &header, spare.fresh);
         self.must(written, &spare.name)?;
         self.leave_for(number)?;
@@ -250,13 +250,14 @@ impl Log {
         self.spares.free(self.segments.free_below(oldest.min(open)));
     }
 
-    pub(super) fn header(&self, number: u32, fresh: bool) -> SegmentHeader {
+    pub(super) fn header(&self, segment: &Segment) -> SegmentHeader {
         SegmentHeader {
-            number,
+            number: segment.number,
+            length: segment.length,
             oldest: self.root.root.oldest,
             from: self.root.root.from,
             epoch: self.epoch,
-            fresh,
+            fresh: segment.fresh,
         }
     }
 
@@ -309,7 +310,12 @@ impl Log {
             }
             point("journal.written");
             if step("journal.sync")? && !fault::is(Fault::AnswerBeforeSync) {
-                open.file.sync_data()?;
+                let synced = open.file.sync_data();
+                if synced.is_err() && fault::is(Fault::RetrySync) {
+                    open.file.sync_data()?;
+                } else {
+                    synced?;
+                }
             }
             point("journal.synced");
             Ok(())

@@ -8,7 +8,7 @@ use crate::queue::journal::state::{QueueState, Stretch};
 #[derive(Debug, Default)]
 pub(in crate::queue::journal) struct Known {
     pub(in crate::queue::journal) salt: u64,
-    /// Ids that were pushed and do not stand where they say.
+    /// Ids that were pushed, which is known because they don't stand where they say, or have an outcome.
     pub(in crate::queue::journal) real: BTreeSet<u64>,
     /// Ids of which nothing is kept any more.
     pub(in crate::queue::journal) gone: BTreeSet<u64>,
@@ -39,6 +39,16 @@ impl QueueState {
             let range = stretch.first..=stretch.last.max(stretch.first);
             let places = stored.places.range(range.clone());
             known.real.extend(places.map(|(id, _)| *id));
+            let recorded = stored.open.values().flat_map(|open| {
+                let natural = |at: &&u64| open.members.has_natural(**at);
+                let positions = open.recorded.range(range.clone()).map(|(at, _)| at);
+                positions.filter(natural)
+            });
+            let moved = |at: &u64| {
+                let mut open = stored.open.values();
+                open.any(|open| open.members.moved.contains_key(at))
+            };
+            known.real.extend(recorded.copied().filter(|at| !moved(at)));
             let open = stored.open.values().map(|open| &open.members);
             let ended = self.ended_at.range((stretch.first, 0)..);
             let ended = ended.filter_map(|(_, batch)| stored.ended.get(batch));

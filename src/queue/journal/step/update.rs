@@ -171,7 +171,8 @@ impl Step<'_> {
                 outcomes.push((position, outcome));
             }
         }
-        let left = open.unsettled as usize - outcomes.len();
+        // Where damage has left traces, fewer may be counted than there are.
+        let left = (open.unsettled as usize).saturating_sub(outcomes.len());
         if matches!(update.then, Then::Split { .. }) && left < 2 {
             return Err(lease.not_splittable());
         }

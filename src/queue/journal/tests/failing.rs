@@ -13,36 +13,125 @@ use crate::{
         Store,
         journal::{
             disk::Disk,
+            log::fault::{self, Fault},
             simulated::{Crash, SimDisk},
         },
     },
     request::NewRequest,
+    testing::proof,
 };
 
 #[test]
 fn after_any_failure_every_answer_holds() {
+    let stride = if is_long() { 1 } else { STRIDE };
+    let mut all = 0;
     for seed in seeds(2) {
         let disk = SimDisk::new();
         let whole = life::run(&disk, seed, STEPS);
         let mut failures = 0;
-        for at in (0..disk.operations()).step_by(STRIDE) {
+        for at in (0..disk.operations()).step_by(stride) {
             for for_good in [false, true] {
+                // Allocating fails for want of space, the rest as a bad disk does; and the other way round.
+                let kinds = [io::ErrorKind::Other, io::ErrorKind::StorageFull];
+                let kind = kinds[(at / stride + usize::from(for_good)) % 2];
                 failures += 1;
-                if let Err(why) = fail_once(&whole, seed, at, for_good) {
-                    panic!("seed {seed}, failure at {at}, for good: {for_good}: {why}");
+                if let Err(why) = fail_once(&whole, seed, (at, kind, for_good)) {
+                    panic!("seed {seed}, {kind} at {at}, for good: {for_good}: {why}");
                 }
             }
         }
+        all += failures;
         println!(
             "seed {seed}: {} operations, {failures} failures",
             disk.operations()
         );
     }
+    let what = format!("{all} operations that failed, once and for good");
+    proof(
+        "G1 G5 G10",
+        "journal",
+        what,
+        &["RetrySync", "AnswerBeforeSync"],
+    );
 }
 
-fn fail_once(whole: &life::History, seed: u64, at: usize, for_good: bool) -> Result<(), String> {
+#[test]
+fn a_sync_that_is_tried_again_is_noticed() {
+    for fault in [Fault::RetrySync, Fault::AnswerBeforeSync] {
+        let search = move || {
+            fault::plant(fault);
+            seeds(1).any(|seed| {
+                let disk = SimDisk::new();
+                let whole = life::run(&disk, seed, STEPS);
+                (0..disk.operations())
+                    .any(|at| fail_once(&whole, seed, (at, io::ErrorKind::Other, false)).is_err())
+            })
+        };
+        let noticed = std::thread::spawn(search).join().unwrap();
+        assert!(noticed, "nobody noticed {fault:?}");
+    }
+}
+
+/// What a store that was killed, lost its power or was closed leaves, and when it is opened its disk fails.
+#[test]
+fn a_failure_while_it_is_opened_costs_nothing() {
+    let (mut writes, mut reads) = (0, 0);
+    for seed in seeds(if is_long() { 12 } else { 2 }) {
+        let disk = SimDisk::new();
+        let whole = life::run(&disk, seed, STEPS);
+        let mut dice = fastrand::Rng::with_seed(seed);
+        for mode in [Crash::Killed, Crash::Lost, Crash::Torn] {
+            let after = dice.usize(disk.operations() / 2..=disk.operations());
+            let crashed = disk.crash(after, mode, seed);
+            let (last, next) = around(&whole, after);
+            if last.is_none() {
+                continue;
+            }
+            let opened = crashed.restart();
+            drop(Rig::open(&opened, false).unwrap());
+            let fail = |fails: &dyn Fn(&SimDisk), what: String| {
+                let disk = crashed.restart();
+                fails(&disk);
+                // Whatever it says: what it left behind has to be what there was.
+                let said = Rig::open(&disk, false).err().map(|error| error.kind());
+                for mode in [Crash::Killed, Crash::Lost, Crash::Shuffled] {
+                    let image = disk.crash(disk.operations(), mode, seed);
+                    let found = open_and_see(&image, &whole, (last, next));
+                    if let Err(why) = found {
+                        panic!("seed {seed}, {what}, said {said:?}, then {mode:?}: {why}");
+                    }
+                }
+            };
+            for for_good in [false, true] {
+                for at in 0..opened.operations() {
+                    let kind = [io::ErrorKind::Other, io::ErrorKind::StorageFull][at % 2];
+                    let what = format!("{kind} at {at}, for good: {for_good}");
+                    fail(&|disk| disk.fail_at(at, kind, for_good), what);
+                    writes += 1;
+                }
+                for at in (0..opened.looks()).step_by(if is_long() { 1 } else { 5 }) {
+                    let what = format!("look {at} fails, for good: {for_good}");
+                    fail(&|disk| disk.fail_look_at(at, for_good), what);
+                    reads += 1;
+                }
+            }
+        }
+    }
+    let what = format!("{writes} writes and syncs, {reads} reads that failed during recovery");
+    proof("G1 G8", "journal", what, &[]);
+}
+
+fn is_long() -> bool {
+    std::env::var_os("BATCHYARD_LONG").is_some()
+}
+
+fn fail_once(
+    whole: &life::History,
+    seed: u64,
+    (at, kind, for_good): (usize, io::ErrorKind, bool),
+) -> Result<(), String> {
     let disk = SimDisk::new();
-    disk.fail_at(at, io::ErrorKind::Other, for_good);
+    disk.fail_at(at, kind, for_good);
     let history = life::run(&disk, seed, STEPS);
     let Some(error) = &history.error else {
         // A file that could not be made ready was made later.
