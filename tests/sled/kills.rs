@@ -342,4 +342,14 @@ async fn what_was_answered_survives_a_kill_at_any_moment() {
         told.batches.len()
     );
     assert!(!told.done.is_empty() && !told.ended.is_empty());
+    #[cfg(feature = "testing")]
+    batchyard::testing::proof(
+        "G1 G2 G3 G4 G5",
+        "sled",
+        format!(
+            "{CYCLES} kills, {} acknowledged requests",
+            told.pushed.len()
+        ),
+        &[],
+    );
 }

@@ -20,6 +20,7 @@ use crate::{
         },
     },
     request::NewRequest,
+    testing::proof,
 };
 
 /// What a test went through.
@@ -35,16 +36,28 @@ struct Figures {
 
 #[test]
 fn after_any_crash_every_answer_holds() {
+    let mut crashes = (0, 0);
     for seed in seeds(LIVES) {
         let lived = Lived::begin(seed);
         if let Some(error) = &lived.history.error {
             panic!("seed {seed}: the life ended with {error}");
         }
         match crash_everywhere(&lived, STRIDE) {
-            Ok(figures) => println!("seed {seed}: {figures:?}"),
+            Ok(figures) => {
+                println!("seed {seed}: {figures:?}");
+                crashes = (
+                    crashes.0 + figures.images,
+                    crashes.1 + figures.double_crashes,
+                );
+            }
             Err(why) => panic!("seed {seed}: {why}"),
         }
     }
+    let tried = format!(
+        "{} crash images of a whole life, {} crashes more inside recovery",
+        crashes.0, crashes.1
+    );
+    proof(GUARANTEES, "journal", tried, &[]);
 }
 
 #[test]
@@ -70,6 +83,13 @@ fn planted_faults_are_found_by_what_is_seen_after_a_crash() {
         println!("{fault:?}: {shown}");
         assert!(found.contains(by), "{fault:?} is noticed otherwise");
     }
+    let names = faults.map(|(fault, _)| format!("{fault:?}"));
+    proof(
+        GUARANTEES,
+        "journal",
+        "until found",
+        &names.each_ref().map(String::as_str),
+    );
 }
 
 /// A life, and the disk it was lived on.
@@ -330,3 +350,5 @@ const STEPS: usize = 120;
 const STRIDE: usize = 7;
 /// Crashes inside each recovery.
 const AGAIN: usize = 2;
+
+const GUARANTEES: &str = "G1 G2 G3 G4 G5 G8";
