@@ -10,11 +10,11 @@ use crate::{
     server::Server,
 };
 
-/// Everything of a life anew: its scripts are not known to the server, its queues are.
+/// Everything of a life anew; the server knows none of its scripts.
 async fn live(server: &Server, proxy: &Proxy, name: &str) -> batchyard::Result<Vec<String>> {
+    let () = server.command(&["SCRIPT", "FLUSH"]).await;
     let queue = connect(&proxy.url(), name).await?;
     let copy = connect(&proxy.url(), &format!("{name}-copy")).await?;
-    let () = server.command(&["SCRIPT", "FLUSH"]).await;
     let mut life = Life::default();
     life.live(&queue, &copy).await?;
     Ok(life.answers)
