@@ -70,11 +70,10 @@ impl Breaker {
     /// Whether to claim at `now`.
     pub(crate) fn gate(&self, now: Timestamp) -> Gate {
         match self.state {
-            BreakerState::Closed => Gate::Open,
             BreakerState::Open { since, until } if (since..until).contains(&now) => {
                 Gate::ShutUntil(until)
             }
-            BreakerState::Open { .. } => Gate::Open,
+            BreakerState::Closed | BreakerState::Open { .. } => Gate::Open,
             BreakerState::Probing => Gate::ShutForProbe,
         }
     }

@@ -16,17 +16,17 @@ use super::{
     event::{Baseline, Event},
     fields,
     fold::fold,
+    identity::Identity,
     log::{
         Place,
         fault::{self, Fault},
         fuzzing::headers,
     },
-    open::Identity,
     record::{self, Anchor, Draft, Known, Roster},
     rig::{Rig, options, wait},
     simulated::{Crash, SimDisk},
     state::{QueueState, State, Stored, Stretch},
-    verify::verify,
+    verify::held_by,
 };
 use crate::{
     error::Result,
@@ -293,7 +293,8 @@ impl Simulated {
 
     /// What can't be read of all that is held.
     pub(crate) fn verify(&self) -> Result<Vec<String>> {
-        verify(&self.rig.core)
+        let found = held_by(&self.rig.core)?;
+        Ok(found.iter().map(ToString::to_string).collect())
     }
 
     /// Runs this, and then tends to what the writer would.

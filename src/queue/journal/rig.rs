@@ -21,7 +21,6 @@ pub(super) struct Rig {
     pub(super) core: Arc<Core>,
     pub(super) tend: Tend,
     pub(super) queue: JournalQueue,
-    pub(super) keeper: Arc<Keeper>,
     pub(super) report: Vec<String>,
     _ended: watch::Sender<bool>,
 }
@@ -45,8 +44,7 @@ impl Rig {
         Ok(Self {
             core,
             tend: opened.tend,
-            queue: JournalQueue::new(keeper.clone(), live),
-            keeper,
+            queue: JournalQueue::new(keeper, live),
             report: opened.report.iter().map(ToString::to_string).collect(),
             _ended: ended,
         })

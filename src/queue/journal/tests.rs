@@ -56,11 +56,11 @@ impl Rig {
     /// Another queue of the store.
     fn another(&self, name: &str) -> JournalQueue {
         let store = JournalStore {
-            keeper: self.keeper.clone(),
+            keeper: self.queue.keeper.clone(),
             report: Vec::new(),
         };
         let live = wait(&self.core, store.live(&name.parse().unwrap(), None));
-        JournalQueue::new(self.keeper.clone(), live.unwrap())
+        JournalQueue::new(self.queue.keeper.clone(), live.unwrap())
     }
 
     /// All that is kept in memory, as a baseline would hold it.

@@ -147,8 +147,11 @@ pub(super) async fn closing_while_all_are_busy_loses_nothing(bench: Bench) {
     }
     let queue = bench.reopen(queue).await;
     let rest = drain(&queue).await;
-    let seen = seen.ids.lock().unwrap_or_else(PoisonError::into_inner);
-    let lost: Vec<_> = answered.difference(&(&*seen | &rest)).copied().collect();
+    let offered = {
+        let seen = seen.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        &*seen | &rest
+    };
+    let lost: Vec<_> = answered.difference(&offered).copied().collect();
     assert_eq!(lost, [], "they were answered, and never offered");
     let stats = queue.look(queue.now()).await;
     assert!(stats.pushed >= answered.len() as u64, "{stats:?}");

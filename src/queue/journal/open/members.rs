@@ -38,16 +38,22 @@ pub(super) fn drop_lost(queue: &mut QueueState, reader: &Reader, salt: u64) -> u
     for (id, stand) in &lost {
         let stored = &mut queue.stored;
         match stand {
-            Stand::Delayed(at) => drop(stored.delayed.remove(at)),
-            Stand::Ready(at) => drop(stored.moved.remove(at)),
-            Stand::Dead(()) => drop(stored.dead.remove(id)),
+            Stand::Delayed(at) => {
+                stored.delayed.remove(at);
+            }
+            Stand::Ready(at) => {
+                stored.moved.remove(at);
+            }
+            Stand::Dead(()) => {
+                stored.dead.remove(id);
+            }
             Stand::Member((batch, at)) => {
                 let open = stored.open.get_mut(batch);
-                drop(open.and_then(|open| open.members.moved.remove(at)));
+                open.and_then(|open| open.members.moved.remove(at));
             }
             Stand::Done((batch, at)) => {
                 let ended = stored.ended.get_mut(batch);
-                drop(ended.and_then(|ended| ended.members.moved.remove(at)));
+                ended.and_then(|ended| ended.members.moved.remove(at));
             }
         }
     }

@@ -149,10 +149,11 @@ fn is_found(store: &Store, image: &Image) -> Result<bool, String> {
     Ok(!looked.findings.is_empty())
 }
 
+/// Says what it is at.
+type Part<'a> = Box<dyn FnOnce(&dyn Fn(String)) -> Result<(), String> + Send + 'a>;
+
 /// Each in a thread of its own, which has to say within a minute that it goes on.
-fn within_a_minute_each(
-    parts: Vec<Box<dyn FnOnce(&dyn Fn(String)) -> Result<(), String> + Send + '_>>,
-) {
+fn within_a_minute_each(parts: Vec<Part<'_>>) {
     let (goes_on, going) = mpsc::channel();
     thread::scope(|scope| {
         for part in parts {
