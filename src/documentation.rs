@@ -6,6 +6,9 @@ pub mod how_it_works {}
 #[doc = include_str!("_documentation/durability.md")]
 pub mod durability {}
 
+#[doc = include_str!("_documentation/safety.md")]
+pub mod safety {}
+
 #[doc = include_str!("_documentation/your_own_queue.md")]
 pub mod your_own_queue {}
 

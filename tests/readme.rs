@@ -1,4 +1,4 @@
-//! The README claims only what a test proves: every test that its guarantees name exists.
+//! The README and the page on safety claim only what a test proves: every test that they name exists.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 use std::{fs, path::Path};
@@ -15,28 +15,39 @@ fn sources(folder: &Path, text: &mut String) {
     }
 }
 
+/// Each row of a document that begins with a guarantee, and the tests that these columns of it name.
+fn claims(document: &str, columns: &[usize]) -> Vec<(String, Vec<String>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join(document)).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| G"));
+    let names = |row: &str| {
+        let cells: Vec<&str> = row.split('|').collect();
+        let proofs = columns
+            .iter()
+            .flat_map(|column| cells[*column].split('`').skip(1).step_by(2));
+        let tests = proofs.filter(|name| !name.contains(['/', '.', ' ', '=']));
+        tests.map(str::to_owned).collect()
+    };
+    rows.map(|row| (row.to_owned(), names(row))).collect()
+}
+
 #[test]
 fn every_guarantee_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let mut tests = String::new();
     sources(&root.join("tests"), &mut tests);
-    sources(&root.join("src/testing/conformance"), &mut tests);
-    sources(&root.join("src/queue/journal/tests"), &mut tests);
-    let guarantees: Vec<&str> = readme
-        .lines()
-        .filter(|line| line.starts_with("| G"))
-        .collect();
-    assert_eq!(guarantees.len(), 12);
-    for line in guarantees {
-        let proofs = line.split('|').nth(3).unwrap();
-        let names: Vec<&str> = proofs.split('`').skip(1).step_by(2).collect();
-        assert!(!names.is_empty(), "nothing proves: {line}");
+    sources(&root.join("src"), &mut tests);
+    let readme = claims("README.md", &[3]);
+    assert_eq!(readme.len(), 12);
+    let safety = claims("src/_documentation/safety.md", &[4, 5]);
+    assert!(safety.len() > 15, "the rows of safety.md were not found");
+    for (row, names) in readme.into_iter().chain(safety) {
+        assert!(!names.is_empty(), "nothing proves: {row}");
         for name in names {
             let test = format!("fn {name}(");
             assert!(
                 tests.contains(&test),
-                "{name} is not a test: rename it in README.md"
+                "{name} is not a test: rename it in {row}"
             );
         }
     }

@@ -66,8 +66,8 @@ async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
                 "{what}: verifying changed something"
             );
             let is_clean = verified.as_ref().is_ok_and(batchyard::Verified::is_clean);
-            let copied = folder.path().join("to-open");
-            copy(&path, &copied);
+            let opened = folder.path().join("to-open");
+            copy(&path, &opened);
             match in_time(&what, everything(&copied, &payloads)).await {
                 Ok(seen) => {
                     assert_eq!(seen, right, "{what}");
@@ -95,7 +95,7 @@ async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
                 }
             }
             fs::remove_dir_all(&path).unwrap();
-            fs::remove_dir_all(&copied).unwrap();
+            fs::remove_dir_all(&opened).unwrap();
         }
     }
     let what = format!(
