@@ -66,11 +66,11 @@ async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
                 "{what}: verifying changed something"
             );
             let is_clean = verified.as_ref().is_ok_and(batchyard::Verified::is_clean);
-            let opened = folder.path().join("to-open");
-            copy(&path, &opened);
+            let copied = folder.path().join("to-open");
+            copy(&path, &copied);
             match in_time(&what, everything(&copied, &payloads)).await {
-                Ok(seen) => {
-                    assert_eq!(seen, right, "{what}");
+                Ok(served) => {
+                    assert_eq!(served, right, "{what}");
                     clean += 1;
                 }
                 Err(error) => {
@@ -95,7 +95,7 @@ async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
                 }
             }
             fs::remove_dir_all(&path).unwrap();
-            fs::remove_dir_all(&opened).unwrap();
+            fs::remove_dir_all(&copied).unwrap();
         }
     }
     let what = format!(
