@@ -201,7 +201,7 @@ impl<'a> Lines<'a> {
         let read = self.reader.read(at, blob.bytes);
         let read = legible(read.and_then(|bytes| record::check_blob(blob, &bytes)));
         let (why, opening) = match &read {
-            Ok(Some(_)) => return,
+            Ok(Some(())) => return,
             Ok(None) => (
                 "is damaged".to_owned(),
                 "its kind is known and stays; what was recorded with it is not served",

@@ -14,7 +14,7 @@ use super::{Disk, DiskFile};
 #[derive(Debug)]
 pub(in crate::queue::journal) struct Folder {
     path: PathBuf,
-    folder: File,
+    handle: File,
     is_read_only: bool,
 }
 
@@ -25,10 +25,10 @@ impl Folder {
     /// Those of opening it.
     pub(in crate::queue::journal) fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_owned();
-        let folder = File::open(&path)?;
+        let handle = File::open(&path)?;
         Ok(Self {
             path,
-            folder,
+            handle,
             is_read_only: false,
         })
     }
@@ -89,11 +89,11 @@ impl Disk for Folder {
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        self.folder.sync_all()
+        self.handle.sync_all()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let found = rustix::fs::fstatvfs(&self.folder)?;
+        let found = rustix::fs::fstatvfs(&self.handle)?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }
