@@ -6,6 +6,8 @@
 //!                          ├ args    options that several verbs have, and how they are written
 //!                          ├ store   from --store and the environment to a store
 //!                          ├ stop    SIGINT and SIGTERM
+//!                          ├ scratch a folder of this program's own, and its removal
+//!                          ├ child   this program, started again
 //!                          ├ output  data on stdout, talk on stderr, the progress bar
 //!                          ├ entries a request as a line of JSON
 //!                          └ table   columns for people
@@ -14,6 +16,7 @@
 
 mod args;
 mod bench;
+mod child;
 mod dead;
 mod dispatch;
 mod entries;
@@ -25,10 +28,12 @@ mod output;
 mod push;
 mod repair;
 mod run;
+mod scratch;
 mod stats;
 mod stop;
 mod store;
 mod table;
+mod torture;
 mod verify;
 
 use std::process::ExitCode;
@@ -76,6 +81,8 @@ enum Verb {
     Verify(verify::VerifyArgs),
     /// Measure the backends on this machine, beside a raw log and other stores
     Bench(Box<bench::BenchArgs>),
+    /// Prove on this machine's disk that nothing answered is lost, by killing this program again and again
+    Torture(torture::TortureArgs),
 }
 
 impl Verb {
@@ -84,6 +91,7 @@ impl Verb {
         match self {
             Self::Dispatch(args) => args.log(),
             Self::Run(_) => run::LOG,
+            Self::Torture(_) => torture::LOG,
             _ => output::LOG,
         }
     }
@@ -123,5 +131,56 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Repair(args) => repair::repair(args).await,
         Verb::Verify(args) => verify::verify(args).await,
         Verb::Bench(args) => bench::bench(*args).await,
+        Verb::Torture(args) => torture::torture(args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// All words that the program knows, and some that it does not, in any order.
+    #[test]
+    fn any_arguments_are_understood_or_refused() {
+        let mut words: Vec<String> = [
+            "", "-", "--", "-v", "5", "2h", "16MiB", "{}", "x=y", "\0", "-9",
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut verbs = Vec::new();
+        let mut commands: Vec<clap::Command> = Cli::command().get_subcommands().cloned().collect();
+        while let Some(command) = commands.pop() {
+            verbs.push(command.get_name().to_owned());
+            let long = command.get_arguments().filter_map(clap::Arg::get_long);
+            words.extend(long.map(|name| format!("--{name}")));
+            commands.extend(command.get_subcommands().cloned());
+        }
+        assert!(verbs.len() > 10 && words.len() > 60, "{verbs:?} {words:?}");
+        words.extend(verbs.iter().cloned());
+        let seed = std::env::var("BATCHYARD_SEED").map(|seed| seed.parse().unwrap());
+        let seed = seed.unwrap_or_else(|_| fastrand::u64(..));
+        println!("BATCHYARD_SEED={seed}");
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut understood = 0;
+        for _ in 0..2_000 {
+            let mut line = vec![
+                "batchyard".to_owned(),
+                dice.choice(&verbs).cloned().unwrap(),
+            ];
+            for _ in 0..dice.usize(..6) {
+                let mut word = dice.choice(&words).cloned().unwrap();
+                if dice.u8(..4) == 0 {
+                    word = format!("{word}={}", dice.choice(&words).unwrap());
+                }
+                line.push(word);
+            }
+            match Cli::try_parse_from(&line) {
+                Ok(_) => understood += 1,
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+        assert!(understood > 20, "{understood} of 2000 were understood");
     }
 }

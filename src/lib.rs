@@ -23,14 +23,22 @@ mod error;
 #[doc(hidden)]
 pub mod fault;
 pub mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod policy;
 mod queue;
 mod request;
 mod retry;
 mod stats;
+#[cfg(feature = "journal")]
+mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "torture")]
+#[doc(hidden)]
+pub mod torture;
 
 #[cfg(feature = "command")]
 pub use self::handler::{CommandHandler, supervise};

@@ -48,6 +48,8 @@ enum BreakerState {
     #[default]
     Closed,
     Open {
+        /// When that was decided: at an earlier time the clock has stepped back.
+        since: Timestamp,
         until: Timestamp,
     },
     Probing,
@@ -68,9 +70,10 @@ impl Breaker {
     /// Whether to claim at `now`.
     pub(crate) fn gate(&self, now: Timestamp) -> Gate {
         match self.state {
-            BreakerState::Closed => Gate::Open,
-            BreakerState::Open { until } if until <= now => Gate::Open,
-            BreakerState::Open { until } => Gate::ShutUntil(until),
+            BreakerState::Open { since, until } if (since..until).contains(&now) => {
+                Gate::ShutUntil(until)
+            }
+            BreakerState::Closed | BreakerState::Open { .. } => Gate::Open,
             BreakerState::Probing => Gate::ShutForProbe,
         }
     }
@@ -91,16 +94,16 @@ impl Breaker {
         wait: Option<Duration>,
     ) -> Timestamp {
         // Batches that were already under way when it opened tell nothing new.
-        if let BreakerState::Open { until } = self.state {
+        if let BreakerState::Open { since, until } = self.state {
             let until = until.max(now.after(wait.unwrap_or_default()));
-            self.state = BreakerState::Open { until };
+            self.state = BreakerState::Open { since, until };
             return until;
         }
         self.outages = self.outages.saturating_add(1);
         // Half of the wait is certain, so that an outage is never probed in a tight loop.
         let pause = backoff(policy, self.outages, 0.5 + chance / 2.0, wait);
         let until = now.after(pause);
-        self.state = BreakerState::Open { until };
+        self.state = BreakerState::Open { since: now, until };
         until
     }
 
@@ -114,7 +117,8 @@ impl Breaker {
     /// The batch that probed was given back untried: another may probe at once.
     pub(crate) fn untried(&mut self, now: Timestamp) {
         if self.state == BreakerState::Probing {
-            self.state = BreakerState::Open { until: now };
+            let (since, until) = (now, now);
+            self.state = BreakerState::Open { since, until };
         }
     }
 }

@@ -48,13 +48,24 @@ pub struct Stats {
 impl Stats {
     /// Requests that are delayed, ready or in flight: what bounds are about.
     pub fn held(&self) -> u64 {
-        self.delayed + self.ready + self.in_flight
+        let states = [self.delayed, self.ready, self.in_flight];
+        states.into_iter().fold(0, u64::saturating_add)
     }
 
     /// Whether every pushed request is in exactly one state.
     pub fn adds_up(&self) -> bool {
-        let settled = self.done + self.dead + self.expired + self.cancelled + self.purged;
-        self.pushed == self.held() + settled
+        let states = [
+            self.delayed,
+            self.ready,
+            self.in_flight,
+            self.done,
+            self.dead,
+            self.expired,
+            self.cancelled,
+            self.purged,
+        ];
+        // They may have been read from anywhere, and be as large as numbers get.
+        u128::from(self.pushed) == states.into_iter().map(u128::from).sum()
     }
 }
 
@@ -85,5 +96,24 @@ impl FirstSeen {
                 now
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A dump, or a server, may say anything; numbers that wrap around would make it look whole.
+    #[test]
+    fn counts_that_are_too_large_to_be_added_do_not_add_up() {
+        let stats = Stats {
+            pushed: 1,
+            ready: u64::MAX,
+            in_flight: 1,
+            done: 1,
+            ..Stats::default()
+        };
+        assert!(!stats.adds_up());
+        assert_eq!(stats.held(), u64::MAX);
     }
 }

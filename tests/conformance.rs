@@ -34,7 +34,14 @@ batchyard::conformance!(faulty, Memory(|queue| Arc::new(Faulty::new(queue))));
 
 #[cfg(any(feature = "sled", feature = "journal"))]
 mod embedded {
-    use std::{collections::HashMap, path::PathBuf, sync::Mutex};
+    use std::{
+        collections::HashMap,
+        path::PathBuf,
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering},
+        },
+    };
 
     use batchyard::QueueName;
     use tempfile::TempDir;
@@ -86,42 +93,42 @@ mod embedded {
         batchyard::JournalStore::options().segment_bytes(1 << 20)
     );
 
-    /// Each queue in a store of its own, in a folder that lives as long as the harness.
+    /// Each queue in a store of its own, in a folder that lives as long as the harness and is known by the
+    /// queue's name.
     pub(super) struct InFolders<B> {
-        folders: Mutex<HashMap<usize, TempDir>>,
+        folders: Mutex<HashMap<QueueName, TempDir>>,
         stores: Mutex<Vec<TempDir>>,
+        opened: AtomicU64,
         _backend: B,
     }
 
-    impl<B> InFolders<B> {
+    impl<B: Backend> InFolders<B> {
         pub(super) fn new(backend: B) -> Self {
             Self {
                 folders: Mutex::default(),
                 stores: Mutex::default(),
+                opened: AtomicU64::new(0),
                 _backend: backend,
             }
         }
-    }
 
-    fn address(queue: &Arc<dyn Queue>) -> usize {
-        Arc::as_ptr(queue).cast::<()>().addr()
-    }
-
-    impl<B: Backend> InFolders<B> {
-        async fn open_in(&self, folder: TempDir, options: QueueOptions) -> Arc<dyn Queue> {
-            let path = folder.path().join("store");
-            let queue = B::queue(path, QueueName::default(), options).await;
-            let mut folders = self.folders.lock().expect("not poisoned");
-            folders.insert(address(&queue), folder);
-            queue
+        async fn open_named(&self, name: QueueName, options: QueueOptions) -> Arc<dyn Queue> {
+            let path = {
+                let mut folders = self.folders.lock().expect("not poisoned");
+                let folder = folders.entry(name.clone());
+                let folder = folder.or_insert_with(|| TempDir::new().expect("a folder"));
+                folder.path().join("store")
+            };
+            B::queue(path, name, options).await
         }
     }
 
     #[async_trait]
     impl<B: Backend> Harness for InFolders<B> {
         async fn open(&self, options: QueueOptions) -> Arc<dyn Queue> {
-            let folder = TempDir::new().expect("a folder");
-            self.open_in(folder, options).await
+            let number = self.opened.fetch_add(1, Ordering::Relaxed);
+            let name = format!("q{number}").parse().expect("a name");
+            self.open_named(name, options).await
         }
 
         async fn reopen(
@@ -129,12 +136,9 @@ mod embedded {
             queue: Arc<dyn Queue>,
             options: QueueOptions,
         ) -> Option<Arc<dyn Queue>> {
-            let folder = {
-                let mut folders = self.folders.lock().expect("not poisoned");
-                folders.remove(&address(&queue)).expect("its folder")
-            };
+            let name = queue.name();
             drop(queue);
-            Some(self.open_in(folder, options).await)
+            Some(self.open_named(name, options).await)
         }
 
         async fn store(&self, options: QueueOptions) -> Option<Arc<dyn Store>> {

@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,10 @@ struct Spoils {
     update: fn(Update) -> Update,
     updated: fn(Result<()>) -> Result<()>,
     capabilities: fn(Capabilities) -> Capabilities,
+    /// Verbs are several steps, with a wait in between.
+    is_torn: bool,
+    /// No `now` before the latest one is taken.
+    is_forward_only: bool,
 }
 
 impl Spoils {
@@ -51,6 +55,8 @@ impl Spoils {
         update: |update| update,
         updated: |result| result,
         capabilities: |can| can,
+        is_torn: false,
+        is_forward_only: false,
     };
 }
 
@@ -59,6 +65,7 @@ struct Handle {
     queue: Arc<MemoryQueue>,
     spoils: Spoils,
     closed: AtomicBool,
+    latest: AtomicU64,
 }
 
 impl Handle {
@@ -67,7 +74,16 @@ impl Handle {
             queue,
             spoils,
             closed: AtomicBool::new(false),
+            latest: AtomicU64::new(0),
         })
+    }
+
+    fn time(&self, now: Timestamp) -> Timestamp {
+        let latest = self.latest.fetch_max(now.as_nanos(), Ordering::SeqCst);
+        if self.spoils.is_forward_only {
+            return now.max(Timestamp::from_nanos(latest));
+        }
+        now
     }
 
     fn queue(&self) -> Result<&MemoryQueue> {
@@ -87,16 +103,25 @@ impl fmt::Debug for Handle {
 #[async_trait]
 impl Queue for Handle {
     async fn push(&self, now: Timestamp, requests: Vec<NewRequest>) -> Result<Vec<Pushed>> {
-        let requests = requests.into_iter().map(self.spoils.push).collect();
-        let pushed = self.queue()?.push(now, requests).await?;
+        let now = self.time(now);
+        let mut requests: Vec<_> = requests.into_iter().map(self.spoils.push).collect();
+        let mut pushed = Vec::new();
+        while self.spoils.is_torn && requests.len() > 1 {
+            let first = vec![requests.remove(0)];
+            pushed.extend(self.queue()?.push(now, first).await?);
+            tokio::task::yield_now().await;
+        }
+        pushed.extend(self.queue()?.push(now, requests).await?);
         Ok((self.spoils.pushed)(pushed))
     }
 
     async fn stats(&self, now: Timestamp) -> Result<Stats> {
+        let now = self.time(now);
         Ok((self.spoils.stats)(self.queue()?.stats(now).await?))
     }
 
     async fn claim(&self, now: Timestamp, claim: &Claim) -> Result<Option<Lease>> {
+        let now = self.time(now);
         let claim = (self.spoils.claim)(claim.clone());
         let lease = self.queue()?.claim(now, &claim).await?;
         Ok(lease.map(self.spoils.lease))
@@ -108,7 +133,14 @@ impl Queue for Handle {
     }
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
-        let update = (self.spoils.update)(update);
+        let now = self.time(now);
+        let mut update = (self.spoils.update)(update);
+        if self.spoils.is_torn {
+            let mut before = Update::then(Then::Hold { until: lease.until });
+            before.checkpoint = update.checkpoint.take();
+            self.queue()?.update(now, lease, before).await?;
+            tokio::task::yield_now().await;
+        }
         (self.spoils.updated)(self.queue()?.update(now, lease, update).await)
     }
 
@@ -448,6 +480,43 @@ fn without_outcomes(mut members: Vec<Member>) -> Vec<Member> {
         member.outcome = None;
     }
     members
+}
+
+/// What a random life does not notice: nobody goes away in it.
+const WITHOUT_CARE: [(&str, Spoils); 4] = [
+    ("a_dropped_push_adds_all_or_nothing_and_its_keys_tell", TORN),
+    ("a_dropped_update_took_effect_or_did_not", TORN),
+    (
+        "what_a_jump_ahead_pushed_ages_from_when_it_is_seen",
+        FORWARD_ONLY,
+    ),
+    (
+        "a_jump_ahead_offers_what_is_held_and_fences_its_holder_off",
+        FORWARD_ONLY,
+    ),
+];
+
+const TORN: Spoils = Spoils {
+    is_torn: true,
+    ..Spoils::NONE
+};
+
+const FORWARD_ONLY: Spoils = Spoils {
+    is_forward_only: true,
+    ..Spoils::NONE
+};
+
+#[test]
+fn each_careless_queue_fails_its_clause() {
+    for (clause, spoils) in WITHOUT_CARE {
+        assert!(fails(clause, spoils), "{clause} holds anyhow");
+    }
+    batchyard::testing::proof(
+        "G2 G4 G5 G7",
+        "every one that runs the suite",
+        "22 clauses on cancellation and clocks",
+        &["torn verbs", "a clock that only goes forward"],
+    );
 }
 
 #[test]

@@ -3,9 +3,8 @@
 mod process;
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 
@@ -24,8 +23,10 @@ use clap::{Args, ValueHint};
 use self::process::Processes;
 use super::{
     args::{count, own_program},
-    exit::{Exit, Failure, no_folder},
+    child::die_with_parent,
+    exit::{Exit, Failure},
     output::{Steps, print, print_json, say},
+    scratch,
     stop::Stop,
     table::Table,
 };
@@ -90,12 +91,12 @@ pub(crate) struct BenchArgs {
 /// Measures, and prints what came out.
 pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
     if let Some(part) = &args.fill {
-        process::die_with_parent();
+        die_with_parent();
         workload::fill(&process::parse(part)?).await?;
         return Ok(Exit::Ok);
     }
     if let Some(part) = &args.part {
-        process::die_with_parent();
+        die_with_parent();
         let part = process::parse(part)?;
         print_json(&workload::run(&part).await?)?;
         return Ok(Exit::Ok);
@@ -105,17 +106,17 @@ pub(super) async fn bench(args: BenchArgs) -> Result<Exit, Failure> {
     }
     let mut stop = Stop::new()?;
     // Dropped however this ends, and with it everything that was made.
-    let folder = own_folder(&args.dir)?;
+    let folder = scratch::folder(&args.dir, "batchyard-bench-")?;
     let plan = plan(&args, folder.path())?;
     say(&format!("measuring in {}", folder.path().display()));
     let report = tokio::select! {
         report = measure(plan) => report?,
         exit = stop.asked() => {
-            remove(folder)?;
+            scratch::remove(&folder.keep())?;
             return Ok(exit);
         }
     };
-    remove(folder)?;
+    scratch::remove(&folder.keep())?;
     show(&args, &report)
 }
 
@@ -137,32 +138,6 @@ fn named_load(name: &str) -> Result<String, String> {
         return Ok(name.to_owned());
     }
     Err(format!("there are: {}", loads.join("; ")))
-}
-
-fn own_folder(dir: &Path) -> Result<tempfile::TempDir, Failure> {
-    const PREFIX: &str = "batchyard-bench-";
-    if let Some(failure) = no_folder(&dir.join(PREFIX)) {
-        return Err(failure);
-    }
-    tempfile::Builder::new()
-        .prefix(PREFIX)
-        .tempdir_in(dir)
-        .map_err(|error| Failure::io(dir.display(), &error))
-}
-
-/// Removes it; again and again if a process that was just killed is not quite gone.
-fn remove(folder: tempfile::TempDir) -> Result<(), Failure> {
-    let path = folder.keep();
-    let mut removed = fs::remove_dir_all(&path);
-    for _ in 0..REMOVALS {
-        match &removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
-            _ => return Ok(()),
-        }
-        thread::sleep(REMOVAL_PAUSE);
-        removed = fs::remove_dir_all(&path);
-    }
-    removed.map_err(|error| Failure::io(path.display(), &error))
 }
 
 fn plan(args: &BenchArgs, folder: &Path) -> Result<Plan, Failure> {
@@ -206,7 +181,8 @@ async fn measure(plan: Plan) -> Result<Report, Failure> {
     };
     let step = |done, of, part: &Part| {
         let what = format!("{}, {}", part.workload.name(), part.contestant);
-        steps.set(done, of, what);
+        let line = format!("{done} of {of} measured; next: {what}");
+        steps.set(done as u64, of as u64, what, line);
     };
     Ok(plan.measure(run, step).await?)
 }
@@ -278,5 +254,3 @@ fn positive(text: &str) -> Result<f64, String> {
 const QUICK: (f64, f64, u64) = (0.2, 0.01, 100_000);
 /// A measurement that takes longer will never end.
 const PATIENCE: Duration = Duration::from_secs(3600);
-const REMOVALS: u32 = 100;
-const REMOVAL_PAUSE: Duration = Duration::from_millis(20);

@@ -19,6 +19,7 @@ use std::{
 
 use batchyard::{
     ErrorKind, Queue, QueueName, Timestamp,
+    fault::point,
     transfer::{DumpFrom, Record, Restore, Transfer, lines},
 };
 use clap::{Args, ValueHint};
@@ -302,7 +303,9 @@ impl Incoming<'_> {
         self.records.push(record);
         if is_last || self.records.len() >= CHUNK_RECORDS || self.bytes >= CHUNK_BYTES {
             self.bytes = 0;
+            point("import.part");
             self.restore.add(mem::take(&mut self.records)).await?;
+            point("import.taken_in");
         }
         Ok(())
     }

@@ -124,29 +124,37 @@ impl Progress {
     }
 }
 
-/// Progress in measurements, which may take hours: without a terminal a line now and then.
+/// Progress of what may take hours: without a terminal a line now and then.
 pub(crate) struct Steps {
     bar: Bar,
     said: Cell<Instant>,
 }
 
 impl Steps {
-    /// A bar that counts them.
+    /// A bar that counts measurements.
     pub(crate) fn start() -> Self {
-        let style = "{bar:30} {pos} of {len}, {elapsed} so far, {eta} to go: {msg}";
+        Self::styled("{bar:30} {pos} of {len}, {elapsed} so far, {eta} to go: {msg}")
+    }
+
+    /// A bar that counts seconds.
+    pub(crate) fn of_time() -> Self {
+        Self::styled("{bar:30} {elapsed}, {eta} to go: {msg}")
+    }
+
+    fn styled(style: &str) -> Self {
         Self {
             bar: Bar::start(style),
             said: Cell::new(Instant::now()),
         }
     }
 
-    /// Shows what is next.
-    pub(crate) fn set(&self, done: usize, of: usize, next: impl fmt::Display) {
+    /// Shows what is next; as this line, without a terminal.
+    pub(crate) fn set(&self, done: u64, of: u64, next: impl fmt::Display, line: impl fmt::Display) {
         if self.bar.0.is_hidden() && self.said.get().elapsed() >= A_LINE_EVERY {
             self.said.set(Instant::now());
-            say(&format!("{done} of {of} measured; next: {next}"));
+            say(&line.to_string());
         }
-        self.bar.set(done as u64, of as u64, next);
+        self.bar.set(done, of, next);
     }
 }
 

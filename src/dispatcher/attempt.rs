@@ -23,6 +23,7 @@ use super::{
 use crate::{
     batch::{Lease, Outcome, Page, Retries, Then, Update},
     error::{Error, ErrorKind},
+    fault::point,
     handler::{Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, Report, Rest},
     policy::Policy,
     queue::Queue,
@@ -154,12 +155,17 @@ impl Attempt {
             self.check_deaths()?;
             let (handler, given) = (self.handler.clone(), batch.clone());
             let work = async move { handler.handle(given).await };
+            point("dispatcher.handle");
             let report = self.supervise(stop, work).await?;
+            point("dispatcher.handled");
             rest = self.record(batch, report).await?.unwrap_or(rest);
         }
         self.tell_results(batch, stop).await?;
         let retries = self.retries(batch);
-        self.update(Then::Finish { rest, retries }).await
+        point("dispatcher.finish");
+        self.update(Then::Finish { rest, retries }).await?;
+        point("dispatcher.finished");
+        Ok(())
     }
 
     /// A batch that was claimed more often than allowed killed its holders: handing it out again
@@ -327,8 +333,11 @@ impl Attempt {
             return Ok(());
         }
         let (handler, given) = (self.handler.clone(), batch.clone());
+        point("dispatcher.tell");
         self.supervise(stop, async move { handler.on_results(given).await })
-            .await
+            .await?;
+        point("dispatcher.told");
+        Ok(())
     }
 
     fn retries(&self, batch: &Batch) -> Retries {
@@ -413,6 +422,7 @@ impl Attempt {
     /// Gives the batch back after an outage; its attempt does not count.
     async fn sit_out(&self, error: &HandlerError) -> Result<AttemptEnd, Failure> {
         self.update(Then::Release).await?;
+        point("dispatcher.released");
         let text = error.to_string();
         self.events.emit(Event::Released {
             queue: self.name.clone(),
@@ -431,6 +441,7 @@ impl Attempt {
         let wait = backoff(&self.policy, batch.attempts(), chance, error.wait());
         let until = self.queue.now().after(wait);
         self.update(Then::Defer { until }).await?;
+        point("dispatcher.deferred");
         self.events.emit(Event::Deferred {
             queue: self.name.clone(),
             batch: self.lease.batch,
@@ -457,8 +468,10 @@ impl Attempt {
             self.tell_results(batch, stop).await?;
         }
         let retries = self.retries(batch);
+        point("dispatcher.split");
         match self.update(Then::Split { retries }).await {
             Ok(()) => {
+                point("dispatcher.halved");
                 self.events.emit(Event::Split {
                     queue,
                     batch: id,
@@ -479,6 +492,7 @@ impl Attempt {
             self.tell_results(batch, stop).await?;
         }
         self.update(Then::Finish { rest, retries }).await?;
+        point("dispatcher.rejected");
         self.events.emit(Event::Rejected {
             queue,
             batch: id,

@@ -3,7 +3,7 @@
 //! It knows no clock, no queue and no task: readings, results and `now` go in, one [`Action`] at a
 //! time comes out. The driver carries it out and tells the engine what came of it.
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, ops::Range, sync::Arc, time::Duration};
 
 use crate::{
     batch::Due,
@@ -39,8 +39,8 @@ struct Lane {
     /// What became ready up to this time is to leave.
     flush: Option<Timestamp>,
     breaker: Breaker,
-    /// The queue could not be read or claimed from; not before this time.
-    failed: Option<Timestamp>,
+    /// The queue could not be read or claimed from: when that was, and until when it is left alone.
+    failed: Option<Range<Timestamp>>,
     failures: u32,
     served: u64,
 }
@@ -168,10 +168,11 @@ impl Engine {
         if self.stopping {
             return Standing::ShuttingDown;
         }
-        if let Some(until) = lane.failed.filter(|until| *until > now) {
-            return Standing::Failed(until);
+        // What was noted at a time that has not come was noted before the clock stepped back.
+        if let Some(failed) = lane.failed.as_ref().filter(|failed| failed.contains(&now)) {
+            return Standing::Failed(failed.end);
         }
-        let Some((stats, looked)) = lane.reading else {
+        let Some((stats, looked)) = lane.reading.filter(|(_, looked)| *looked <= now) else {
             return Standing::NotLooked;
         };
         if self.paused {
@@ -266,7 +267,7 @@ impl Engine {
         if let Some(lane) = self.lanes.get_mut(queue) {
             let wait = Duration::from_millis(100) * (1 << lane.failures.min(7));
             lane.failures = lane.failures.saturating_add(1);
-            lane.failed = Some(now.after(wait));
+            lane.failed = Some(now..now.after(wait));
             lane.reading = None;
         }
     }
@@ -474,6 +475,39 @@ mod tests {
             }
         );
         assert_eq!(engine.next(NOON.after(interval)), Action::Look(name("a")));
+    }
+
+    #[test]
+    fn a_clock_that_jumped_ahead_and_came_back_keeps_nothing_waiting() {
+        let ahead = NOON.after(Duration::from_secs(365 * 24 * 3600));
+        let noted: [fn(&mut Engine, Timestamp); 3] = [
+            |_, _| {},
+            |engine, now| engine.failed(&name("a"), now),
+            |engine, now| {
+                engine.claimed(&name("a"), true);
+                engine.ended(&name("a"), Ended::Outage(None), now, 1.0);
+            },
+        ];
+        for (number, note) in noted.into_iter().enumerate() {
+            let mut engine = engine(&["a"], 1, None);
+            settle(&mut engine, &[("a", 0)], ahead);
+            note(&mut engine, ahead);
+            assert_eq!(engine.next(NOON), Action::Look(name("a")), "{number}");
+            engine.looked(&name("a"), ready(10), NOON);
+            let next = engine.next(NOON);
+            assert!(matches!(next, Action::Claim(..)), "{number}: {next:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_keeps_nothing_waiting_that_is_due() {
+        let mut engine = engine(&["a"], 2, None);
+        for _ in 0..3 {
+            let next = settle(&mut engine, &[("a", 10)], NOON);
+            assert!(matches!(next, Action::Claim(..)), "{next:?}");
+            engine.claimed(&name("a"), true);
+            engine.ended(&name("a"), Ended::Tried, NOON, 0.0);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     batch::{BatchId, Lease, Member, Outcome, Page, Then, Update},
     error::Result,
+    fault::point,
     format::template::Template,
     queue::Queue,
     request::{DeadReason, QueueName, RequestId},
@@ -196,7 +197,9 @@ impl Batch {
                 until: now.after(self.0.options.lease_duration),
             },
         };
+        point("handler.record");
         self.0.queue.update(now, &self.0.lease, update).await?;
+        point("handler.recorded");
         locked(&self.0.recorded).extend(ids);
         if checkpoint.is_some() {
             *locked(&self.0.checkpoint) = checkpoint;

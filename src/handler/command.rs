@@ -20,6 +20,8 @@
 
 mod answers;
 mod feed;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod spool;
 mod stderr;
 mod supervisor;
@@ -49,6 +51,7 @@ use self::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    fault::point,
     handler::{Batch, BatchHandler, HandlerError, Report},
 };
 
@@ -240,9 +243,11 @@ impl CommandHandler {
         }
         // First: what can't be written must not have been worked for.
         let mut spool = Spool::new(self.directory(), batch.id(), batch.unsettled()).await?;
+        point("command.reserved");
         // Dropped last: the command is ended before its input seems to be.
         let mut stdin;
         let mut running = self.spawn(batch)?;
+        point("command.started");
         let (input, stdout, stderr) = running.pipes();
         stdin = Some(Stdin::new(input, running.supervised));
         let limits = spool::Limits::new(batch, self.format, self.max_output_bytes);
@@ -267,6 +272,7 @@ impl CommandHandler {
             }
         };
         verdict(status, &tail)?;
+        point("command.ended");
         Ok((fed, spool))
     }
 
@@ -298,8 +304,10 @@ impl BatchHandler for CommandHandler {
                 spool.keep(kept.as_deref(), fed).await?
             }
         };
+        point("command.kept");
         // If recording itself fails, the answers stay for the next holder.
         let complaint = answers.record(&batch, self.format).await?;
+        point("command.recorded");
         if let Some(path) = &kept {
             match tokio::fs::remove_file(path).await {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

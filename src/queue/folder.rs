@@ -16,7 +16,10 @@ use std::{
 
 pub(crate) use super::lock::unusable;
 use super::lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    fault::point,
+};
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
@@ -48,7 +51,12 @@ impl StoreFolder {
         inspect(path, kind)?;
         fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
         let lock = lock::take(path)?;
+        point("journal.locked");
         let fields = read_format(path, kind)?;
+        if fields.is_some() {
+            // Whoever made it may have failed to sync that, and nobody else would.
+            sync(path).map_err(|error| unusable(path, "can't be synced", error))?;
+        }
         Ok(Self {
             path: path.to_owned(),
             kind,
@@ -90,22 +98,16 @@ impl StoreFolder {
 
     /// Makes it a store of its kind, durably.
     pub(crate) fn write_format(&mut self, fields: BTreeMap<String, String>) -> Result<()> {
-        let mut text = format!("{}\nversion {}\n", self.kind.magic, self.kind.version);
-        for (name, value) in &fields {
-            text.extend([name, " ", value, "\n"]);
-        }
+        let text = format_of(self.kind, &fields);
         let path = &self.path;
         let write = || -> io::Result<()> {
             let mut file = File::create(path.join(FORMAT_NEW))?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
+            point("journal.format");
             fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
-            File::open(path)?.sync_all()?;
-            // The name of the folder itself may be new, too.
-            match path.canonicalize()?.parent() {
-                Some(parent) => File::open(parent)?.sync_all(),
-                None => Ok(()),
-            }
+            point("journal.format_named");
+            sync(path)
         };
         write().map_err(|error| unusable(path, "can't be written", error))?;
         self.fields = Some(fields);
@@ -137,6 +139,24 @@ impl LookedAt {
             _locks: locks,
         })
     }
+}
+
+/// Makes the names in a folder durable, and its own, which may be new, too.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    match path.canonicalize()?.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// The text of a FORMAT with these fields.
+pub(crate) fn format_of(kind: Kind, fields: &BTreeMap<String, String>) -> String {
+    let mut text = format!("{}\nversion {}\n", kind.magic, kind.version);
+    for (name, value) in fields {
+        text.extend([name, " ", value, "\n"]);
+    }
+    text
 }
 
 /// Refuses what is not ours before anything is touched.
@@ -176,6 +196,15 @@ fn read_format(path: &Path, kind: Kind) -> Result<Option<BTreeMap<String, String
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
     };
+    parse_format(path, &text, kind).map(Some)
+}
+
+/// The fields of a FORMAT of this kind, but for the version.
+pub(crate) fn parse_format(
+    path: &Path,
+    text: &str,
+    kind: Kind,
+) -> Result<BTreeMap<String, String>> {
     let mut lines = text.lines();
     let magic = lines.next().unwrap_or_default();
     if magic != kind.magic {
@@ -195,7 +224,7 @@ fn read_format(path: &Path, kind: Kind) -> Result<Option<BTreeMap<String, String
         .remove("version")
         .and_then(|version| version.parse().ok());
     match version {
-        Some(version) if version == kind.version => Ok(Some(fields)),
+        Some(version) if version == kind.version => Ok(fields),
         Some(version) => Err(Error::invalid(format!(
             "{} has format {version}, and this version of batchyard reads {}; it was left untouched, so open it with a newer version",
             path.display(),

@@ -35,6 +35,8 @@ mod core;
 mod disk;
 mod event;
 mod fold;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod group;
 mod identity;
 mod log;
@@ -42,7 +44,10 @@ mod open;
 mod published;
 mod queue;
 mod record;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+mod rig;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests do more with it"))]
 mod simulated;
 mod state;
 mod step;
@@ -78,12 +83,14 @@ use self::{
 };
 use crate::{
     error::{Error, Result},
+    fault::point,
     queue::{
         Queue, QueueOptions, Store,
         folder::{StoreFolder, unusable},
         verified::{Finding, FindingKind, Verified},
     },
     request::QueueName,
+    sync::Builder,
 };
 
 /// Many named queues in one folder, which one process at a time has open.
@@ -234,6 +241,7 @@ impl JournalOptions {
         let mut opened = open::open(disk, identity, path, &self)?;
         let core = Arc::new(opened.core);
         core.publish_all(self.offer_held)?;
+        point("journal.offered");
         if self.verify {
             opened.report.extend(verify::held_by(&core)?);
         }
@@ -247,6 +255,7 @@ impl JournalOptions {
         }
         tend.look(&core, false);
         note_use(&core, identity, &mut folder);
+        point("journal.open");
         let ended = watch::Sender::new(false);
         let keeper = Keeper {
             core: core.clone(),
@@ -266,14 +275,16 @@ impl JournalOptions {
             });
             if core.check().is_ok() {
                 // A clean end opens at once: nothing is left to fold.
+                point("journal.close");
                 let tidied = tend.finish(core);
                 if let Err(error) = tidied {
                     tracing::warn!(store = ?core, "{error}");
                 }
+                point("journal.closed");
             }
             note_use(core, identity, &mut ending.folder);
         };
-        thread::Builder::new()
+        Builder::new()
             .name("batchyard-journal".into())
             .spawn(run)
             .map_err(|error| Error::internal("no thread for the writer").with_source(error))?;
@@ -458,9 +469,10 @@ fn make_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => path
-            .parent()
-            .map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()),
+        Ok(()) => path.parent().map_or(Ok(()), |parent| {
+            point("journal.log_made");
+            fs::File::open(parent)?.sync_all()
+        }),
     }
 }
 

@@ -1,12 +1,19 @@
-//! The lock of an embedded store: who has it open, and who looks at it.
+//! The lock of an embedded store: who has it open, who looks at it, and whether all that can be read is on the disk.
 //!
 //! ```text
-//! STORE/LOCK   locked by the process that has the store open, with its pid; shared by those who only look
+//! STORE/LOCK   locked by the process that has the store open; shared by those who only look
+//!
+//! 4711         the process that has it open, or had it last
+//! unsynced     a sync has failed since: what can be read may be in memory only
 //! ```
+//! After a failed sync the kernel takes what it could not write for clean: it can be read until the machine goes down,
+//! and no later sync writes it. Whoever opens the store next has to write it anew, so that is noted where a broken or
+//! full disk can still take a note, in a page that is there already. The note has to last no longer than that memory.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write as _},
+    io,
+    os::unix::fs::FileExt,
     path::Path,
     thread,
     time::Duration,
@@ -16,6 +23,7 @@ use crate::error::{Error, Result, is_full};
 
 /// The name of the file.
 pub(crate) const LOCK: &str = "LOCK";
+const UNSYNCED: &str = "unsynced";
 /// For how long an opener waits for this very process to let go of the store.
 pub(crate) const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
 pub(crate) const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -24,17 +32,12 @@ pub(crate) const LOCK_POLL: Duration = Duration::from_millis(5);
 pub(crate) fn take(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    let mut file = options
+    let file = options
         .open(path.join(LOCK))
         .map_err(|error| unusable(path, "can't be written", error))?;
-    wait_for(&mut file, path, File::try_lock)?;
-    let mut write = || -> io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
-    };
+    wait_for(&file, path, File::try_lock)?;
     // Its pid is there to be named: a full disk is no reason not to open.
-    if let Err(error) = write()
+    if let Err(error) = note(&file, is_unsynced(&file))
         && !is_full(&error)
     {
         return Err(unusable(path, "can't be written", error));
@@ -42,19 +45,35 @@ pub(crate) fn take(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// Whether a sync has failed, and what could be read then was not written anew.
+pub(crate) fn is_unsynced(lock: &File) -> bool {
+    read(lock).lines().any(|line| line == UNSYNCED)
+}
+
+/// Notes it, or that it was written anew.
+pub(crate) fn note(lock: &File, unsynced: bool) -> io::Result<()> {
+    let mut text = format!("{}\n", std::process::id());
+    if unsynced {
+        text.extend([UNSYNCED, "\n"]);
+    }
+    // The note is never gone for a moment.
+    lock.write_all_at(text.as_bytes(), 0)?;
+    lock.set_len(text.len() as u64)
+}
+
 /// Keeps others from opening the store while it is looked at, and changes nothing of it: it may lie on a file system that
 /// is read only, and many may look at once. `None` if it has no such file, as a copy may.
 pub(crate) fn share(path: &Path, name: &str) -> Result<Option<File>> {
-    let mut file = match File::open(path.join(name)) {
+    let file = match File::open(path.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(|error| unusable(path, "has a lock that can't be read", error))?,
     };
-    wait_for(&mut file, path, File::try_lock_shared)?;
+    wait_for(&file, path, File::try_lock_shared)?;
     Ok(Some(file))
 }
 
 fn wait_for(
-    file: &mut File,
+    file: &File,
     path: &Path,
     lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
 ) -> Result<()> {
@@ -80,12 +99,17 @@ fn wait_for(
     }
 }
 
-/// The pid that the lock names.
+/// The pid that the lock names; one that is damaged or gone names nobody.
 fn owner(path: &Path) -> String {
-    let mut owner = String::new();
-    // One that is damaged or gone names nobody.
-    let _ = File::open(path.join(LOCK)).and_then(|mut file| file.read_to_string(&mut owner));
-    owner.trim().to_owned()
+    let text = File::open(path.join(LOCK)).map(|file| read(&file));
+    let text = text.unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn read(lock: &File) -> String {
+    let mut text = [0; 64];
+    let length = lock.read_at(&mut text, 0).unwrap_or_default();
+    String::from_utf8_lossy(&text[..length]).into_owned()
 }
 
 /// What the system says about a folder or a file in it.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use self::state::State;
 use crate::{
-    batch::{Claim, Lease, Member, Page, Then, Update},
+    batch::{Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     error::{Error, Result},
     queue::{
@@ -131,9 +131,7 @@ impl Queue for MemoryQueue {
 
     async fn update(&self, now: Timestamp, lease: &Lease, update: Update) -> Result<()> {
         update.validate()?;
-        let wakes = !(matches!(update.then, Then::Hold { .. }) && update.outcomes.is_empty());
-        self.at(now)?.update(now, lease, update)?;
-        if wakes {
+        if self.at(now)?.update(now, lease, update)? {
             self.changed();
         }
         Ok(())

@@ -8,23 +8,27 @@
 //!                       └────────────────────────────────────────────┘
 //! ```
 //! - **Every verb is one script**, so it is atomic and isolated. The scripts lie beside this file, their
-//!   keys are listed in `keys`; each begins with what it takes, answers and costs. A queue's keys
-//!   share a hash tag and so lie on one node of a cluster.
+//!   keys are listed in `keys`; each begins with what it takes, answers and costs. It looks at all that could
+//!   make it fail before it changes anything, since Redis takes nothing back. A cluster is refused: it moves
+//!   keys one by one, and would stop a script in its middle.
 //! - **Payloads are keys of their own.** Claiming moves ids and sizes; payloads are read in pages
 //!   afterwards. A large push sends its payloads ahead, under keys that expire, and then makes them
 //!   visible in one step.
-//! - **A cut connection is not an error.** Calls are repeated for some seconds; a call that ran before
-//!   its connection was cut is answered with the reply that it left on the server.
+//! - **A cut connection is not an error.** Calls are repeated for 10 seconds; a call that ran before
+//!   its connection was cut is answered with the reply that it left on the server. A reply is waited for for 30 seconds,
+//!   since a large push keeps a server busy; after 40 every call has ended, and what it asked for may have been done.
 //! - **Durability is the server's**: `appendfsync always` syncs before it answers, `everysec` may lose the
-//!   last second, no append-only file may lose more. Read at connect, told by
-//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered.
+//!   last second, no append-only file may lose more. Read with every connection, told by
+//!   [`Queue::capabilities`]. A replica that takes over may lack what the old primary answered: that is lost
+//!   (`min-replicas-to-write` bounds how much). No fence of it is given out again, and no position or batch id either, as
+//!   long as the clients' clocks differ by less than the failover takes.
 //! - **Lost keys are told.** Every script, but for the two that take in a dump beside the queue, first compares what the
 //!   queue's keys count, and one that claims, reads or updates a batch what the batch's keys count: keys that something
 //!   else deleted are [`Corrupt`](crate::ErrorKind::Corrupt), and not an emptier queue. A payload that is gone is one
 //!   dead letter, as damaged. What can't be told: that all keys are gone when somebody connects anew, and that those for
 //!   expiry times, for bookmarks or for the places of retried requests in lists are.
-//! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused. Out of
-//!   memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
+//! - **Nothing is evicted.** A server whose `maxmemory-policy` could drop a queue's keys is refused, by every connection that
+//!   finds it so. Out of memory it refuses pushes ([`QueueFull`](crate::ErrorKind::QueueFull)), and still claims and settles.
 
 mod admin;
 mod calls;
@@ -58,12 +62,13 @@ use self::{
     gather::Gather,
     keys::{CREATED, Keys, QUEUES},
     script::SCRIPTS,
-    server::Server,
+    server::Clock,
 };
 use crate::{
     batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Transfer},
     request::{Bookmark, DeadReason, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -89,18 +94,18 @@ pub struct RedisQueue {
 #[derive(Debug)]
 struct Shared {
     link: Link,
-    server: Server,
+    clock: Clock,
     changes: Changes,
 }
 
 impl Shared {
     async fn connect(url: &str, channels: Vec<String>) -> Result<Arc<Self>> {
         let link = Link::connect(url).await?;
-        let server = Server::examine(&link).await?;
+        let clock = Clock::ask(&link).await?;
         let changes = Changes::listen(link.client().clone(), channels);
         Ok(Arc::new(Self {
             link,
-            server,
+            clock,
             changes,
         }))
     }
@@ -130,7 +135,7 @@ impl RedisQueue {
     async fn open(shared: Arc<Shared>, name: &QueueName, options: QueueOptions) -> Result<Self> {
         let keys = Keys::new(name);
         let args = [Bytes::from_static(FORMAT), hex(fastrand::u64(..))];
-        let now = time(shared.server.now());
+        let now = time(shared.clock.now());
         let reply = shared
             .link
             .eval(&SCRIPTS.init, &keys.state(), now, &args)
@@ -144,18 +149,21 @@ impl RedisQueue {
                     String::from_utf8_lossy(FORMAT)
                 )));
             }
+            [status, command] if status == "denied" => {
+                return Err(Error::invalid(format!(
+                    "the Redis user lacks a permission that the queue needs: {} on keys and channels that begin with batchyard:",
+                    String::from_utf8_lossy(command)
+                )));
+            }
             _ => return Err(damaged("a reply")),
         };
-        let known: u64 = shared
+        point("redis.begun");
+        let args = [CREATED.into(), Bytes::from(name.to_string())];
+        let listed = shared
             .link
-            .query(redis::cmd("SADD").arg(QUEUES).arg(name.as_str()))
-            .await?;
-        if known > 0 {
-            let () = shared
-                .link
-                .query(redis::cmd("PUBLISH").arg(CREATED).arg(name.as_str()))
-                .await?;
-        }
+            .eval(&SCRIPTS.enlist, QUEUES, Bytes::new(), &args);
+        listed.await?;
+        point("redis.named");
         let changes = shared.changes.counter(keys.changed());
         let calls = Arc::new(Calls::new(name.clone(), keys, salt, shared));
         Ok(Self {
@@ -203,7 +211,10 @@ impl RedisQueue {
             context,
         ] = reply
         else {
-            return Ok(None);
+            return match reply {
+                [status] if status == "none" => Ok(None),
+                _ => Err(damaged("a reply")),
+            };
         };
         let parent = (!parent.is_empty())
             .then(|| parse_hex(parent))
@@ -211,7 +222,7 @@ impl RedisQueue {
         Ok(Some(Lease {
             batch: BatchId::new(parse_hex(batch)?, self.calls.salt()),
             parent: parent.map(|parent| BatchId::new(parent, self.calls.salt())),
-            fence: Fence(parse_decimal(fence)?),
+            fence: Fence(parse_hex(fence)?),
             attempt: parse_decimal(attempt)?,
             requests: parse_decimal(requests)?,
             unsettled: parse_decimal(unsettled)?,
@@ -228,15 +239,19 @@ impl RedisQueue {
         let (formed, salt) = lease.batch.halves();
         if salt != self.calls.salt() {
             // It may be of another handle, from after a restore that this one has not heard of.
-            let nothing = [hex(0)];
-            self.calls
-                .ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing)
-                .await?;
+            self.check_is_there().await?;
         }
         if salt != self.calls.salt() {
             return Err(lease.lost());
         }
         Ok(hex(formed))
+    }
+
+    /// Whether the queue is still there, under the salt that is known here.
+    async fn check_is_there(&self) -> Result<()> {
+        let nothing = [hex(0)];
+        let asked = self.calls.ask(&SCRIPTS.status, Timestamp::EPOCH, &nothing);
+        asked.await.map(drop)
     }
 
     async fn update_args(
@@ -256,7 +271,7 @@ impl RedisQueue {
         };
         let mut args = vec![
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             flag(update.checkpoint.is_some()),
             update.checkpoint.clone().unwrap_or_default(),
             then.into(),
@@ -345,7 +360,7 @@ impl Queue for RedisQueue {
     async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>> {
         let args = [
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             page.after
                 .map_or(Bytes::new(), |position| hex(position.as_u64())),
             decimal(&page.max_requests),
@@ -355,15 +370,17 @@ impl Queue for RedisQueue {
             .calls
             .ask(&SCRIPTS.read, Timestamp::EPOCH, &args)
             .await?;
-        let [status, counted, members @ ..] = &reply[..] else {
-            return Err(lease.lost());
+        let (counted, members) = match &reply[..] {
+            [status, counted, members @ ..] if status == "ok" => (counted, members),
+            [status] if status == "lost" => return Err(lease.lost()),
+            _ => return Err(damaged("a reply")),
         };
-        debug_assert_eq!(status, "ok");
         let counted: u32 = parse_decimal(counted)?;
         let mut page = Vec::with_capacity(members.len() / 3);
         for member in members.chunks_exact(3) {
             page.push(parse_member(member, counted)?);
         }
+        point("redis.members");
         let ids: Vec<RequestId> = page.iter().map(|member| member.id).collect();
         let mut gone = Vec::new();
         for (member, payload) in page.iter_mut().zip(self.payloads(&ids).await?) {
@@ -396,7 +413,7 @@ impl Queue for RedisQueue {
     }
 
     fn now(&self) -> Timestamp {
-        self.calls.shared.server.now()
+        self.calls.shared.clock.now()
     }
 
     fn name(&self) -> QueueName {
@@ -404,11 +421,12 @@ impl Queue for RedisQueue {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let settings = self.calls.shared.link.settings();
         Capabilities {
             durability: Durability::Server {
-                policy: self.calls.shared.server.policy.clone(),
+                policy: settings.policy,
             },
-            survives_restart: self.calls.shared.server.survives_restart,
+            survives_restart: settings.survives_restart,
             shared: true,
             administration: true,
             bookmarks: true,
@@ -434,7 +452,11 @@ impl Queue for RedisQueue {
         let _open = self.calls.check_open().await?;
         let mut command = redis::cmd("HGET");
         command.arg(self.calls.keys.bookmarks()).arg(source);
-        self.calls.shared.link.query(&command).await
+        let found: Option<Bytes> = self.calls.shared.link.query(&command).await?;
+        if found.is_none() {
+            self.check_is_there().await?;
+        }
+        Ok(found)
     }
 
     fn admin(&self) -> Option<&dyn Administration> {
@@ -466,7 +488,7 @@ impl RedisQueue {
     async fn reject_damaged(&self, lease: &Lease, gone: Vec<(RequestId, Outcome)>) -> Result<()> {
         let mut args = vec![
             self.batch(lease).await?,
-            decimal(&lease.fence.0),
+            hex(lease.fence.0),
             flag(false),
             Bytes::new(),
             "keep".into(),

@@ -61,6 +61,8 @@ compile_error!(
 mod apply;
 mod clean;
 mod db;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod handle;
 mod keys;
 mod open;
@@ -70,6 +72,7 @@ mod reader;
 mod record;
 mod repair;
 mod rows;
+mod sentinel;
 mod state;
 mod synced;
 mod transfer;

@@ -21,8 +21,10 @@ mod clauses;
 
 mod admin;
 mod bookmarks;
+mod cancellation;
 mod capabilities;
 mod claim;
+mod clocks;
 mod concurrency;
 mod ending;
 mod hold;
@@ -38,6 +40,7 @@ mod schedule;
 mod shared;
 mod stats;
 mod stores;
+mod stress;
 mod transfer;
 mod update;
 mod wakeups;

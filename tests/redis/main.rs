@@ -6,13 +6,19 @@
     reason = "what can't be unwrapped fails the test that asked"
 )]
 
+mod cluster;
+mod cuts;
 mod differential;
+mod failover;
 mod failures;
+mod foreign;
+mod life;
 mod lost_keys;
 mod proxy;
 mod restoring;
 mod server;
 mod sharing;
+mod trouble;
 #[cfg(feature = "cli")]
 mod verbs;
 

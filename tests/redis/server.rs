@@ -2,8 +2,9 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
-    path::PathBuf,
+    io::{self, BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
 
@@ -32,19 +33,55 @@ impl Server {
 
     /// A server with these settings.
     pub(crate) fn start_with(settings: &[&str]) -> Option<Self> {
+        match Self::try_start(settings) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let required = env::var("BATCHYARD_REQUIRE");
+                let required = required.is_ok_and(|what| what.contains("redis"));
+                assert!(!required, "redis-server is not installed");
+                println!("skipped: redis-server is not installed");
+                None
+            }
+            started => Some(started.unwrap()),
+        }
+    }
+
+    /// A server that listens on a loopback port as well, for other servers.
+    pub(crate) fn start_on_a_port(settings: &[&str]) -> Option<Self> {
+        for _ in 0..20 {
+            // They were free a moment ago; if somebody took one meanwhile, the server does not start.
+            let [port, bus_port] = free_ports();
+            let ports = ["--port", &port, "--cluster-port", &bus_port];
+            let all = [&ports[..], &["--bind", "127.0.0.1"], settings].concat();
+            match Self::try_start(&all) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Self::start_with(settings);
+                }
+                Err(_) => {}
+                Ok(started) => return Some(started),
+            }
+        }
+        panic!("no port stays free");
+    }
+
+    /// A node of a cluster; it knows no other, and has no slots.
+    pub(crate) fn start_node() -> Option<Self> {
+        Self::start_on_a_port(&["--appendonly", "no", "--cluster-enabled", "yes"])
+    }
+
+    fn try_start(settings: &[&str]) -> io::Result<Self> {
         let directory = TempDir::new().unwrap();
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
-        let Some(running) = Running::start(&directory, &settings) else {
-            let required = env::var("BATCHYARD_REQUIRE").is_ok_and(|what| what.contains("redis"));
-            assert!(!required, "redis-server is not installed");
-            println!("skipped: redis-server is not installed");
-            return None;
-        };
-        Some(Self {
+        let running = Running::start(&directory, &settings)?;
+        Ok(Self {
             directory,
             settings,
             running,
         })
+    }
+
+    /// Its loopback port.
+    pub(crate) fn port(&self) -> &str {
+        &self.settings[1]
     }
 
     /// Kills it as the power would, and starts it again on what it left.
@@ -56,6 +93,21 @@ impl Server {
     /// Kills it.
     pub(crate) fn kill(&mut self) {
         self.running.kill();
+    }
+
+    /// The port on which nodes of a cluster talk to each other.
+    pub(crate) fn bus_port(&self) -> &str {
+        &self.settings[3]
+    }
+
+    /// Starts it again on what it left, and does not wait until it has loaded that.
+    pub(crate) fn start_again(&mut self) {
+        self.running =
+            Running::spawn(&self.directory, &self.settings, "erver initialized").unwrap();
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -78,21 +130,37 @@ impl Server {
         RedisQueue::connect_with(&self.url(), &name, options).await
     }
 
+    pub(crate) async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.url()).unwrap();
+        // Some commands wait for a while.
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let connected = client.get_multiplexed_async_connection_with_config(&config);
+        connected.await.unwrap()
+    }
+
     /// What a command answers, for tests that look behind the queue or get in its way.
     pub(crate) async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let client = redis::Client::open(self.url()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd(words[0]);
         command
             .arg(&words[1..])
-            .query_async(&mut connection)
+            .query_async(&mut self.connection().await)
             .await
             .unwrap()
     }
 }
 
+fn free_ports() -> [String; 2] {
+    let listeners = [0, 0].map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port().to_string())
+}
+
 impl Running {
-    fn start(directory: &TempDir, settings: &[String]) -> Option<Self> {
+    fn start(directory: &TempDir, settings: &[String]) -> io::Result<Self> {
+        Self::spawn(directory, settings, "eady to accept connections")
+    }
+
+    /// Starts a server, and waits until it says this.
+    fn spawn(directory: &TempDir, settings: &[String], ready: &str) -> io::Result<Self> {
         let mut child = Command::new("redis-server")
             .args(["--port", "0", "--unixsocket", "socket", "--save", ""])
             .arg("--dir")
@@ -101,15 +169,19 @@ impl Running {
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .spawn()
-            .ok()?;
+            .spawn()?;
         let mut log = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
-        while !said.contains("eady to accept connections") {
+        while !said.contains(ready) {
             let length = log.read_line(&mut said).unwrap();
-            assert!(length > 0, "redis-server did not start: {said}");
+            if length == 0 {
+                child.wait()?;
+                return Err(io::Error::other(format!(
+                    "redis-server did not start: {said}"
+                )));
+            }
         }
-        Some(Self { child, _log: log })
+        Ok(Self { child, _log: log })
     }
 
     fn kill(&mut self) {

@@ -353,3 +353,18 @@ async fn what_was_answered_survives_a_kill_at_any_moment() {
         &[],
     );
 }
+
+#[tokio::test]
+async fn a_snapshot_that_a_crash_has_cut_off_is_no_damage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("store");
+    let (store, queue) = support::open(&path).await.expect("opened");
+    support::push(&queue, [b"a".to_vec()]).await;
+    store.close().await.expect("closed");
+    // sled takes the last one that is there.
+    let cut_off = path.join("sled/snap.7FFFFFFFFFFFFFFF.generating");
+    std::fs::write(&cut_off, [1; 100]).expect("written");
+    let (_store, queue) = support::open(&path).await.expect("opened again");
+    assert_eq!(queue.stats(support::NOW).await.expect("stats").ready, 1);
+    assert!(!cut_off.exists());
+}

@@ -77,13 +77,6 @@ impl Drop for Group {
     }
 }
 
-/// Ends this process when the one that started it does, however that ends.
-pub(super) fn die_with_parent() {
-    // Where it does not work, an interrupted run leaves a process to end by itself.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-}
-
 /// What is asked of a process that was started again.
 pub(super) fn parse(part: &str) -> Result<Part, Failure> {
     serde_json::from_str(part).map_err(|error| {

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use batchyard::QueueName;
+use batchyard::{QueueName, fault::point};
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, Failure, Summary, ledger::Ledger, place::with_suffix};
@@ -45,7 +45,9 @@ impl Ended {
             let mut file = File::create(&new)?;
             file.write_all(&text)?;
             file.sync_all()?;
+            point("run.note");
             fs::rename(&new, path)?;
+            point("run.noted");
             sync_folder_of(path)
         };
         write().map_err(|error| Failure::io(new.display(), &error))

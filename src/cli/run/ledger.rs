@@ -1,6 +1,6 @@
 //! How far a run is: kept with the queue as its bookmark, written in the step that queues requests.
 
-use batchyard::{Bookmark, Queue};
+use batchyard::{Bookmark, Queue, fault::point};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -127,6 +127,7 @@ impl Ledger {
         queue
             .push_from(queue.now(), Vec::new(), self.bookmark())
             .await?;
+        point("run.saved");
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use batchyard::{Administration, Entry, List, Queue, RequestId, ResultCursor, State};
+use batchyard::{Administration, Entry, List, Queue, RequestId, ResultCursor, State, fault::point};
 use serde_json::value::RawValue;
 use tokio::{
     io::{AsyncWriteExt, BufWriter},
@@ -111,8 +111,10 @@ impl Output {
         self.flush().await?;
         let synced = self.file.get_ref().sync_all().await;
         synced.map_err(|error| unwritable(&self.part, &error))?;
+        point("run.written");
         let renamed = tokio::fs::rename(&self.part, &self.path).await;
         renamed.map_err(|error| unwritable(&self.path, &error))?;
+        point("run.renamed");
         let folder = match self.path.parent() {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),

@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use batchyard::fault::point;
+
 use super::{
     Failure, RunArgs,
     ended::{Ended, is_missing, sync_folder_of},
@@ -61,6 +63,7 @@ impl Place {
         if self.folder.exists() {
             self.remove()?;
         }
+        point("run.removed");
         self.forget_removal()
     }
 
@@ -73,7 +76,10 @@ impl Place {
         match renamed {
             // Whoever told the end of this run after us has removed it.
             Err(error) if !is_missing(&error) => Err(Failure::io(self.folder.display(), &error)),
-            _ => remove_all(&removing),
+            _ => {
+                point("run.removing");
+                remove_all(&removing)
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use batchyard::{ErrorKind, MAX_PAYLOAD_BYTES, NewRequest, Queue};
+use batchyard::{ErrorKind, MAX_PAYLOAD_BYTES, NewRequest, Queue, fault::point};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -90,6 +90,7 @@ impl Reader {
         let reading = tokio::task::spawn_blocking(move || self.read_all(start, &sender));
         while let Some(chunk) = chunks.recv().await {
             push(&*queue, &chunk).await?;
+            point("run.queued");
             ledger = chunk.ledger;
             told.send_replace(ledger.clone());
         }

@@ -17,7 +17,7 @@ use std::{
     future::poll_fn,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
@@ -27,7 +27,10 @@ use tokio::sync::watch;
 
 use super::{
     group::{Done, Filling, Group, Refused, Synced, poisoned},
-    log::{Cursor, Log, Reader, Space},
+    log::{
+        Cursor, Log, Reader, Space,
+        fault::{self, Fault},
+    },
     open::Origin,
     published::{Live, Reading},
     state::State,
@@ -35,8 +38,10 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    fault::point,
     queue::QueueOptions,
     request::QueueName,
+    sync::{Condvar, Mutex, MutexGuard},
 };
 
 pub(super) struct Core {
@@ -224,7 +229,7 @@ impl Core {
         let done = inner.filling.done.clone();
         let leads = !inner.busy && inner.filling.callers == 1;
         if !inner.busy && !leads {
-            self.work.notify_one();
+            self.notify();
         }
         let core = leads.then(|| self.clone());
         Some(Ticket { core, done })
@@ -232,7 +237,9 @@ impl Core {
 
     /// Sets the writer to work, if there is something to write.
     pub(super) fn notify(&self) {
-        self.work.notify_one();
+        if !fault::is(Fault::ForgetTheWriter) {
+            self.work.notify_one();
+        }
     }
 
     /// Writes the group of a lone caller on its own thread; false if it is on its way already, or never will be.
@@ -263,7 +270,8 @@ impl Core {
                 Ok(mut inner) => {
                     let next = inner.sealed.front().cloned();
                     inner.busy = next.is_some();
-                    if next.is_none() && (!inner.filling.is_empty() || inner.wants_writer()) {
+                    let is_awaited = inner.is_closed || inner.wants_writer();
+                    if next.is_none() && (!inner.filling.is_empty() || is_awaited) {
                         self.work.notify_one();
                     }
                     next
@@ -295,12 +303,16 @@ impl Core {
             return;
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        if fault::is(Fault::AnswerBeforePublishing) {
+            done.set(Ok(()));
+        }
         for (live, reading, wakes) in &group.readings {
             live.publish(reading.clone());
             if *wakes {
                 live.changed();
             }
         }
+        point("journal.published");
         let bytes = group.bytes();
         if let Ok(mut inner) = self.lock() {
             inner.sealed.pop_front();
@@ -313,6 +325,7 @@ impl Core {
             }
         }
         done.set(Ok(()));
+        point("journal.answered");
     }
 
     /// Undoes all that is not durable, of which nothing was written, and tells those who wait.
@@ -334,7 +347,9 @@ impl Core {
         let waiting = inner.begin_again(state, log.cursor(), full);
         drop(inner);
         for done in waiting {
-            done.set(Err(Refused::Full(full.to_owned())));
+            if !fault::is(Fault::ForgetTheRefused) {
+                done.set(Err(Refused::Full(full.to_owned())));
+            }
         }
     }
 
@@ -347,7 +362,9 @@ impl Core {
             inner.waiting()
         };
         for done in waiting {
-            done.set(Err(Refused::Poisoned(why.clone())));
+            if !fault::is(Fault::ForgetTheWaiting) {
+                done.set(Err(Refused::Poisoned(why.clone())));
+            }
         }
         self.lives().values().for_each(|live| live.changed());
         self.work.notify_one();
@@ -355,7 +372,7 @@ impl Core {
 
     /// The writer: waits for groups and writes them, until the store is closed. `tend` is called between them.
     pub(super) fn serve(&self, mut tend: impl FnMut(&Self, bool)) {
-        loop {
+        'serve: loop {
             let is_idle = {
                 let Ok(mut inner) = self.lock() else {
                     self.give_up();
@@ -373,6 +390,9 @@ impl Core {
                         return;
                     };
                     inner = back;
+                    if self.check().is_err() {
+                        continue 'serve;
+                    }
                     if timeout.timed_out() && !inner.busy && inner.filling.is_empty() {
                         is_idle = true;
                         break;
@@ -422,7 +442,9 @@ impl Core {
         if let Ok(mut inner) = self.lock() {
             inner.is_closed = true;
         }
-        self.work.notify_one();
+        if !fault::is(Fault::CloseInSilence) {
+            self.work.notify_one();
+        }
     }
 }
 
@@ -547,7 +569,9 @@ impl Ticket {
 impl Drop for Ticket {
     /// The caller went away before it could write its group: the writer does.
     fn drop(&mut self) {
-        if let Some(core) = self.core.take() {
+        if let Some(core) = self.core.take()
+            && !fault::is(Fault::LeaveTheGroup)
+        {
             core.notify();
         }
     }

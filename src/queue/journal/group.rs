@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io::IoSlice,
     pin::Pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock, PoisonError},
     task::{Context, Poll, Waker},
 };
 
@@ -14,12 +14,18 @@ use bytes::Bytes;
 use super::{
     codec::Codec,
     event::{Event, Of, Pushed, What},
-    log::{Cursor, Log, Place, Reader},
+    log::{
+        Cursor, Log, Place, Reader,
+        fault::{self, Fault},
+    },
     published::{Live, Reading},
     record::{self, Anchor, Draft, Roster},
     state::{Blob, Stretch},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sync::Mutex,
+};
 
 /// A group that takes what callers bring.
 #[derive(Debug)]
@@ -366,7 +372,9 @@ impl Done {
         }
         let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
         // It may have been set before the lock was had; whoever sets it wakes those that are in here.
-        if let Some(result) = self.get() {
+        if let Some(result) = self.get()
+            && !fault::is(Fault::LookOnce)
+        {
             return Poll::Ready(result);
         }
         wakers.push(cx.waker().clone());

@@ -1,6 +1,6 @@
 //! What every handle of a queue sees: the last state that is durable, and a wake-up.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use tokio::sync::watch;
 
@@ -10,6 +10,7 @@ use crate::{
     queue::QueueOptions,
     request::{Position, QueueName},
     stats::{FirstSeen, Stats},
+    sync::{Mutex, MutexGuard},
 };
 
 /// What the handles of one queue share.

@@ -22,6 +22,7 @@ use crate::{
     },
     request::{Bookmark, DeadReason, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
+    sync::spawn_blocking,
 };
 
 /// A durable queue on this machine's disk, in a [`JournalStore`].
@@ -124,7 +125,7 @@ impl JournalQueue {
             members.back_to(before);
         }
         let reader = reader.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = spawn_blocking(move || {
             let filled = view::fill(&plan, &reader, &page, &mut members);
             filled.map(|()| (plan, members))
         });
@@ -251,7 +252,7 @@ impl Queue for JournalQueue {
                 None => None,
                 Some(plan) => {
                     let reader = self.keeper.core.reader.clone();
-                    let read = tokio::task::spawn_blocking(move || plan.read(&reader)).await;
+                    let read = spawn_blocking(move || plan.read(&reader)).await;
                     let read = read.map_err(|error| {
                         Error::internal("a reading was cut off").with_source(error)
                     })?;

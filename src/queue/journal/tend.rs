@@ -24,7 +24,10 @@ use super::{
     open::note,
     state::Blob,
 };
-use crate::error::Result;
+use crate::{
+    error::Result,
+    fault::{point, step},
+};
 
 /// What the writer looks after.
 #[derive(Debug)]
@@ -137,6 +140,7 @@ impl Tend {
                 inner.seal();
             })?;
             put?;
+            point("journal.part");
         }
         let baseline = Baseline {
             parts,
@@ -156,7 +160,8 @@ impl Tend {
             inner.seal();
         })?;
         let mut index = index?;
-        if fault::is(Fault::DropBaseline) {
+        let is_kept = step("journal.baseline").unwrap_or(true);
+        if !is_kept || fault::is(Fault::DropBaseline) {
             index = Blob::default();
         }
         let root = Root {
@@ -205,6 +210,7 @@ fn has_room_for(core: &Core, inner: &Inner, bytes: usize) -> bool {
 
 /// Nobody wants anything just now: makes sure of the last group, and lets go of spares that only a busy log needs.
 fn rest(core: &Core) -> Result<()> {
+    point("journal.idle");
     witness(core)?;
     let log = core.log.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(log) = &*log {

@@ -83,7 +83,8 @@ impl Administration for RedisQueue {
     async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>> {
         let args: Vec<Bytes> = ids.iter().map(|id| hex(id.as_u64())).collect();
         let reply = self.calls.change(&SCRIPTS.cancel, now, &args).await?;
-        let outcomes = reply.get(1).ok_or_else(|| damaged("a reply"))?;
+        let outcomes = reply.get(1).filter(|letters| letters.len() == ids.len());
+        let outcomes = outcomes.ok_or_else(|| damaged("a reply"))?;
         Ok(outcomes
             .iter()
             .map(|letter| match letter {

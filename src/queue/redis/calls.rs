@@ -6,17 +6,18 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use redis::Script;
 use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::{
     Shared,
     codec::{damaged, hex, parse_hex, time},
     keys::Keys,
+    script::Script,
 };
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     request::QueueName,
 };
 
@@ -81,7 +82,10 @@ impl Calls {
         loop {
             let head = self.head(now);
             let reply = if only_once {
-                link.eval_once(script, &key, head, args).await?
+                point("redis.call");
+                let reply = link.eval_once(script, &key, head, args).await?;
+                point("redis.called");
+                reply
             } else {
                 link.eval(script, &key, head, args).await?
             };

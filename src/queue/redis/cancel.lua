@@ -3,7 +3,10 @@
 -- ARGV[4...]  ids
 -- Returns     'ok', then a character for each: 'n' cancelled now, 'i' if it comes back, '-' neither
 -- O(n log N) for n ids
-local outcome = {}
+local outcome, ids = {}, {}
+for i = 4, #ARGV do ids[#ids + 1] = ARGV[i] end
+-- All of them are looked at before the first is changed.
+values_of('requests', ids)
 for i = 4, #ARGV do
   local id = ARGV[i]
   local rec = call('HGET', PREFIX .. 'requests', id)

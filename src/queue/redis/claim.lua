@@ -21,7 +21,7 @@ end
 -- Dead-letters one ready request that no batch of this claim could take.
 local function too_large(member, size, max_bytes)
   local id = sub(member, 17, 32)
-  local rec = call('HGET', PREFIX .. 'requests', id)
+  local rec = sound_record(id)
   take_waiting(id, rec)
   bury(id, rec, 't', 'payload of ' .. decimal(size) .. ' bytes is over max_batch_bytes ' .. max_bytes,
     attempts_of(rec), ZERO)
@@ -35,7 +35,7 @@ local function measure(max_requests, max_bytes)
     local page = call('ZRANGE', PREFIX .. 'ready', count, math.min(count + CHUNK, max_requests) - 1)
     if #page == 0 then break end
     for _, member in ipairs(page) do
-      local size = number(sub(member, 33))
+      local size = #member == 40 and number(sub(member, 33)) or stop(PREFIX .. 'ready has another member')
       if size > max_bytes then
         too_large(member, size, ARGV[5])
       elseif bytes + size > max_bytes then
@@ -77,26 +77,20 @@ local function is_due()
 end
 
 local batch, until_at = offered()
-if batch then
-  local lack = lacks(batch, unpack(call('HMGET', PREFIX .. 'batch:' .. batch, 'requests', 'open')))
-  if lack then
-    -- What has expired is gone from its keys already: the counters say so too.
-    refuse()
-    return lost(lack)
-  end
-end
+if batch then check_batch(batch, held_batch(batch)) end
 if not batch and ARGV[7] == '1' and is_due() then batch = form() end
 if not batch then return answer({ 'none' }) end
 
 changed = true
-state.fence = state.fence + 1
+-- It grows, and its last digits are this call's alone: a replica that takes over may count up to the same claim again.
+state.fence = format('%010x', number(sub(state.fence or ZERO, 1, 10)) + 1) .. sub(TOKEN, 1, 6)
 local key = PREFIX .. 'batch:' .. batch
 if until_at then call('ZREM', PREFIX .. 'offers', until_at .. batch) end
 add('offers', ARGV[6] .. batch)
-call('HSET', key, 'fence', decimal(state.fence), 'until', ARGV[6])
+call('HSET', key, 'fence', state.fence, 'until', ARGV[6])
 call('HINCRBY', key, 'attempt', 1)
 local held = call('HMGET', key, 'parent', 'attempt', 'requests', 'open', 'bytes', 'formed_at', 'checkpoint', 'context')
 return answer({
-  'ok', batch, held[1], decimal(state.fence), held[2], held[3], held[4], held[5], held[6],
+  'ok', batch, held[1], state.fence, held[2], held[3], held[4], held[5], held[6],
   held[7] and '1' or '0', held[7] or '', held[8],
 })

@@ -10,7 +10,7 @@ repeat
   local past = until_time('expiry', NOW)
   for _, member in ipairs(past) do
     local id = sub(member, 17)
-    local rec = call('HGET', PREFIX .. 'requests', id)
+    local rec = values_of('requests', { id })[1]
     remove('expiry', member)
     if rec and take_waiting(id, rec) then
       forget(id, rec)
@@ -24,7 +24,7 @@ repeat
   local due = until_time('due', NOW)
   for _, member in ipairs(due) do
     local at, id = sub(member, 1, 16), sub(member, 33)
-    local rec = call('HGET', PREFIX .. 'requests', id)
+    local rec = sound_record(id)
     remove('due', member)
     remove('delayed', id)
     make_ready(id, rec, at, attempts_of(rec), fixed_of(rec), note_of(rec))
@@ -35,7 +35,7 @@ until #due < SLICE
 
 for _, member in ipairs(until_time('retained', NOW)) do
   local id = sub(member, 17)
-  local rec = call('HGET', PREFIX .. 'requests', id)
+  local rec = sound_record(id)
   remove('retained', member)
   remove('done', id)
   remove('settled', sub(rec, 59, 74) .. id)
@@ -48,3 +48,5 @@ for _, member in ipairs(until_time('keyed', NOW)) do
   if known and sub(known, 49, 64) == expires then remove('keys', known) end
 end
 flush()
+-- What time has brought is whole, whatever becomes of the rest.
+if changed then refuse() end

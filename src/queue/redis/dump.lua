@@ -33,6 +33,7 @@ local function requests()
     if rec and describe(reply, id, rec) then
       local kind, batch = reply[#reply - 3], sub(reply[#reply - 2], 43, 58)
       local recorded = (kind == 'f' or kind == 'd') and call('HGET', PREFIX .. 'outcomes:' .. batch, id)
+      check_outcome(batch, id, recorded)
       reply[#reply + 1] = recorded or ''
     end
   end
@@ -43,6 +44,7 @@ local function open_batches()
   local reply = { 'ok' }
   for _, member in ipairs(call('ZRANGE', PREFIX .. 'offers', 0, -1)) do
     local batch = sub(member, 17)
+    check_batch(batch, held_batch(batch))
     local held = call('HMGET', PREFIX .. 'batch:' .. batch, 'parent', 'attempt', 'prior', 'formed_at', 'fence',
       'context', 'checkpoint')
     local is_held, offered_from = held[5] and held[5] ~= '', sub(member, 1, 16)
@@ -65,8 +67,8 @@ local function known_keys()
 end
 
 local function the_end()
-  local reply = { 'ok', state.last, state.last_batch }
-  for _, name in ipairs({ 'fence', 'pushed', 'done', 'expired', 'cancelled', 'purged' }) do
+  local reply = { 'ok', state.last, state.last_batch, state.fence or ZERO }
+  for _, name in ipairs({ 'pushed', 'done', 'expired', 'cancelled', 'purged' }) do
     reply[#reply + 1] = decimal(state[name])
   end
   for _, value in ipairs(call('HGETALL', PREFIX .. 'bookmarks')) do reply[#reply + 1] = value end

@@ -12,6 +12,7 @@ end
 -- its formed time and the attempts counted by it. A record past its retention counts as gone.
 local function describe(reply, id, rec)
   if not rec then return false end
+  if not is_record(rec) then stop(PREFIX .. 'requests has no record in ' .. id) end
   local kind, batch = sub(rec, 1, 1), nil
   if kind == 'd' and sub(rec, 75, 90) <= NOW then return false end
   if kind == 'r' then batch = batch_of(id) end
@@ -19,10 +20,11 @@ local function describe(reply, id, rec)
   if batch then
     local held = batches[batch]
     if not held then
-      held = call('HMGET', PREFIX .. 'batch:' .. batch, 'formed_at', 'prior', 'attempt')
+      held = held_batch(batch)
+      check_batch(batch, held)
       batches[batch] = held
     end
-    kind, formed_at, counted = 'f', held[1], decimal(held[2] + held[3])
+    kind, formed_at, counted = 'f', held.formed_at, decimal(held.prior + held.attempt)
     rec = sub(rec, 1, 42) .. batch .. sub(rec, 59)
   end
   for _, value in ipairs({ id, kind, rec, formed_at, counted }) do reply[#reply + 1] = value end

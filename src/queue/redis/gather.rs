@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::QueueOptions,
 };
 
@@ -168,7 +169,9 @@ async fn serve(calls: Arc<Calls>, options: QueueOptions, mut serving: Serving) {
         };
         let mut args = vec![decimal(&options.max_requests), decimal(&options.max_bytes)];
         args.extend(group.iter().flat_map(|(push, _)| push.args.iter().cloned()));
+        point("redis.push");
         let reply = calls.change(&SCRIPTS.push, now, &args).await;
+        point("redis.pushed");
         let replies = reply.and_then(|reply| match &reply[..] {
             [status, replies @ ..] if status == "ok" && replies.len() == group.len() => {
                 Ok(replies.to_vec())

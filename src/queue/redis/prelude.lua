@@ -15,7 +15,12 @@ local ZERO, NEVER, NONE = '0000000000000000', 'ffffffffffffffff', 'ffffffff'
 local CHUNK, SLICE, REPLY_SECONDS = 1000, 1000, 600
 local call, sub, format = redis.call, string.sub, string.format
 
--- Redis takes nothing back when a script fails in its middle, so what could make it fail is looked at first.
+-- Something else deleted or changed keys. Redis takes nothing back when a script fails in its middle, so what could
+-- make it fail is looked at first: here, in `sound`, and wherever a value that was stored is read.
+local function lost(what)
+  return redis.error_reply('LOST queue ' .. string.match(PREFIX, '{(.*)}:') .. ' has lost keys: ' .. what)
+end
+
 local TYPES = {
   state = 'hash', requests = 'hash', bookmarks = 'hash', keys = 'zset',
   ready = 'zset', moved = 'zset', due = 'zset', delayed = 'zset', expiry = 'zset', flight = 'zset',
@@ -45,10 +50,9 @@ if TOKEN ~= '' then
   end
 end
 
-local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'seen_position', 'seen_at' }
-local COUNTS = {
-  'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes', 'sequence', 'fence',
-}
+local TEXTS = { 'format', 'salt', 'last', 'last_batch', 'fence', 'sequence', 'seen_position', 'seen_at' }
+local COUNTS = { 'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes' }
+local function is_digits(value) return value and #value == 16 and not string.find(value, '%X') end
 local state, changed = {}, false
 do
   local names = {}
@@ -56,8 +60,14 @@ do
   for _, name in ipairs(COUNTS) do names[#names + 1] = name end
   local values = call('HMGET', PREFIX .. 'state', unpack(names))
   for i, name in ipairs(names) do
-    state[name] = values[i]
-    if i > #TEXTS then state[name] = tonumber(values[i] or '0') end
+    local value = values[i]
+    state[name] = value
+    local is_sound = not value or name == 'format' or is_digits(value)
+    if i > #TEXTS then
+      state[name] = tonumber(value or '0')
+      is_sound = state[name]
+    end
+    if not is_sound then return lost(PREFIX .. 'state has another value in ' .. name) end
   end
 end
 
@@ -132,16 +142,6 @@ local function known_key(key)
   return call('ZRANGE', PREFIX .. 'keys', '[' .. key, '[' .. key .. 'g', 'BYLEX', 'LIMIT', 0, 1)[1]
 end
 
--- The values of many fields of a hash, in the order of the fields.
-local function values_of(key, fields)
-  local values = {}
-  for from = 1, #fields, CHUNK do
-    local page = call('HMGET', PREFIX .. key, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
-    for i, value in ipairs(page) do values[from + i - 1] = value end
-  end
-  return values
-end
-
 -- A request's record; `codec.rs` has the table of its columns.
 local function record(kind, mark, position, at, attempts, batch, sequence, kept, reason, fixed, note)
   return kind .. mark .. position .. at .. hex8(attempts) .. batch .. sequence .. kept .. reason
@@ -159,19 +159,11 @@ local function note_of(rec)
 end
 local function member_of(id, rec) return position_of(rec) .. id .. sub(rec, 132, 139) end
 
--- Since when the oldest ready request counts; nil if none is ready. A ready time in
--- the future, left by a clock that stepped, counts from when it was first seen.
-local function oldest_ready()
-  local member = call('ZRANGE', PREFIX .. 'ready', 0, 0)[1]
-  if not member then return nil end
-  local position = sub(member, 1, 16)
-  local at = sub(call('HGET', PREFIX .. 'requests', sub(member, 17, 32)), 19, 34)
-  if state.seen_position == position then
-    if state.seen_at < at then at = state.seen_at end
-  elseif at > NOW then
-    state.seen_position, state.seen_at = position, NOW
-  end
-  return at < NOW and at or NOW
+local RECORD = '^[lrdx][c-]' .. string.rep('%x', 88) .. '.' .. string.rep('%x', 56)
+local function is_record(rec)
+  if not rec or not string.find(rec, RECORD) then return false end
+  local note = sub(rec, 92, 99)
+  return #rec == 147 + number(sub(rec, 140, 147)) + (note == NONE and 0 or number(note))
 end
 
 -- Puts a request at the tail of the ready ones.
@@ -206,9 +198,13 @@ local function take_waiting(id, rec)
   return true
 end
 
+-- A place in the order of settling. It keeps up with time, as positions do: who goes on behind the last place that
+-- it knows misses nothing after a replica took over that lacks what came before that place.
 local function next_sequence()
-  state.sequence = state.sequence + 1
-  return format('%016x', state.sequence)
+  local sequence = successor(state.sequence or ZERO)
+  if NOW > sequence then sequence = NOW end
+  state.sequence = sequence
+  return sequence
 end
 
 -- Dead-letters a request that is nowhere else any more.
@@ -253,4 +249,48 @@ local function answer(reply)
   end
   refuse()
   return reply
+end
+
+-- Ends the script, at a moment when all that it did is whole.
+local function stop(what)
+  if changed then refuse() end
+  error(lost(what))
+end
+
+-- The record of a request, which must be there.
+local function sound_record(id)
+  local rec = call('HGET', PREFIX .. 'requests', id)
+  if not is_record(rec) then stop(PREFIX .. 'requests has no record in ' .. id) end
+  return rec
+end
+
+-- The values of many fields of a hash, in the order of the fields; records must be some, or not there.
+local function values_of(key, fields)
+  local values = {}
+  for from = 1, #fields, CHUNK do
+    local page = call('HMGET', PREFIX .. key, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
+    for i, value in ipairs(page) do
+      local field = fields[from + i - 1]
+      if key == 'requests' and value and not is_record(value) then
+        stop(PREFIX .. 'requests has no record in ' .. field)
+      end
+      values[from + i - 1] = value
+    end
+  end
+  return values
+end
+
+-- Since when the oldest ready request counts; nil if none is ready. A ready time in
+-- the future, left by a clock that stepped, counts from when it was first seen.
+local function oldest_ready()
+  local member = call('ZRANGE', PREFIX .. 'ready', 0, 0)[1]
+  if not member then return nil end
+  local position = sub(member, 1, 16)
+  local at = sub(sound_record(sub(member, 17, 32)), 19, 34)
+  if state.seen_position == position then
+    if state.seen_at < at then at = state.seen_at end
+  elseif at > NOW then
+    state.seen_position, state.seen_at = position, NOW
+  end
+  return at < NOW and at or NOW
 end

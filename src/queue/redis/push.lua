@@ -51,7 +51,9 @@ local function push()
   local known, past, ids, reply = {}, {}, {}, { 'o' }
   local last, added, bytes = state.last, 0, 0
   local function find_key(key)
-    local found = known[key] or fresh[key] or known_key(key)
+    -- One of this very push is known however short the window is.
+    if known[key] then return known[key] end
+    local found = fresh[key] or known_key(key)
     if found and sub(found, 49, 64) <= NOW then
       past[#past + 1] = found
       return nil

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::room::Room,
     request::{Bookmark, NewRequest, Pushed, RequestId, key_conflict},
 };
@@ -57,7 +58,9 @@ impl RedisQueue {
             let reply = self.gather.push(push).await?;
             let number = |from: usize| reply.get(from..from + 16).ok_or_else(|| damaged("a reply"));
             match reply.first() {
-                Some(b'o') => return reply[1..].chunks_exact(17).map(parse_pushed).collect(),
+                Some(b'o') if reply.len() == 1 + 17 * requests.len() => {
+                    return reply[1..].chunks_exact(17).map(parse_pushed).collect();
+                }
                 Some(b'f') => {
                     let (held, bytes) = (parse_hex(number(1)?)?, parse_hex(number(17)?)?);
                     return Err(self.options.full(held, bytes));
@@ -130,6 +133,7 @@ impl RedisQueue {
                 index += 1;
             }
             self.calls.shared.link.pipeline(&commands).await?;
+            point("redis.staged");
         }
         Ok(stage)
     }

@@ -4,19 +4,19 @@ use std::{collections::BTreeMap, mem};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::Script;
 
 use super::{
     RedisQueue,
     codec::{Row, damaged, decimal, digits, hex, outcome, parse_decimal, parse_hex, time},
     connection::token,
     push::{MAX_INLINE_BYTES, OVERHEAD_BYTES},
-    script::SCRIPTS,
+    script::{SCRIPTS, Script},
 };
 use crate::{
     batch::BatchId,
     clock::Timestamp,
     error::Result,
+    fault::point,
     queue::transfer::{
         KnownKey, OneQueue, OpenBatch, Order, QueueEnd, Record, Restore, StoredMember,
         StoredRequest, check_sums, check_unused, is_being_restored, is_over, no_batch, no_members,
@@ -85,7 +85,9 @@ impl<'a> Restoring<'a> {
         let key = self.queue.calls.keys.restoring();
         let now = time(Timestamp::EPOCH);
         let link = &self.queue.calls.shared.link;
-        check(&link.eval_once(script, &key, now, &args).await?)
+        check(&link.eval_once(script, &key, now, &args).await?)?;
+        point("redis.taken_in");
+        Ok(())
     }
 
     /// Sends what is to be written; payloads after that which names them, so that the next restore finds
@@ -115,7 +117,6 @@ impl<'a> Restoring<'a> {
         let (last_batch, salt) = end.last_batch.halves();
         let counts = &incoming.counts;
         let numbers = [
-            end.last_fence.0,
             end.pushed,
             end.done,
             end.expired,
@@ -129,6 +130,7 @@ impl<'a> Restoring<'a> {
             hex(salt),
             hex(end.last_position.as_u64()),
             hex(last_batch),
+            hex(end.last_fence.0),
         ];
         args.extend(numbers.iter().map(decimal));
         let reply = self

@@ -26,5 +26,5 @@ if state.pushed > 0 or call('HLEN', PREFIX .. 'bookmarks') > 0 then
   drop('restore:state')
   return refuse('used', decimal(state.pushed))
 end
-call('HSET', APART .. 'state', 'sequence', '0')
+call('HSET', APART .. 'state', 'sequence', ZERO)
 return answer({ 'ok' })

@@ -2,8 +2,8 @@
 --
 -- ARGV[4]         the name of this restore
 -- ARGV[5]         the salt
--- ARGV[6], [7]    last position, last batch
--- ARGV[8...16]    fence, pushed, done, expired, cancelled, purged, ready bytes, held bytes, decimal
+-- ARGV[6...8]     last position, last batch, last fence
+-- ARGV[9...15]    pushed, done, expired, cancelled, purged, ready bytes, held bytes, decimal
 -- Returns         'ok' | 'lost', when another restore has begun | 'used', pushed
 -- O(b) for b open batches
 if not state.format then return { 'gone' } end
@@ -21,10 +21,10 @@ end
 for _, batch in ipairs(call('ZRANGE', APART .. 'batches', 0, -1)) do
   for _, name in ipairs(OF_BATCHES) do move(name .. batch) end
 end
-state.salt, state.last, state.last_batch = ARGV[5], ARGV[6], ARGV[7]
-state.sequence = tonumber(call('HGET', APART .. 'state', 'sequence'))
-for i, name in ipairs({ 'fence', 'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes' }) do
-  state[name] = tonumber(ARGV[7 + i])
+state.salt, state.last, state.last_batch, state.fence = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+state.sequence = call('HGET', APART .. 'state', 'sequence')
+for i, name in ipairs({ 'pushed', 'done', 'expired', 'cancelled', 'purged', 'ready_bytes', 'held_bytes' }) do
+  state[name] = tonumber(ARGV[8 + i])
 end
 drop('restore:state')
 drop('restore:batches')

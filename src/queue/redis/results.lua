@@ -8,7 +8,10 @@ local reply, most = { 'ok', '' }, tonumber(ARGV[5])
 local from = ARGV[4] == '' and '-' or '(' .. ARGV[4] .. 'g'
 repeat
   local page, ids = call('ZRANGE', PREFIX .. 'settled', from, '+', 'BYLEX', 'LIMIT', 0, most), {}
-  for i, member in ipairs(page) do ids[i] = sub(member, 17) end
+  for i, member in ipairs(page) do
+    ids[i] = sub(member, 17)
+    if #member ~= 32 then stop(PREFIX .. 'settled has another member') end
+  end
   for i, rec in ipairs(values_of('requests', ids)) do describe(reply, ids[i], rec) end
   if #page > 0 then
     reply[2] = sub(page[#page], 1, 16)

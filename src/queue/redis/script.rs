@@ -2,11 +2,16 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
+/// A script, and the hash by which a server knows it that has seen it.
+pub(super) struct Script {
+    pub(super) body: String,
+    pub(super) hash: String,
+}
 
 /// Scripts by verb.
 pub(super) struct Scripts {
     pub(super) init: Script,
+    pub(super) enlist: Script,
     pub(super) push: Script,
     pub(super) stats: Script,
     pub(super) claim: Script,
@@ -32,7 +37,8 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
     let verb = |body| assemble(DRAINS, &[PRELUDE, SOUND, DUE, body]);
     let entries = |body| assemble(DRAINS, &[PRELUDE, SOUND, DUE, ENTRIES, body]);
     Scripts {
-        init: fill(include_str!("init.lua")),
+        init: assemble(DRAINS, &[PRELUDE, SOUND, include_str!("init.lua")]),
+        enlist: assemble(DRAINS, &[include_str!("enlist.lua")]),
         push: assemble(FILLS, &[PRELUDE, SOUND, DUE, include_str!("push.lua")]),
         stats: verb(include_str!("stats.lua")),
         claim: verb(include_str!("claim.lua")),
@@ -53,7 +59,9 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
 });
 
 fn assemble(header: &str, parts: &[&str]) -> Script {
-    Script::new(&[&[header], parts].concat().join("\n"))
+    let body = [&[header], parts].concat().join("\n");
+    let hash = redis::Script::new(&body).get_hash().to_owned();
+    Script { body, hash }
 }
 
 const PRELUDE: &str = include_str!("prelude.lua");

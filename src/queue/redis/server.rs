@@ -1,51 +1,99 @@
-//! What is asked of the server once, when a store connects: whether it can hold a queue, how durable it
-//! is, and its time.
+//! What is asked of a server when a connection to it is made: whether it can hold a queue, and how durable it is.
 
 use std::collections::HashMap;
 
-use redis::InfoDict;
+use redis::{InfoDict, RedisError, aio::MultiplexedConnection};
 use tokio::time::Instant;
 
-use super::connection::Link;
-use crate::{
-    clock::Timestamp,
-    error::{Error, ErrorKind, Result},
-};
+use super::connection::{Link, NO_CLUSTER, passes, unfit};
+use crate::{clock::Timestamp, error::Result};
 
-/// What was found.
-#[derive(Debug)]
-pub(super) struct Server {
+/// What a server is set to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings {
     /// The persistence settings in words.
     pub(super) policy: String,
     /// Whether it keeps an append-only file.
     pub(super) survives_restart: bool,
-    time: Timestamp,
-    asked: Instant,
 }
 
-impl Server {
-    /// Looks at the server, and refuses one that is too old or that could drop the queue's keys.
-    pub(super) async fn examine(link: &Link) -> Result<Self> {
-        check_version(link).await?;
-        let eviction = setting(link, "maxmemory-policy").await?;
+impl Settings {
+    /// Looks at the server, and refuses one that is too old, that could drop the queue's keys, or that is a node of
+    /// a cluster; trusts one that will not tell.
+    pub(super) async fn examine(
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Self, RedisError> {
+        let info: Option<InfoDict> = told(redis::cmd("INFO").query_async(connection).await)?;
+        if let Some(info) = info {
+            check_version(&info)?;
+            if info.get::<u32>("cluster_enabled") == Some(1) {
+                return Err(unfit(NO_CLUSTER.into()));
+            }
+        }
+        let mut command = redis::cmd("CONFIG");
+        command.arg(&["GET", "maxmemory-policy", "appendonly", "appendfsync"]);
+        let set: Option<HashMap<String, String>> = told(command.query_async(connection).await)?;
+        let set = set.unwrap_or_default();
         // The volatile- policies would spare the requests, but not the replies that are kept for a while
         // so that a call that is repeated after a cut takes effect once.
-        if let Some(eviction) = eviction.filter(|policy| policy != "noeviction") {
-            return Err(Error::invalid(format!(
+        if let Some(eviction) = set
+            .get("maxmemory-policy")
+            .filter(|policy| *policy != "noeviction")
+        {
+            return Err(unfit(format!(
                 "the Redis server may drop keys of the queue when its memory is full: maxmemory-policy is \
                  {eviction}; set it to noeviction"
             )));
         }
-        let append_only = setting(link, "appendonly").await?;
-        let sync = setting(link, "appendfsync").await?;
-        let (seconds, micros): (u64, u64) = link.query(&redis::cmd("TIME")).await?;
+        let append_only = set.get("appendonly").map(String::as_str);
         Ok(Self {
-            survives_restart: append_only.as_deref() == Some("yes"),
-            policy: match (append_only.as_deref(), sync) {
+            survives_restart: append_only == Some("yes"),
+            policy: match (append_only, set.get("appendfsync")) {
                 (Some("yes"), Some(sync)) => format!("appendonly yes, appendfsync {sync}"),
                 (Some(append_only), _) => format!("appendonly {append_only}"),
                 (None, _) => "unknown".into(),
             },
+        })
+    }
+}
+
+/// What was answered, or `None` if this user may not ask, or this service does not have the command.
+fn told<T>(answer: Result<T, RedisError>) -> Result<Option<T>, RedisError> {
+    match answer {
+        Ok(told) => Ok(Some(told)),
+        Err(error) if passes(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Refuses what does not have the commands that the scripts use.
+fn check_version(info: &InfoDict) -> Result<(), RedisError> {
+    let Some(version) = info.get::<String>("redis_version") else {
+        return Ok(());
+    };
+    let major = version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok());
+    match major {
+        Some(major) if major < OLDEST_SERVER => Err(unfit(format!(
+            "the Redis server has version {version}, and {OLDEST_SERVER}.0 or newer (or Valkey) is needed"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A server's time when it was asked.
+#[derive(Debug)]
+pub(super) struct Clock {
+    time: Timestamp,
+    asked: Instant,
+}
+
+impl Clock {
+    pub(super) async fn ask(link: &Link) -> Result<Self> {
+        let (seconds, micros): (u64, u64) = link.query(&redis::cmd("TIME")).await?;
+        Ok(Self {
             time: Timestamp::from_nanos(
                 seconds
                     .saturating_mul(1_000_000_000)
@@ -58,40 +106,6 @@ impl Server {
     /// The server's time when it was asked, advanced by this process's monotonic clock.
     pub(super) fn now(&self) -> Timestamp {
         self.time.after(self.asked.elapsed())
-    }
-}
-
-/// Refuses what does not have the commands that the scripts use; trusts a server that will not tell.
-async fn check_version(link: &Link) -> Result<()> {
-    let info: Result<InfoDict> = link.query(redis::cmd("INFO").arg("server")).await;
-    let info = match info {
-        Err(error) if error.kind() == ErrorKind::Invalid => return Ok(()),
-        info => info?,
-    };
-    let Some(version) = info.get::<String>("redis_version") else {
-        return Ok(());
-    };
-    let major = version
-        .split('.')
-        .next()
-        .and_then(|major| major.parse::<u32>().ok());
-    match major {
-        Some(major) if major < OLDEST_SERVER => Err(Error::invalid(format!(
-            "the Redis server has version {version}, and {OLDEST_SERVER}.0 or newer (or Valkey) is needed"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// A setting of the server, or `None` if this user or this service may not ask.
-async fn setting(link: &Link, name: &str) -> Result<Option<String>> {
-    let asked: Result<HashMap<String, String>> =
-        link.query(redis::cmd("CONFIG").arg("GET").arg(name)).await;
-    match asked {
-        Ok(mut settings) => Ok(settings.remove(name)),
-        // Refused to this user, or a command that the service does not have.
-        Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Internal) => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

@@ -3,10 +3,6 @@
 -- Whoever deletes a key, or a server that loses one, leaves the others behind, and they hold the same requests:
 -- the counters every request ever pushed, `requests` a record of each that is held, and each kind an ordered set. What
 -- `prelude` counted must add up. O(1)
-local function lost(what)
-  return redis.error_reply('LOST queue ' .. string.match(PREFIX, '{(.*)}:') .. ' has lost keys: ' .. what)
-end
-
 if not state.format then
   for name, count in pairs(cards) do
     if count > 0 then return lost('there is ' .. PREFIX .. name .. ' and no ' .. PREFIX .. 'state') end
@@ -34,13 +30,41 @@ do
   end
 end
 
--- The same of an open batch: what it lacks, or nil. O(1)
-local function lacks(batch, requests, open)
-  local members = PREFIX .. 'members:' .. batch
-  local outcomes = PREFIX .. 'outcomes:' .. batch
-  if not requests or not open then return PREFIX .. 'batch:' .. batch .. ' is not whole' end
-  if call('ZCARD', members) ~= tonumber(requests) then return members .. ' has not ' .. requests .. ' members' end
-  if call('HLEN', outcomes) ~= requests - open then
-    return outcomes .. ' has not ' .. decimal(requests - open) .. ' members'
+-- What a script on an open batch goes by. O(1)
+local function held_batch(batch)
+  local key = PREFIX .. 'batch:' .. batch
+  local values = redis.pcall('HMGET', key, 'fence', 'until', 'formed_at', 'parent', 'prior', 'attempt', 'requests',
+    'open', 'bytes')
+  if values.err then stop(key .. ' is of another type') end
+  local held = { fence = values[1], offered = values[2], formed_at = values[3], parent = values[4] }
+  for i, name in ipairs({ 'prior', 'attempt', 'requests', 'open', 'bytes' }) do
+    held[name] = tonumber(values[4 + i] or '')
+  end
+  return held
+end
+
+-- Whether the keys of an open batch are all there, as those of the queue are. O(log N)
+local function check_batch(batch, held)
+  local members, outcomes = PREFIX .. 'members:' .. batch, PREFIX .. 'outcomes:' .. batch
+  if not (is_digits(held.offered) and is_digits(held.formed_at) and (held.parent == '' or is_digits(held.parent))
+    and held.prior and held.attempt and held.requests and held.open and held.bytes) then
+    stop(PREFIX .. 'batch:' .. batch .. ' is not whole')
+  end
+  if not call('ZSCORE', PREFIX .. 'offers', held.offered .. batch) then
+    stop(PREFIX .. 'offers lacks batch ' .. batch)
+  end
+  if redis.pcall('ZCARD', members) ~= held.requests then
+    stop(members .. ' has not ' .. decimal(held.requests) .. ' members')
+  end
+  if redis.pcall('HLEN', outcomes) ~= held.requests - held.open then
+    stop(outcomes .. ' has not ' .. decimal(held.requests - held.open) .. ' members')
+  end
+end
+
+-- Stops at an outcome that is none.
+local function check_outcome(batch, id, outcome)
+  if outcome and not (string.find(outcome, '^d%x%x%x%x%x%x%x%x$') or string.find(outcome, '^x.')
+    or string.find(outcome, '^r' .. string.rep('%x', 16))) then
+    stop(PREFIX .. 'outcomes:' .. batch .. ' has another value in ' .. id)
   end
 end

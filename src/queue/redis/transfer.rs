@@ -240,7 +240,7 @@ impl RedisQueue {
         records.push(Record::Queue(QueueEnd {
             last_position: Position::from_u64(parse_hex(last)?),
             last_batch: BatchId::new(parse_hex(last_batch)?, self.calls.salt()),
-            last_fence: Fence(parse_decimal(fence)?),
+            last_fence: Fence(parse_hex(fence)?),
             pushed: parse_decimal(pushed)?,
             done: parse_decimal(done)?,
             expired: parse_decimal(expired)?,

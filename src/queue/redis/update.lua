@@ -13,15 +13,11 @@
 -- O(o log N) for o outcomes; split and finish O(n log N) for n members
 local BATCH, THEN, AT, MAX_ATTEMPTS, KEEP = ARGV[4], ARGV[8], ARGV[9], tonumber(ARGV[10]), ARGV[11]
 local key, members = PREFIX .. 'batch:' .. BATCH, PREFIX .. 'members:' .. BATCH
-local held = call('HMGET', key, 'fence', 'prior', 'attempt', 'until', 'open', 'context', 'requests')
-if held[1] ~= ARGV[5] then return refuse('lost') end
-local lack = lacks(BATCH, held[7], held[5])
-if lack then
-  -- What has expired is gone from its keys already: the counters say so too.
-  refuse()
-  return lost(lack)
-end
-local counted, open = held[2] + held[3], tonumber(held[5])
+local held = held_batch(BATCH)
+if held.fence ~= ARGV[5] then return refuse('lost') end
+check_batch(BATCH, held)
+local counted, open = held.prior + held.attempt, held.open
+local context = THEN == 'split' and call('HGET', key, 'context') or ''
 
 -- The first outcome of each member named that has none yet, in order; or an id that is not a member.
 local function fresh_outcomes()
@@ -110,7 +106,7 @@ local function open_child(unsettled, from, to)
   add('offers', ZERO .. batch)
   local count = to - from + 1
   call('HSET', PREFIX .. 'batch:' .. batch, 'parent', BATCH, 'attempt', 0, 'prior', counted, 'requests', count,
-    'open', count, 'bytes', decimal(bytes), 'formed_at', NOW, 'context', held[6], 'until', ZERO)
+    'open', count, 'bytes', decimal(bytes), 'formed_at', NOW, 'context', context, 'until', ZERO)
 end
 
 -- Ends the batch: every member with an outcome is settled by it, the others are answered, in order.
@@ -138,7 +134,7 @@ local function finish(rest)
     from = from + CHUNK
   until #page < CHUNK
   for _, dead in ipairs(buried) do bury(unpack(dead)) end
-  remove('offers', held[4] .. BATCH)
+  remove('offers', held.offered .. BATCH)
   drop('batch:' .. BATCH)
   drop('members:' .. BATCH)
   drop('outcomes:' .. BATCH)
@@ -147,15 +143,33 @@ end
 
 -- Offers the batch from this time on.
 local function offer(at)
-  remove('offers', held[4] .. BATCH)
+  remove('offers', held.offered .. BATCH)
   flush()
   add('offers', at .. BATCH)
   call('HSET', key, 'until', at)
 end
 
+-- What `finish` reads of the members, before anything is written.
+local function check_members()
+  for from = 0, held.requests - 1, CHUNK do
+    local ids = {}
+    for i, member in ipairs(call('ZRANGE', members, from, from + CHUNK - 1)) do
+      ids[i] = sub(member, 17, 32)
+      if #member ~= 40 then stop(members .. ' has another member') end
+    end
+    local records, outcomes = values_of('requests', ids), values_of('outcomes:' .. BATCH, ids)
+    for i, id in ipairs(ids) do
+      if not records[i] then stop(PREFIX .. 'requests has no record in ' .. id) end
+      check_outcome(BATCH, id, outcomes[i])
+    end
+  end
+end
+
 local fresh, stranger = fresh_outcomes()
 if not fresh then return refuse('stranger', stranger) end
 if THEN == 'split' and open - #fresh < 2 then return refuse('unsplittable') end
+
+if THEN == 'split' or THEN == 'finish' then check_members() end
 
 if ARGV[6] == '1' then call('HSET', key, 'checkpoint', ARGV[7]) end
 for _, one in ipairs(fresh) do
@@ -168,13 +182,14 @@ for _, one in ipairs(fresh) do
 end
 call('HSET', key, 'open', open - #fresh)
 flush()
-changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12
+-- Holding on for longer gives nobody anything to do.
+changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12 or (THEN == 'hold' and AT < held[4])
 
 if THEN == 'hold' then
   offer(AT)
 elseif THEN == 'release' then
   offer(ZERO)
-  call('HSET', key, 'fence', '', 'attempt', math.max(0, held[3] - 1))
+  call('HSET', key, 'fence', '', 'attempt', math.max(0, held.attempt - 1))
 elseif THEN == 'defer' then
   offer(AT)
   call('HSET', key, 'fence', '')

@@ -16,7 +16,10 @@ use std::{
 };
 
 use super::{open::unusable, record::QueueV1};
-use crate::error::Result;
+use crate::{
+    error::Result,
+    fault::{point, step},
+};
 
 /// The name of the file.
 pub(super) const CLEAN: &str = "CLEAN";
@@ -55,6 +58,7 @@ impl Held {
 pub(super) fn mark(path: &Path, closed: &Closed) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file = File::create(path.join(CLEAN))?;
+        point("sled.mark_made");
         file.write_all(text(closed).as_bytes())?;
         file.sync_all()?;
         File::open(path)?.sync_all()
@@ -69,9 +73,14 @@ pub(super) fn read(path: &Path) -> Option<Closed> {
 
 /// From here on, only another clean close makes the store clean.
 pub(super) fn unmark(path: &Path) -> Result<()> {
-    let remove = || match fs::remove_file(path.join(CLEAN)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => File::open(path)?.sync_all(),
+    let remove = || {
+        if !step("sled.unmark")? {
+            return Ok(());
+        }
+        match fs::remove_file(path.join(CLEAN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => File::open(path)?.sync_all(),
+        }
     };
     remove().map_err(|error| unusable(path, "can't be written", error))
 }

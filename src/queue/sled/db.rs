@@ -27,22 +27,26 @@ use super::{
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
+    sentinel::Sentinel,
     synced::Synced,
     write::{self, Write, row},
 };
 use crate::{
     error::{Error, Result},
     fault::{point, step},
+    queue::lock,
 };
 
 /// The open database of a store.
 pub(super) struct Db {
-    sled: sled::Db,
+    sled: Arc<sled::Db>,
     /// In the order of [`Tree::ALL`], apart from the first.
     trees: Vec<sled::Tree>,
     windows: Windows,
     /// Held from before the first write to the last.
     file: File,
+    /// Where it is noted that not all that can be read is durable.
+    lock: File,
     counts: Mutex<CountsV1>,
     /// The last record of each queue that was committed.
     queues: Mutex<BTreeMap<u32, QueueV1>>,
@@ -51,23 +55,52 @@ pub(super) struct Db {
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
     synced: Synced,
+    /// Until all else is dropped.
+    _sentinel: Sentinel,
 }
 
 impl Db {
     /// Takes over what was just opened; `file` is its `db`, opened before anything was written.
-    pub(super) fn new(sled: sled::Db, file: File, synced: Synced) -> Result<Self> {
+    pub(super) fn new(
+        (sled, config): (sled::Db, sled::Config),
+        file: File,
+        lock: File,
+        synced: Synced,
+    ) -> Result<Self> {
+        let sled = Arc::new(sled);
+        let sentinel = Sentinel::start(&sled, config)?;
         let mut db = Self {
             trees: Vec::new(),
-            windows: Windows::new(sled.clone()),
+            windows: Windows::new((*sled).clone()),
             file,
+            lock,
             counts: Mutex::default(),
             queues: Mutex::default(),
             dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
             synced,
+            _sentinel: sentinel,
             sled,
         };
+        match db.load_all() {
+            Ok(()) => Ok(db),
+            Err(error) => {
+                db.let_go();
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops it. sled writes a last time then, and panics if the disk fails.
+    pub(super) fn let_go(self) {
+        if catch_unwind(AssertUnwindSafe(|| drop(self))).is_err() {
+            tracing::error!("sled panicked while it was closed");
+        }
+    }
+
+    fn load_all(&mut self) -> Result<()> {
+        let db = self;
         db.trees = db.guard("opening its trees", || {
             let names = Tree::ALL.into_iter();
             names.map(|(_, name)| db.sled.open_tree(name)).collect()
@@ -80,7 +113,7 @@ impl Db {
                 notes.map(|key| key.map(|key| row(&key))).collect();
             let dropped = dropped?;
             db.windows.load(&dropped)?;
-            *lock(&db.dropped) = dropped;
+            *held(&db.dropped) = dropped;
             db.windows.last_chunks()
         })?;
         for chunk in chunks {
@@ -89,20 +122,20 @@ impl Db {
             if head.counts.commits > counts.commits {
                 counts = head.counts;
             }
-            lock(&db.queues).insert(chunk.queue, head.queue);
+            held(&db.queues).insert(chunk.queue, head.queue);
         }
         if counts.entries.len() != Tree::ALL.len() {
             return Err(Error::corrupt(
                 "the store counts other trees than it has; run `repair`",
             ));
         }
-        *lock(&db.counts) = counts;
-        Ok(db)
+        *held(&db.counts) = counts;
+        Ok(())
     }
 
     /// A queue's record, given the one in `meta`: a later one is in the last chunk that was pushed.
     pub(super) fn newest_record(&self, id: u32, record: QueueV1) -> QueueV1 {
-        let mut queues = lock(&self.queues);
+        let mut queues = held(&self.queues);
         let newest = match queues.remove(&id) {
             Some(pushed) if pushed.last_position > record.last_position => pushed,
             _ => record,
@@ -113,7 +146,7 @@ impl Db {
 
     /// Drops the windows of which a crash left the note only.
     pub(super) fn drop_noted(&self) -> Result<()> {
-        for window in lock(&self.dropped).iter() {
+        for window in held(&self.dropped).iter() {
             self.guard("a write", || self.windows.drop_tree(*window))?;
         }
         Ok(())
@@ -136,7 +169,11 @@ impl Db {
     pub(super) fn poison(&self, why: impl Into<String>) {
         let why = why.into();
         tracing::error!(why, "sled store poisoned");
-        let _ = self.poison.set(why);
+        if self.poison.set(why).is_ok()
+            && let Err(error) = lock::note(&self.lock, true)
+        {
+            tracing::error!(%error, "it can't be noted that a sync has failed");
+        }
     }
 
     /// How many syncs have reached the disk.
@@ -146,12 +183,12 @@ impl Db {
 
     /// How many commits the store ever had; those before the last sync are durable.
     pub(super) fn commits(&self) -> u64 {
-        lock(&self.counts).commits
+        held(&self.counts).commits
     }
 
     /// How many entries it holds.
     pub(super) fn entries(&self) -> u64 {
-        lock(&self.counts).entries.iter().sum()
+        held(&self.counts).entries.iter().sum()
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
@@ -236,12 +273,20 @@ impl Db {
     pub(super) fn commit(&self, write: &mut Write) -> Result<()> {
         let write = std::mem::take(write);
         if write.is_empty() {
-            Ok(())
-        } else if write.only_adds_rows() {
-            self.append(write)
-        } else {
-            self.transact(write)
+            return Ok(());
         }
+        match step("sled.write") {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(planted) => return self.guard("a write", || Err(planted.into())),
+        }
+        if write.only_adds_rows() {
+            self.append(write)?;
+        } else {
+            self.transact(write)?;
+        }
+        point("sled.written");
+        Ok(())
     }
 
     /// Adds rows to queues, each chunk with one insert. The record that shows them comes with the last
@@ -256,7 +301,7 @@ impl Db {
             while let Some(rows) = chunks.next() {
                 let record = chunks.peek().is_none().then(|| queues.remove(&id));
                 let record = record.flatten().unwrap_or_else(|| self.record(id));
-                let mut after = lock(&self.counts).clone();
+                let mut after = held(&self.counts).clone();
                 after.commits += 1;
                 after.entries[Tree::Requests as usize] += 1;
                 let first = rows[0].0;
@@ -265,8 +310,9 @@ impl Db {
                     let (_, tree) = self.windows.tail(id, first, value.len())?;
                     tree.insert(first.to_be_bytes(), value)
                 })?;
-                *lock(&self.counts) = after;
-                lock(&self.queues).insert(id, record);
+                *held(&self.counts) = after;
+                held(&self.queues).insert(id, record);
+                point("sled.chunk");
             }
         }
         Ok(())
@@ -274,7 +320,7 @@ impl Db {
 
     /// The record of a queue that was last committed.
     fn record(&self, id: u32) -> QueueV1 {
-        let record = lock(&self.queues).get(&id).cloned();
+        let record = held(&self.queues).get(&id).cloned();
         record.unwrap_or_else(|| QueueV1::new(""))
     }
 
@@ -290,14 +336,14 @@ impl Db {
             let key = keys::queue_record(id);
             let value = record::encode(&key, &record, &[])?;
             entries.insert((Tree::Meta, key), Some(value));
-            lock(&self.queues).insert(id, record);
+            held(&self.queues).insert(id, record);
         }
-        let mut before = lock(&self.counts).clone();
+        let mut before = held(&self.counts).clone();
         before.commits += 1;
         let mut plan = Plan::default();
         plan.tree(Tree::Meta, (0, 0), || self.tree(Tree::Meta).clone());
         let dropped = self.plan_rows(rows, chunks, &mut before, &mut plan)?;
-        for (noted, value) in [(&*lock(&self.dropped), None), (&dropped, Some(Vec::new()))] {
+        for (noted, value) in [(&*held(&self.dropped), None), (&dropped, Some(Vec::new()))] {
             for (queue, first) in noted {
                 let key = keys::key(*queue, &[*first]);
                 entries.insert((Tree::Requests, key), value.clone());
@@ -308,11 +354,13 @@ impl Db {
             plan.changes.push((index, key, value));
         }
         let after = self.guard("a write", || plan.run(&before))?;
-        *lock(&self.counts) = after;
+        *held(&self.counts) = after;
         for window in &dropped {
+            point("sled.drop");
             self.guard("a write", || self.windows.drop_window(*window))?;
+            point("sled.dropped");
         }
-        *lock(&self.dropped) = dropped;
+        *held(&self.dropped) = dropped;
         Ok(())
     }
 
@@ -422,7 +470,7 @@ impl Db {
 
     /// Counts every entry and compares.
     pub(super) fn verify_counts(&self) -> Result<()> {
-        let expected = lock(&self.counts).entries.clone();
+        let expected = held(&self.counts).entries.clone();
         for (tree, name) in Tree::ALL {
             let mut found = match tree {
                 Tree::Requests => self.guard("a read", || self.windows.count())?,
@@ -498,7 +546,7 @@ impl Plan {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -4,7 +4,7 @@
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
 //! STORE/CLEAN    after a clean close only: how many commits the database has had, what each queue held
 //! STORE/SYNCED   how many commits were durable at the last sync
-//! STORE/LOCK     locked by the process that has it open, with its pid
+//! STORE/LOCK     locked by the process that has it open, with its pid; says if a sync of it has failed
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
 //! sled 0.34.7 opens a missing, emptied or overwritten `db` as a new database without a word, so a
@@ -17,6 +17,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::FileExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -36,6 +37,7 @@ use super::{
 pub(super) use crate::queue::lock::unusable;
 use crate::{
     error::{Error, Result},
+    fault::{point, step},
     queue::{
         QueueOptions,
         lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT},
@@ -51,6 +53,10 @@ const VERSION: u32 = 1;
 const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
+/// How the name of a snapshot ends that sled has not finished.
+const UNFINISHED: &str = ".generating";
+/// How much is written anew at a time.
+const ANEW_BYTES: usize = 1 << 20;
 /// What a store that is only filled keeps in memory.
 const FILLING_CACHE_BYTES: u64 = 32 << 20;
 
@@ -64,6 +70,7 @@ pub(super) struct Opened {
 }
 
 /// What `FORMAT` says.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Format {
     uuid: String,
     /// False until the database is there: what is in the folder then may be thrown away.
@@ -73,10 +80,20 @@ pub(super) struct Format {
 /// Opens a store, or makes one in an empty or missing folder.
 pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
     let (lock, format) = begin(path)?;
-    let db = open_database(path, &format, cache_bytes)?;
-    clean::unmark(path)?;
-    let (queues, next_queue) = recover(&db, queues)?;
-    finish(path, &db, format)?;
+    if format.made {
+        prepare(path, &lock)?;
+    }
+    let db = open_database((path, &lock), &format, cache_bytes)?;
+    let (db, (queues, next_queue)) = or_let_go(db, |db| {
+        clean::unmark(path)?;
+        point("sled.unmarked");
+        let recovered = recover(db, queues)?;
+        point("sled.recovered");
+        finish(path, db, format)?;
+        lock::note(&lock, false).map_err(|error| unusable(path, "can't be written", error))?;
+        point("sled.open");
+        Ok(recovered)
+    })?;
     Ok(Opened {
         path: path.to_owned(),
         lock,
@@ -88,17 +105,31 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
 
 /// Makes a store in an empty or missing folder; it is one only once it is filled.
 pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> Result<T> {
-    let (_lock, format) = begin(path)?;
+    let (lock, format) = begin(path)?;
     if format.made {
         return Err(Error::invalid(format!(
             "{} holds a store already; nothing in it was touched, so choose another folder",
             path.display()
         )));
     }
-    let db = open_database(path, &format, FILLING_CACHE_BYTES)?;
-    let value = fill(&db)?;
-    finish(path, &db, format)?;
+    let db = open_database((path, &lock), &format, FILLING_CACHE_BYTES)?;
+    let (_, value) = or_let_go(db, |db| {
+        let value = fill(db)?;
+        finish(path, db, format)?;
+        Ok(value)
+    })?;
     Ok(value)
+}
+
+/// What it does with a database, and the database; if that fails, nobody else has it.
+fn or_let_go<T>(db: Db, with: impl FnOnce(&Db) -> Result<T>) -> Result<(Db, T)> {
+    match with(&db) {
+        Ok(value) => Ok((db, value)),
+        Err(error) => {
+            db.let_go();
+            Err(error)
+        }
+    }
 }
 
 /// Locks a folder that is a store or may become one.
@@ -106,6 +137,7 @@ fn begin(path: &Path) -> Result<(File, Format)> {
     inspect(path)?;
     fs::create_dir_all(path).map_err(|error| unusable(path, "can't be made", error))?;
     let lock = lock::take(path)?;
+    point("sled.locked");
     if let Some(format) = read_format(path)? {
         return Ok((lock, format));
     }
@@ -118,7 +150,8 @@ fn begin(path: &Path) -> Result<(File, Format)> {
 /// Makes everything durable before anything is answered.
 fn finish(path: &Path, db: &Db, format: Format) -> Result<()> {
     db.sync()?;
-    sync_folder(path)?;
+    sync_folder(path).inspect_err(|error| db.poison(error.to_string()))?;
+    point("sled.folder_synced");
     if !format.made {
         write_format(
             path,
@@ -207,6 +240,10 @@ pub(super) fn read_format(path: &Path) -> Result<Option<Format>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
     };
+    parse_format(path, &text).map(Some)
+}
+
+pub(super) fn parse_format(path: &Path, text: &str) -> Result<Format> {
     let mut lines = text.lines();
     let magic = lines.next().unwrap_or_default();
     if magic != MAGIC {
@@ -245,30 +282,86 @@ pub(super) fn read_format(path: &Path) -> Result<Option<Format>> {
         "made" => true,
         _ => return Err(damaged()),
     };
-    Ok(Some(Format {
+    Ok(Format {
         uuid: field("uuid")?.to_owned(),
         made,
-    }))
+    })
+}
+
+impl Format {
+    pub(super) fn text(&self) -> String {
+        let state = if self.made { "made" } else { "new" };
+        format!(
+            "{MAGIC}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
+            self.uuid
+        )
+    }
 }
 
 fn write_format(path: &Path, format: &Format) -> Result<()> {
-    let state = if format.made { "made" } else { "new" };
-    let text = format!(
-        "{MAGIC}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
-        format.uuid
-    );
+    let text = format.text();
     let write = || -> io::Result<()> {
         let mut file = File::create(path.join(FORMAT_NEW))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        point("sled.format");
         fs::rename(path.join(FORMAT_NEW), path.join(FORMAT))?;
+        point("sled.format_named");
         File::open(path)?.sync_all()
     };
     write().map_err(|error| unusable(path, "can't be written", error))
 }
 
+/// Makes durable what can be read of the database, before sled reads it and builds on it; and removes snapshots that
+/// were never finished, for sled would take the last one for a damaged one.
+fn prepare(path: &Path, lock: &File) -> Result<()> {
+    let is_unsynced = lock::is_unsynced(lock);
+    let prepare = || -> io::Result<()> {
+        for entry in fs::read_dir(database(path))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
+                fs::remove_file(entry.path())?;
+            } else if entry.file_type()?.is_file() {
+                let mut options = OpenOptions::new();
+                let file = options.read(true).write(true).open(entry.path())?;
+                if is_unsynced && step("sled.write_anew")? {
+                    write_anew(&file)?;
+                }
+                file.sync_all()?;
+            }
+        }
+        Ok(())
+    };
+    match prepare() {
+        // A lost database is told by who opens it.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let _ = lock::note(lock, true);
+            Err(unusable(path, "can't be synced", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes every byte of a file over itself, so that the next sync covers it.
+fn write_anew(file: &File) -> io::Result<()> {
+    let mut buffer = vec![0; ANEW_BYTES];
+    let mut at = 0;
+    loop {
+        let length = file.read_at(&mut buffer, at)?;
+        if length == 0 {
+            return Ok(());
+        }
+        file.write_all_at(&buffer[..length], at)?;
+        at += length as u64;
+    }
+}
+
 /// Opens the database and proves that it is the one that belongs here.
-pub(super) fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> Result<Db> {
+pub(super) fn open_database(
+    (path, lock): (&Path, &File),
+    format: &Format,
+    cache_bytes: u64,
+) -> Result<Db> {
     let folder = database(path);
     let file = folder.join("db");
     let io = |error| unusable(path, "can't be written", error);
@@ -284,6 +377,7 @@ pub(super) fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> R
             fs::remove_dir_all(&folder).map_err(io)?;
         }
         fs::create_dir_all(&folder).map_err(io)?;
+        point("sled.database_folder");
         File::create(&file).map_err(io)?;
     }
     refuse_blobs(&folder)?;
@@ -292,13 +386,17 @@ pub(super) fn open_database(path: &Path, format: &Format, cache_bytes: u64) -> R
         .write(true)
         .open(&file)
         .map_err(io)?;
+    let lock = lock.try_clone().map_err(io)?;
     let synced = Synced::open(path, !format.made).map_err(io)?;
-    let db = Db::new(open_sled(&folder, cache_bytes)?, file, synced)?;
-    prove(&db, path, format)?;
-    Ok(db)
+    let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, synced)?;
+    point("sled.opened");
+    let proved = or_let_go(db, |db| prove(db, path, format))?;
+    point("sled.proved");
+    Ok(proved.0)
 }
 
-pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
+/// Opens it; its configuration tells which error its threads met.
+pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<(sled::Db, sled::Config)> {
     let config = sled::Config::new()
         .path(folder)
         .segment_size(SEGMENT_BYTES)
@@ -314,11 +412,15 @@ pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db> {
     let mut waited = Duration::ZERO;
     loop {
         match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => return Ok(db),
+            Ok(Ok(db)) => return Ok((db, config)),
             // The store is locked for us, so whoever has sled's own lock is a thread of ours that ends.
             Ok(Err(sled::Error::Io(error))) if is_locked(&error) && waited < OWN_LOCK_WAIT => {
                 thread::sleep(LOCK_POLL);
                 waited += LOCK_POLL;
+            }
+            // The system refused to read or write: that is no damage.
+            Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => {
+                return Err(unusable(folder, "can't be read or written", error));
             }
             Ok(Err(error)) => return Err(damaged(&error).with_source(error)),
             Err(panic) => return Err(damaged(&db::panic_text(&*panic))),
@@ -419,6 +521,7 @@ pub(super) fn recover(db: &Db, options: QueueOptions) -> Result<(BTreeMap<u32, Q
             low_space: None,
         };
         step.unstage()?;
+        point("sled.unstaged");
         step.settle_all()?;
         queue.find_oldest(db)?;
         queue.find_next(db)?;
@@ -470,6 +573,9 @@ fn clear_staged(db: &Db, queue: u32, record: &QueueV1) -> Result<()> {
 fn sync_folder(path: &Path) -> Result<()> {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
     let all = || -> io::Result<()> {
+        if !step("sled.sync_folder")? {
+            return Ok(());
+        }
         let database = database(path);
         for folder in [&database.join("blobs"), &database, path] {
             if !folder.is_dir() {

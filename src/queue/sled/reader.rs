@@ -417,7 +417,9 @@ impl View<'_> {
                     Some(entry) => Some(entry),
                     None => self.dead(id, Some(sequence), false)?,
                 };
-                page.entries.extend(entry);
+                // A cursor past what is gone would promise more where nothing is left.
+                let Some(entry) = entry else { continue };
+                page.entries.push(entry);
                 page.next = Some(ResultCursor(sequence, index));
             }
         }

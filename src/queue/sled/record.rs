@@ -330,16 +330,26 @@ pub(super) fn encode<R: Record>(key: &[u8], record: &R, body: &[u8]) -> Result<V
 
 /// Writes a record whose body is all of these.
 pub(super) fn encode_all<R: Record>(key: &[u8], record: &R, body: &[&[u8]]) -> Result<Vec<u8>> {
-    let body_bytes = body.iter().map(|part| part.len()).sum();
     let head = options()
         .serialize(record)
         .map_err(|error| Error::internal("a record can't be written").with_source(error))?;
+    frame(key, (R::KIND, R::VERSION), &head, body)
+}
+
+/// Puts the frame around the head and the body of a record.
+pub(super) fn frame(
+    key: &[u8],
+    (kind, version): (u8, u8),
+    head: &[u8],
+    body: &[&[u8]],
+) -> Result<Vec<u8>> {
+    let body_bytes = body.iter().map(|part| part.len()).sum();
     let mut value = Vec::with_capacity(FRAME_BYTES + head.len() + body_bytes);
-    value.extend([R::KIND, R::VERSION]);
+    value.extend([kind, version]);
     value.extend(length(head.len())?);
     value.extend(length(body_bytes)?);
     value.extend([0; 4]);
-    value.extend(&head);
+    value.extend(head);
     for part in body {
         value.extend_from_slice(part);
     }

@@ -117,6 +117,7 @@ fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
             open::copy_database(from, copy, false).and_then(|()| open::open_sled(copy, CACHE_BYTES))
         }
     }
+    .map(|(sled, _)| sled)
     .map_err(|error| error.context("nothing can be saved"))
 }
 

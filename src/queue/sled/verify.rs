@@ -77,7 +77,8 @@ fn is_damage(error: &Error) -> bool {
 
 /// Opens the copy as the store would be, and reads every entry.
 fn look(copy: &Path, format: &Format, verified: &mut Verified) -> Result<()> {
-    let db = open::open_database(copy, format, CACHE_BYTES)?;
+    let lock = lock::take(copy)?;
+    let db = open::open_database((copy, &lock), format, CACHE_BYTES)?;
     db.verify_counts()?;
     for (tree, name) in Tree::ALL {
         let (from, to) = match tree {

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     error::{ErrorKind, Result},
+    fault::point,
     queue::QueueOptions,
     request::QueueName,
 };
@@ -175,6 +176,7 @@ impl Writer {
         drop(gate);
         self.sync();
         self.publish(&touched);
+        point("sled.published");
         let gate = core.read_gate();
         for answer in answers {
             answer(
@@ -183,6 +185,7 @@ impl Writer {
                     .map_or_else(|| Err(core.closed()), Db::check),
             );
         }
+        point("sled.answered");
         close
     }
 
@@ -305,6 +308,7 @@ impl Writer {
         let more = queues.values().any(|queue| !queue.ending.is_empty());
         drop(gate);
         if !more {
+            point("sled.settled");
             self.sync();
         }
         more
@@ -348,6 +352,7 @@ impl Writer {
 
     /// Marks the store as closed cleanly, and lets go of it.
     fn finish(mut self, reply: Option<oneshot::Sender<Result<()>>>) {
+        point("sled.close");
         self.commands.close();
         self.core.permits.close();
         let core = self.core.clone();
@@ -364,16 +369,18 @@ impl Writer {
                 commits: db.commits(),
                 queues: held.collect(),
             };
-            clean::mark(&core.path, &closed)
+            point("sled.mark");
+            clean::mark(&core.path, &closed)?;
+            point("sled.marked");
+            Ok(())
         });
         let db = gate.db.take();
         let queues = std::mem::take(&mut gate.queues);
         drop(gate);
-        // sled writes a snapshot as it ends; a panic in there must not take the answer with it.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(db)));
-        if dropped.is_err() {
-            tracing::error!("sled panicked while it was closed");
+        if let Some(db) = db {
+            db.let_go();
         }
+        point("sled.closed");
         drop(self);
         for queue in queues.values() {
             queue.live.changed();

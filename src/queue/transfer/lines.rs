@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Digest, KnownKey, OpenBatch, QueueEnd, Record, StoredMember, StoredRequest};
+use super::{Digest, KnownKey, MOST, OpenBatch, QueueEnd, Record, StoredMember, StoredRequest};
 use crate::{
     batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
@@ -523,9 +523,6 @@ impl QueueLine {
         })
     }
 }
-
-/// Positions and batches are times, and far below it for 200 years to come.
-const MOST: u64 = u64::MAX / 2;
 
 #[cfg(test)]
 mod tests {

@@ -232,7 +232,7 @@ pub(super) fn assert_kind<T: fmt::Debug>(result: Result<T>, kind: ErrorKind) {
 }
 
 /// Seconds after the beginning of 2026, as a time.
-pub(super) fn at(seconds: u64) -> Timestamp {
+pub(super) const fn at(seconds: u64) -> Timestamp {
     Timestamp::from_millis((1_767_225_600 + seconds) * 1000)
 }
 

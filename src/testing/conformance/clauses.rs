@@ -98,6 +98,7 @@ macro_rules! __clauses {
                 a_known_key_adds_nothing_and_answers_the_first_id,
                 a_known_key_with_another_payload_is_invalid,
                 a_key_twice_in_one_push_is_one_request,
+                a_key_twice_in_one_push_is_one_request_even_without_a_window,
                 a_key_twice_in_one_push_with_two_payloads_is_invalid,
                 new_requests_among_duplicates_have_consecutive_ids,
                 a_key_is_known_whatever_became_of_its_request,
@@ -294,6 +295,7 @@ macro_rules! __clauses {
                 results_are_the_entries_of_status: Administration Results,
                 results_leave_out_what_was_redriven_or_purged: Administration Results,
                 a_page_of_results_is_empty_only_at_the_end: Administration Results,
+                a_page_of_results_is_empty_where_the_rest_is_gone: Administration Results,
                 a_request_too_large_is_among_the_results: Administration Results,
                 a_retried_request_is_no_result_until_it_is_settled: Administration Results,
                 a_half_that_is_done_is_found_behind_a_batch_of_redriven_ones: Administration Results,
@@ -312,6 +314,7 @@ macro_rules! __clauses {
             wakeups {
                 a_push_wakes: WakeUps,
                 giving_a_batch_back_wakes: WakeUps,
+                holding_a_batch_for_less_time_wakes: WakeUps,
                 an_outcome_wakes_who_waits_for_it: WakeUps,
                 cancelling_and_redriving_wake: WakeUps Administration,
                 every_receiver_sees_the_change: WakeUps,
@@ -360,9 +363,37 @@ macro_rules! __clauses {
                 concurrent_pushes_of_one_key_add_one_request,
                 concurrent_pushes_do_not_exceed_the_bounds: Bounds,
                 every_reading_adds_up_while_others_work,
-                a_dropped_push_leaves_the_queue_consistent,
+            }
+            cancellation {
+                a_dropped_push_adds_all_or_nothing_and_its_keys_tell,
                 the_batch_of_a_dropped_claim_is_offered_again,
+                a_dropped_read_changes_nothing,
+                a_dropped_reading_changes_nothing,
                 a_dropped_update_took_effect_or_did_not,
+                a_dropped_end_of_a_batch_may_be_given_again,
+                a_dropped_push_stores_its_bookmark_with_it: Bookmarks,
+                dropped_pushes_take_no_room: Bounds,
+                dropped_administration_took_effect_or_did_not: Administration,
+            }
+            clocks {
+                ids_and_positions_grow_whatever_now_does,
+                batch_ids_and_fences_are_never_given_twice_whatever_now_does,
+                a_now_that_stands_still_holds_nothing_up,
+                a_step_back_only_prolongs_a_lease,
+                a_jump_ahead_offers_what_is_held_and_fences_its_holder_off,
+                what_a_jump_ahead_brought_stays,
+                what_a_jump_ahead_pushed_ages_from_when_it_is_seen,
+                what_a_jump_ahead_deferred_is_not_lost,
+                a_key_from_the_future_is_known_until_its_window_has_passed,
+                what_was_done_in_the_future_is_kept: Administration Results,
+                a_restart_does_not_trust_the_clock: Restart,
+                downtime_counts: Restart,
+                a_step_back_over_a_restart_undoes_nothing: Restart,
+            }
+            stress {
+                sixty_four_producers_and_eight_dispatchers_lose_nothing,
+                several_queues_are_busy_at_once: Store,
+                closing_while_all_are_busy_loses_nothing: Restart,
             }
             many {
                 many_members_are_settled_in_one_step,

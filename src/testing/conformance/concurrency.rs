@@ -1,12 +1,6 @@
-//! Clauses about many callers at once: each verb is one step, and dropping one leaves no mess.
+//! Clauses about many callers at once: each verb is one step.
 
-use std::{
-    collections::BTreeSet,
-    future::Future,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::Poll,
-};
+use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use super::bench::{Bench, at, claim_up_to, finishing, must, requests, retries};
 use crate::{
@@ -34,16 +28,6 @@ where
         answers.push(one.await.expect("a concurrent call does not panic"));
     }
     answers
-}
-
-/// Begins a call and drops it at its first wait.
-async fn begin_and_drop<T>(call: impl Future<Output = T>) {
-    let mut call = pin!(call);
-    let mut begin = |context: &mut std::task::Context<'_>| {
-        let _ = Pin::as_mut(&mut call).poll(context);
-        Poll::Ready(())
-    };
-    std::future::poll_fn(|context| begin(context)).await;
 }
 
 pub(super) async fn requests_of_one_push_stay_next_to_each_other(bench: Bench) {
@@ -203,54 +187,4 @@ pub(super) async fn every_reading_adds_up_while_others_work(bench: Bench) {
     work.await;
     let stats = queue.look(at(20)).await;
     assert_eq!((stats.pushed, stats.in_flight, stats.dead), (60, 0, 0));
-}
-
-pub(super) async fn a_dropped_push_leaves_the_queue_consistent(bench: Bench) {
-    let queue = bench.queue().await;
-    for _ in 0..10 {
-        begin_and_drop(queue.push(at(0), requests(&["a", "b"]))).await;
-        let stats = queue.look(at(0)).await;
-        assert_eq!(stats.pushed % 2, 0, "both or none: {stats:?}");
-    }
-    queue.put(at(1), &["after"]).await;
-    let mut last = String::new();
-    while let Some(lease) = queue.try_take(at(1), &Claim::new()).await {
-        last = queue
-            .payloads(&lease)
-            .await
-            .pop()
-            .expect("no batch is empty");
-    }
-    assert_eq!(last, "after");
-}
-
-pub(super) async fn the_batch_of_a_dropped_claim_is_offered_again(bench: Bench) {
-    let queue = bench.queue().await;
-    queue.put(at(0), &["a", "b"]).await;
-    let claim = Claim::new();
-    begin_and_drop(queue.claim(at(0), &claim)).await;
-    queue.look(at(0)).await;
-    let lease = queue.take(at(60)).await;
-    assert_eq!(queue.payloads(&lease).await, ["a", "b"]);
-    queue.finish_done(at(60), &lease).await;
-    assert_eq!(queue.look(at(60)).await.done, 2);
-}
-
-pub(super) async fn a_dropped_update_took_effect_or_did_not(bench: Bench) {
-    let queue = bench.queue().await;
-    let ids = queue.put(at(0), &["a", "b"]).await;
-    let lease = queue.take(at(0)).await;
-    let outcomes = ids.iter().map(|id| (*id, Outcome::done())).collect();
-    let update = Update {
-        outcomes,
-        checkpoint: Some("both".into()),
-        then: Then::Hold { until: lease.until },
-    };
-    begin_and_drop(queue.update(at(1), &lease, update)).await;
-    let orphan = queue.take(lease.until).await;
-    let effect = (orphan.unsettled, orphan.checkpoint.as_deref());
-    assert!(
-        effect == (0, Some(&b"both"[..])) || effect == (2, None),
-        "all of it or nothing: {orphan:?}"
-    );
 }

@@ -177,6 +177,16 @@ pub(super) async fn keys_are_told_apart_to_the_last_byte(bench: Bench) {
     assert_eq!(ids(&again), ids(&pushed));
 }
 
+pub(super) async fn a_key_twice_in_one_push_is_one_request_even_without_a_window(bench: Bench) {
+    let options = QueueOptions::default().idempotency_window(secs(0));
+    let queue = bench.queue_with(options).await;
+    let new = vec![keyed("a", "k"), keyed("a", "k")];
+    let pushed = must("push", queue.push(at(0), new).await);
+    assert_eq!((pushed[1].id, pushed[1].duplicate), (pushed[0].id, true));
+    let pushed = must("push", queue.push(at(0), vec![keyed("b", "k")]).await);
+    assert!(!pushed[0].duplicate, "its window has passed");
+}
+
 pub(super) async fn duplicates_need_no_room(bench: Bench) {
     let queue = bench
         .queue_with(QueueOptions::default().max_requests(2))

@@ -369,3 +369,16 @@ pub(super) async fn a_page_of_results_is_empty_only_at_the_end(bench: Bench) {
         assert_eq!(left, [ids[0], ids[38], ids[39]], "{most} a page");
     }
 }
+
+pub(super) async fn a_page_of_results_is_empty_where_the_rest_is_gone(bench: Bench) {
+    let queue = bench.queue().await;
+    let ids = queue.put(at(0), &["a", "b", "c"]).await;
+    let lease = queue.take(at(0)).await;
+    queue.finish(at(0), &lease, Outcome::reject("bad")).await;
+    must("purge", queue.admin().purge(at(1), &ids[1..2]).await);
+    must("redrive", queue.admin().redrive(at(1), &ids[2..]).await);
+    for most in [1, 2] {
+        let (left, _) = results(&queue, at(2), None, most).await;
+        assert_eq!(left, ids[..1], "{most} a page");
+    }
+}

@@ -47,6 +47,20 @@ pub(super) async fn giving_a_batch_back_wakes(bench: Bench) {
     }
 }
 
+pub(super) async fn holding_a_batch_for_less_time_wakes(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put(at(0), &["a"]).await;
+    let lease = queue.take(at(0)).await;
+    for until in [at(30), at(0)] {
+        let changes = watching(&queue);
+        queue
+            .give(at(0), &lease, Update::then(Then::Hold { until }))
+            .await;
+        has_moved(changes).await;
+    }
+    assert_eq!(queue.look(at(0)).await.offered, 1);
+}
+
 pub(super) async fn an_outcome_wakes_who_waits_for_it(bench: Bench) {
     let queue = bench.queue().await;
     let ids = queue.put(at(0), &["a", "b"]).await;

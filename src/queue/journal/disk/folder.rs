@@ -14,7 +14,7 @@ use super::{Disk, DiskFile};
 #[derive(Debug)]
 pub(in crate::queue::journal) struct Folder {
     path: PathBuf,
-    handle: File,
+    opened: File,
     is_read_only: bool,
 }
 
@@ -25,10 +25,10 @@ impl Folder {
     /// Those of opening it.
     pub(in crate::queue::journal) fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_owned();
-        let handle = File::open(&path)?;
+        let opened = File::open(&path)?;
         Ok(Self {
             path,
-            handle,
+            opened,
             is_read_only: false,
         })
     }
@@ -89,11 +89,11 @@ impl Disk for Folder {
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        self.handle.sync_all()
+        self.opened.sync_all()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let found = rustix::fs::fstatvfs(&self.handle)?;
+        let found = rustix::fs::fstatvfs(&self.opened)?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }

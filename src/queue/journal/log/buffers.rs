@@ -1,8 +1,10 @@
 //! Buffers to read into, used again: fresh memory of this size costs more than copying from the page cache into it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// The buffers that nobody holds; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +32,7 @@ impl Buffers {
         Ok(Bytes::from_owner(lent))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Mistakes that tests plant, to see that they would be found. Outside tests there are none.
+//! Mistakes that tests and fuzz targets plant, to see that they would be found. Elsewhere there are none.
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,27 +37,41 @@ pub(in crate::queue::journal) enum Fault {
     DropBaseline,
     /// Of the store: fences begin again at one when it is opened.
     ReuseFence,
+    /// Of the group commit: callers are told before what they did can be seen.
+    AnswerBeforePublishing,
+    /// Of the group commit: who begins to wait looks before it says so, and not again.
+    LookOnce,
+    /// Of the group commit: the writer is not told of a group that callers share.
+    ForgetTheWriter,
+    /// Of the group commit: a lone caller that goes away does not leave its group to the writer.
+    LeaveTheGroup,
+    /// Of the group commit: those who wait are not told that the store is poisoned.
+    ForgetTheWaiting,
+    /// Of the group commit: those who wait are not told that there is no space.
+    ForgetTheRefused,
+    /// Of the group commit: the writer is not told that the store is closed.
+    CloseInSilence,
 }
 
 /// Whether this one is planted in this thread.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(in crate::queue::journal) fn is(fault: Fault) -> bool {
     PLANTED.get() == Some(fault)
 }
 
 /// Never.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "fuzzing")))]
 pub(in crate::queue::journal) const fn is(_: Fault) -> bool {
     false
 }
 
 /// Plants a fault in this thread for good.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(in crate::queue::journal) fn plant(fault: Fault) {
     PLANTED.set(Some(fault));
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result, is_full},
+    fault::point,
     queue::{journal::disk::DiskFile, verified::Finding},
 };
 
@@ -66,8 +67,11 @@ impl Found {
             return Err(Error::unavailable(tail.unreadable()));
         }
         self.disk.sync_folder().map_err(failed)?;
+        point("journal.mend");
         let root_file = self.mend_root().map_err(failed)?;
+        point("journal.root_mended");
         self.clear(&tail, report).map_err(failed)?;
+        point("journal.cleared");
         if !fault::is(Fault::KeepTheTail) {
             self.set_aside(&tail, report).map_err(failed)?;
         }
@@ -87,6 +91,7 @@ impl Found {
         } else {
             self.disk.create(ROOT)?
         };
+        point("journal.root_opened");
         file.allocate(2 * SLOT)?;
         file.sync_all()?;
         if !is_there {
@@ -140,6 +145,7 @@ impl Found {
             }
             Err(error) => return Err(error),
         };
+        point("journal.set_aside");
         let what = format!("{}; {kept}", Tail::begun(from, bytes));
         report.push(Finding::unconfirmed(what, ""));
         let zeros = vec![0; usize::try_from(bytes).unwrap_or(STRETCH).min(STRETCH)];
@@ -149,7 +155,9 @@ impl Found {
             segment.file.write_at(&[IoSlice::new(&zeros[..step])], at)?;
             at += step as u64;
         }
-        segment.file.sync_data()
+        segment.file.sync_data()?;
+        point("journal.cut");
+        Ok(())
     }
 
     /// Copies a part of a segment to a file of its own, whose name it answers; nothing is left of one that does not fit.
@@ -183,7 +191,9 @@ impl Found {
             last.end().into(),
             |stretch, at| segment.file.write_at(&[IoSlice::new(stretch)], at),
         )?;
-        segment.file.sync_data()
+        segment.file.sync_data()?;
+        point("journal.written_again");
+        Ok(())
     }
 
     fn into_log(
@@ -249,6 +259,7 @@ impl Found {
             poison: None,
         };
         self.mend_headers(&log).map_err(failed)?;
+        point("journal.headers_mended");
         let cursor = log.mark(next)?;
         let reader = self.reader();
         Ok((log, cursor, reader))

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::{RangeBounds, RangeInclusive},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+    sync::{Arc, PoisonError, Weak},
 };
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use super::{Place, buffers::Buffers, format::PAGE};
 use crate::{
     error::{Error, Result},
     queue::journal::disk::DiskFile,
+    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 /// A file that is, or was, a segment. It is reused only when nobody else holds it.

@@ -12,10 +12,9 @@ use std::{
     collections::{BTreeSet, VecDeque},
     io::{self, IoSlice},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -28,7 +27,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    fault::point,
     queue::journal::disk::Disk,
+    sync::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
 };
 
 /// The spares of a log.
@@ -108,7 +109,7 @@ impl Spares {
         });
         let worker = shared.clone();
         let thread = if in_background {
-            let thread = thread::Builder::new()
+            let thread = Builder::new()
                 .name("batchyard-spare".to_owned())
                 .spawn(move || worker.run())
                 .map_err(|error| {
@@ -414,12 +415,14 @@ impl Shared {
 
     /// Makes a new file a spare.
     fn prepare(&self, spare: &Segment) -> io::Result<()> {
+        point("journal.make");
         spare.file.allocate(spare.length.into())?;
         self.write_header(spare)?;
         spare.file.sync_all()?;
         if !fault::is(Fault::SkipFolderSync) {
             self.disk.sync_folder()?;
         }
+        point("journal.made");
         Ok(())
     }
 
@@ -429,12 +432,14 @@ impl Shared {
             fresh: false,
             ..freed
         };
+        point("journal.recycle");
         let written = self.write_header(&spare);
         if let Err(error) = written.and_then(|()| spare.file.sync_data()) {
             tracing::warn!(%error, spare.name, "a freed segment can't be reused");
             self.remove(&spare);
             return;
         }
+        point("journal.recycled");
         let mut state = self.lock();
         state.failure = None;
         state.ready.push_back(spare);
@@ -457,8 +462,10 @@ impl Shared {
     }
 
     fn remove(&self, segment: &Segment) {
+        point("journal.remove");
         match self.disk.remove(&segment.name) {
             Ok(()) => {
+                point("journal.removed");
                 self.disk_bytes
                     .fetch_sub(segment.length.into(), Ordering::Relaxed);
                 if let Some(slot) = super::found::slot_of(&segment.name) {

@@ -108,10 +108,18 @@ impl Log {
         }
         let index = 1 - self.slot;
         let bytes = slot.encode(self.options.salt);
-        let written = write_slot(&*self.root_file, index, &bytes);
+        let written = step("journal.root").and_then(|is_taken| {
+            if is_taken {
+                write_slot(&*self.root_file, index, &bytes)
+            } else {
+                Ok(())
+            }
+        });
         self.must(written, "the root")?;
+        point("journal.rooted");
         (self.root, self.slot) = (slot, index);
         self.free_below(root.oldest);
+        point("journal.freed");
         Ok(())
     }
 
@@ -205,7 +213,9 @@ impl Log {
         let mut spare = self.spares.take()?;
         if length > spare.length {
             spare = self.spares.lengthen(spare, length)?;
+            point("journal.lengthened");
         }
+        point("journal.begin");
         spare.number = number;
         if fault::is(Fault::ContinueBeforeHeader) {
             self.leave_for(number)?;
@@ -213,7 +223,9 @@ impl Log {
         let header = self.header(&spare).encode(self.options.salt);
         let written = write_header(&*spare.file, &header, spare.fresh);
         self.must(written, &spare.name)?;
+        point("journal.header");
         self.leave_for(number)?;
+        point("journal.left");
         let open = Arc::new(spare);
         self.segments.insert(open.clone());
         self.next = Cursor::inside(at.place, open.length, self.options.segment_bytes);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{SLACK_BYTES, Tend, has_room_for};
 use crate::{
     error::Result,
+    fault::point,
     queue::journal::{
         core::{Core, Inner},
         event::{Carried, Event, Of, Rewritten, What},
@@ -39,6 +40,7 @@ impl Tend {
             carried = slice(inner, core, segment);
             inner.seal();
         })?;
+        point("journal.carried");
         let is_over = !matches!(carried, Ok(true));
         if is_over {
             core.lock()?.carrying = None;

@@ -72,12 +72,13 @@ impl State {
         Ok(members)
     }
 
+    /// Whether it gives others something to do: holding on for longer does not.
     pub(in super::super) fn update(
         &mut self,
         now: Timestamp,
         lease: &Lease,
         update: Update,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let batch = self.held(lease)?;
         let positions: HashMap<RequestId, Position> = batch
             .members
@@ -94,6 +95,8 @@ impl State {
         if matches!(update.then, Then::Split { .. }) && !is_splittable(batch, &update.outcomes) {
             return Err(lease.not_splittable());
         }
+        let is_held_on = matches!(update.then, Then::Hold { until } if until >= batch.until);
+        let wakes = !(is_held_on && update.outcomes.is_empty());
         if update.checkpoint.is_some() {
             batch.checkpoint = update.checkpoint;
         }
@@ -122,7 +125,7 @@ impl State {
                 }
             }
         }
-        Ok(())
+        Ok(wakes)
     }
 
     /// The batch, if this lease still holds it.

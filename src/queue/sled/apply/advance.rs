@@ -6,6 +6,7 @@ use super::{SLICE, Step};
 use crate::{
     clock::Timestamp,
     error::Result,
+    fault::point,
     queue::sled::{
         db,
         keys::{self, Note, Tree},
@@ -39,6 +40,7 @@ impl Step<'_> {
     /// Ends a slice; whether it had anything.
     fn finish_slice(&mut self, entries: usize) -> Result<bool> {
         self.commit()?;
+        point("sled.advanced");
         self.queue.find_oldest(self.db)?;
         self.queue.find_next(self.db)?;
         Ok(entries > 0)

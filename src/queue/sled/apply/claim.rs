@@ -7,6 +7,7 @@ use crate::{
     batch::{BatchId, Claim, Fence, Lease},
     clock::Timestamp,
     error::Result,
+    fault::point,
     queue::sled::{
         db,
         keys::{self, Note, PartOf, Tree},
@@ -44,6 +45,7 @@ impl Step<'_> {
         let batch = batch.clone();
         self.put_batch(id, &batch)?;
         self.commit()?;
+        point("sled.claimed");
         self.queue.wake = true;
         self.queue.find_oldest(self.db)?;
         self.lease(id, &batch).map(Some)

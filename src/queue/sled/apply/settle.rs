@@ -8,6 +8,7 @@ use crate::{
     batch::BatchId,
     clock::Timestamp,
     error::{Error, Result},
+    fault::point,
     queue::sled::{
         db,
         keys::{self, Note, PartOf, Tree},
@@ -189,7 +190,9 @@ impl Step<'_> {
                 self.queue.ending.insert(id, batch);
             }
         }
-        self.commit()
+        self.commit()?;
+        point("sled.slice");
+        Ok(())
     }
 
     /// Keeps done members of ended batches for a while; `number` tells them from others that are kept as long.

@@ -7,6 +7,7 @@ use crate::{
     batch::{Lease, Outcome, Retries, Then, Update},
     clock::Timestamp,
     error::{Error, Result},
+    fault::{is_left_out, point},
     queue::sled::{
         db,
         keys::{self, Note, PartOf, Tree},
@@ -32,9 +33,13 @@ impl Step<'_> {
             return Err(Error::internal("a held batch is not open"));
         };
         let planned = self.plan(&batch, lease, update)?;
-        self.queue.wake |= !(planned.is_empty() && matches!(update.then, Then::Hold { .. }));
+        let is_held_on =
+            matches!(update.then, Then::Hold { until } if until.as_nanos() >= batch.until);
+        self.queue.wake |= !(planned.is_empty() && is_held_on);
         self.record_all(now, id, &mut batch, planned)?;
-        if let Some(checkpoint) = &update.checkpoint {
+        if let Some(checkpoint) = &update.checkpoint
+            && !is_left_out("sled.checkpoint")
+        {
             let key = keys::note(self.queue.id, id, Note::Checkpoint);
             self.write.put(Tree::Notes, key, &NoteV1 {}, checkpoint)?;
             batch.checkpoint = true;
@@ -47,6 +52,7 @@ impl Step<'_> {
             }
             Then::Defer { until } => (batch.held, batch.until) = (false, until.as_nanos()),
             Then::Split { retries } => return self.end(now, id, batch, None, *retries),
+            Then::Finish { .. } if is_left_out("sled.finish") => {}
             Then::Finish { rest, retries } => {
                 return self.end(now, id, batch, Some(rest), *retries);
             }
@@ -158,6 +164,7 @@ impl Step<'_> {
             }
             if large && self.write.is_large() {
                 self.db.commit(self.write)?;
+                point("sled.staged");
             }
         }
         match settling {
@@ -246,6 +253,7 @@ impl Step<'_> {
             return self.settle(id);
         }
         self.commit()?;
+        point("sled.ended");
         if all_done { Ok(()) } else { self.settle(id) }
     }
 

@@ -1,0 +1,74 @@
+//! Proofs that can fail: with a step left out, the same check finds what it is there to find.
+
+use std::{env, process::Command, sync::Once};
+
+use crate::{Disk, store::Backend};
+
+/// Reads which fault is planted, once for all tests of this process.
+pub(crate) fn begin() {
+    static BEGIN: Once = Once::new();
+    if env::var_os("FAILPOINTS").is_some() {
+        BEGIN.call_once(batchyard::fault::begin);
+    }
+}
+
+/// The faults that are seen to be found by power cuts.
+pub(crate) fn caught(backend: Backend) -> &'static [&'static str] {
+    match backend {
+        Backend::Sled => &["sled.sync=skip", "sled.sync_folder=skip"],
+        Backend::Journal => &["journal.sync=skip"],
+    }
+}
+
+/// And by errors of the disk.
+pub(crate) fn caught_by_errors(backend: Backend) -> &'static [&'static str] {
+    match backend {
+        Backend::Sled => &["sled.write_anew=skip"],
+        Backend::Journal => &["journal.sync=skip"],
+    }
+}
+
+#[test]
+fn a_sync_that_is_left_out_is_found_by_the_next_power_cut() {
+    for backend in Backend::ALL {
+        let test = match backend {
+            Backend::Sled => "fresh::no_power_cut_on_sled_loses_or_changes_what_was_answered",
+            Backend::Journal => {
+                "fresh::no_power_cut_on_the_journal_loses_or_changes_what_was_answered"
+            }
+        };
+        all_are_found(caught(backend), test);
+    }
+}
+
+#[test]
+fn what_is_taken_for_durable_after_an_error_is_found() {
+    for backend in Backend::ALL {
+        let test = match backend {
+            Backend::Sled => "errors::no_error_of_the_disk_costs_what_sled_answered",
+            Backend::Journal => "errors::no_error_of_the_disk_costs_what_the_journal_answered",
+        };
+        all_are_found(caught_by_errors(backend), test);
+    }
+}
+
+/// Runs the test with each fault, and sees it fail by what is lost.
+fn all_are_found(faults: &[&str], test: &str) {
+    if Disk::new().is_none() {
+        return;
+    }
+    for fault in faults {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args(["--exact", test, "--nocapture"])
+            .env("FAILPOINTS", fault.replace("skip", "return(skip)"));
+        let output = command.output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "nobody noticed {fault}");
+        let mut lines = said.lines();
+        let found = lines.find(|line| line.contains("steps were answered"));
+        let found = found.unwrap_or_else(|| panic!("{fault} ended otherwise: {said}"));
+        println!("{fault}: {}", found.chars().take(300).collect::<String>());
+    }
+}
