@@ -96,14 +96,14 @@ async fn check(path: &Path, (whole, payloads): (&Path, &Payloads), what: &str, t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_journal_is_verified_opened_and_opened_again() {
-    let seed = seed();
+    let start = seed();
     let folder = tempfile::tempdir().unwrap();
     let stores = stores(folder.path()).await;
     let mut told = Told::default();
     let rounds = cycles(30, 600);
     for round in 0..rounds {
         for (whole, payloads) in &stores {
-            let mut dice = fastrand::Rng::with_seed(seed.wrapping_add(round));
+            let mut dice = fastrand::Rng::with_seed(start.wrapping_add(round));
             let path = folder.path().join("damaged");
             copy(whole, &path);
             let what = damage(&mut dice, &path);

@@ -41,7 +41,7 @@ async fn stores(folder: &Path) -> ([PathBuf; 2], Payloads) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
-    let seed = seed();
+    let start = seed();
     let folder = tempfile::tempdir().unwrap();
     let (stores, payloads) = stores(folder.path()).await;
     let (mut clean, mut refused, mut repaired) = (0, 0, 0);
@@ -53,7 +53,7 @@ async fn a_damaged_sled_store_is_verified_opened_and_repaired() {
         let right = everything(&copied, &payloads).await.unwrap();
         fs::remove_dir_all(&copied).unwrap();
         for round in 0..rounds {
-            let mut dice = fastrand::Rng::with_seed(seed.wrapping_add(round));
+            let mut dice = fastrand::Rng::with_seed(start.wrapping_add(round));
             let path = folder.path().join("damaged");
             copy(whole, &path);
             let what = damage(&mut dice, &path);

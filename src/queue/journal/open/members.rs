@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use crate::{
     error::Result,
     queue::journal::{
+        fold::DONE,
         log::{Place, Reader},
         state::{NEVER, Open, QueueState, Stand, Stretch},
         step::{Loaded, change},
@@ -35,29 +36,21 @@ pub(super) fn drop_lost(queue: &mut QueueState, reader: &Reader, salt: u64) -> u
             );
         }
     }
-    for (id, stand) in &lost {
-        let stored = &mut queue.stored;
-        match stand {
-            Stand::Delayed(at) => {
-                stored.delayed.remove(at);
-            }
-            Stand::Ready(at) => {
-                stored.moved.remove(at);
-            }
-            Stand::Dead(()) => {
-                stored.dead.remove(id);
-            }
-            Stand::Member((batch, at)) => {
-                let open = stored.open.get_mut(batch);
-                open.and_then(|open| open.members.moved.remove(at));
-            }
-            Stand::Done((batch, at)) => {
-                let ended = stored.ended.get_mut(batch);
-                ended.and_then(|ended| ended.members.moved.remove(at));
-            }
+    let stored = &mut queue.stored;
+    let gone = lost.iter().filter(|(id, stand)| match stand {
+        Stand::Delayed(at) => stored.delayed.remove(at).is_some(),
+        Stand::Ready(at) => stored.moved.remove(at).is_some(),
+        Stand::Dead(()) => stored.dead.remove(id).is_some(),
+        Stand::Member((batch, at)) => {
+            let open = stored.open.get_mut(batch);
+            open.is_some_and(|open| open.members.moved.remove(at).is_some())
         }
-    }
-    lost.len()
+        Stand::Done((batch, at)) => {
+            let ended = stored.ended.get_mut(batch);
+            ended.is_some_and(|ended| ended.members.moved.remove(at).is_some())
+        }
+    });
+    gone.count()
 }
 
 /// Has each stretch past the cursor count as many ready requests as are in it.
@@ -92,10 +85,11 @@ pub(super) fn count(queue: &mut QueueState, reader: &Reader, salt: u64) {
             continue;
         };
         // What the disk does not give now is left as it is.
-        let Ok((unsettled, bytes)) = unsettled(queue, (batch, open), reader, salt) else {
+        let Ok((unsettled, bytes, lost)) = unsettled(queue, (batch, open), reader, salt) else {
             continue;
         };
         if let Some(open) = queue.stored.open.get_mut(&batch) {
+            open.recorded.retain(|position, _| !lost.contains(position));
             let settled = open.members.bytes.saturating_sub(open.unsettled_bytes);
             open.members.bytes = settled.saturating_add(bytes);
             open.members.requests = number(unsettled + open.recorded.len());
@@ -104,23 +98,28 @@ pub(super) fn count(queue: &mut QueueState, reader: &Reader, salt: u64) {
     }
 }
 
-/// How many members of a batch have no outcome, and their payload bytes.
+/// How many members of a batch have no outcome, and their payload bytes; and which have failed and are not there.
 fn unsettled(
     queue: &QueueState,
     (batch, open): (u64, &Open),
     reader: &Reader,
     salt: u64,
-) -> Result<(usize, u64)> {
+) -> Result<(usize, u64, BTreeSet<u64>)> {
     let members = &open.members;
     let stretches = queue.stretches_between(members.after, members.last);
     let stretches: Vec<Stretch> = stretches.map(|(_, stretch)| *stretch).collect();
     let known = queue.known(&stretches, salt);
     let mut natural = BTreeSet::new();
     let mut bytes = 0_u64;
+    let failed = open.recorded.iter().filter(|(_, kind)| **kind != DONE);
+    let failed = failed.map(|(position, _)| *position);
+    let mut lost: BTreeSet<u64> = failed.collect();
+    lost.retain(|position| !members.moved.contains_key(position));
     for stretch in &stretches {
         let read = reader.read(place_of(stretch), stretch.bytes);
         let loaded = Loaded::read(read, stretch, &known)?;
         for found in &loaded.requests {
+            lost.remove(&found.id);
             let is_member = members.has_natural(found.id)
                 && !queue.stored.places.contains_key(&found.id)
                 && (queue.natural_batch(found.id)).is_some_and(|(first, _)| first == batch)
@@ -137,7 +136,7 @@ fn unsettled(
         count += 1;
         bytes = bytes.saturating_add(moved.bytes);
     }
-    Ok((count, bytes))
+    Ok((count, bytes, lost))
 }
 
 fn place_of(stretch: &Stretch) -> Place {

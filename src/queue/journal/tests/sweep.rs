@@ -149,7 +149,7 @@ fn is_found(store: &Store, image: &Image) -> Result<bool, String> {
     Ok(!looked.findings.is_empty())
 }
 
-/// Says what it is at.
+/// A part of a test: it says what it does.
 type Part<'a> = Box<dyn FnOnce(&dyn Fn(String)) -> Result<(), String> + Send + 'a>;
 
 /// Each in a thread of its own, which has to say within a minute that it goes on.
@@ -185,24 +185,31 @@ fn is_long() -> bool {
     std::env::var_os("BATCHYARD_LONG").is_some()
 }
 
-/// Which bits of a file are changed: all in the long run; else one of each byte where something is, and now and then one
-/// where nothing is.
-fn bits(bytes: &[u8], is_long: bool) -> Vec<(usize, u8)> {
-    let sectors = bytes.chunks(512).zip((0..).step_by(512));
-    let all = sectors.flat_map(move |(sector, start)| {
+/// Which bits of a file are changed: of headers and of what else is used one bit of some bytes, in the long run one of
+/// each byte, and all with `BATCHYARD_CYCLES`; now and then one where nothing is.
+fn bits(bytes: &[u8]) -> Vec<(usize, u8)> {
+    let is_all = std::env::var_os("BATCHYARD_CYCLES").is_some();
+    let (of_headers, of_others) = if is_all || is_long() { (1, 1) } else { (5, 29) };
+    let mut all = Vec::new();
+    for (sector, start) in bytes.chunks(512).zip((0..).step_by(512)) {
         let used = sector.iter().rposition(|byte| *byte != 0);
-        (0..sector.len()).flat_map(move |at| {
-            let bit = u8::try_from((at * 5 + start / 512) % 8).unwrap();
-            let all: std::ops::Range<u8> = match used {
-                Some(used) if at > used + 16 && at % 16 != 0 => 0..0,
-                None if at % 128 != 0 => 0..0,
-                Some(_) if is_long => 0..8,
-                _ => bit..bit + 1,
+        let is_header = sector.starts_with(b"BY");
+        for at in 0..sector.len() {
+            let step = match used {
+                Some(_) if is_header && at < 112 => of_headers,
+                Some(used) if at <= used + 16 => of_others,
+                _ => 128,
             };
-            all.map(move |bit| (start + at, bit))
-        })
-    });
-    all.collect()
+            // Other bytes of each sector.
+            if (at + start / 512) % step != 0 {
+                continue;
+            }
+            let bit = u8::try_from((at * 5 + start / 512) % 8).unwrap();
+            let bits = if is_all { 0..8 } else { bit..bit + 1 };
+            all.extend(bits.map(|bit| (start + at, bit)));
+        }
+    }
+    all
 }
 
 #[test]
@@ -215,7 +222,7 @@ fn any_bit_that_changes_is_found_or_changes_nothing() {
             let (mut images, mut found) = (0, 0);
             let mut image = store.sound.image.clone();
             for (name, bytes) in &store.sound.image {
-                for (at, bit) in bits(bytes, is_long()) {
+                for (at, bit) in bits(bytes) {
                     image.get_mut(name).unwrap()[at] ^= 1 << bit;
                     let what = format!("bit {bit} of byte {at} of {name}");
                     let one = catch_unwind(AssertUnwindSafe(|| is_found(store, &image)));
@@ -231,7 +238,7 @@ fn any_bit_that_changes_is_found_or_changes_nothing() {
             *counts = (counts.0 + images, counts.1 + found);
             Ok(())
         };
-        Box::new(part) as Box<dyn FnOnce(&dyn Fn(String)) -> Result<(), String> + Send + '_>
+        Box::new(part) as Part<'_>
     });
     within_a_minute_each(parts.collect());
     let (images, found) = *counts.lock().unwrap();
@@ -255,7 +262,7 @@ fn a_checksum_that_is_not_checked_is_noticed() {
                 fault::plant(fault);
                 let mut image = store.sound.image.clone();
                 store.sound.image.iter().any(|(name, bytes)| {
-                    bits(bytes, false).into_iter().step_by(7).any(|(at, bit)| {
+                    bits(bytes).into_iter().any(|(at, bit)| {
                         image.get_mut(name).unwrap()[at] ^= 1 << bit;
                         let one = catch_unwind(AssertUnwindSafe(|| is_found(store, &image)));
                         image.get_mut(name).unwrap()[at] ^= 1 << bit;
@@ -331,7 +338,7 @@ fn any_file_that_is_cut_blank_swapped_repeated_or_gone_is_told() {
             println!("{told:?}");
             summed(&failures)
         };
-        Box::new(part) as Box<dyn FnOnce(&dyn Fn(String)) -> Result<(), String> + Send + '_>
+        Box::new(part) as Part<'_>
     });
     within_a_minute_each(parts.collect());
     let images: usize = stores
@@ -375,7 +382,7 @@ fn any_two_damages_at_once_are_told() {
             println!("{told:?}");
             summed(&failures)
         };
-        Box::new(part) as Box<dyn FnOnce(&dyn Fn(String)) -> Result<(), String> + Send + '_>
+        Box::new(part) as Part<'_>
     });
     within_a_minute_each(parts.collect());
     proof(
