@@ -121,3 +121,53 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Bench(args) => bench::bench(*args).await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// All words that the program knows, and some that it does not, in any order.
+    #[test]
+    fn any_arguments_are_understood_or_refused() {
+        let mut words: Vec<String> = [
+            "", "-", "--", "-v", "5", "2h", "16MiB", "{}", "x=y", "\0", "-9",
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut verbs = Vec::new();
+        let mut commands: Vec<clap::Command> = Cli::command().get_subcommands().cloned().collect();
+        while let Some(command) = commands.pop() {
+            verbs.push(command.get_name().to_owned());
+            let long = command.get_arguments().filter_map(clap::Arg::get_long);
+            words.extend(long.map(|name| format!("--{name}")));
+            commands.extend(command.get_subcommands().cloned());
+        }
+        assert!(verbs.len() > 10 && words.len() > 60, "{verbs:?} {words:?}");
+        words.extend(verbs.iter().cloned());
+        let seed = std::env::var("BATCHYARD_SEED").map(|seed| seed.parse().unwrap());
+        let seed = seed.unwrap_or_else(|_| fastrand::u64(..));
+        println!("BATCHYARD_SEED={seed}");
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut understood = 0;
+        for _ in 0..2_000 {
+            let mut line = vec![
+                "batchyard".to_owned(),
+                dice.choice(&verbs).cloned().unwrap(),
+            ];
+            for _ in 0..dice.usize(..6) {
+                let mut word = dice.choice(&words).cloned().unwrap();
+                if dice.u8(..4) == 0 {
+                    word = format!("{word}={}", dice.choice(&words).unwrap());
+                }
+                line.push(word);
+            }
+            match Cli::try_parse_from(&line) {
+                Ok(_) => understood += 1,
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+        assert!(understood > 20, "{understood} of 2000 were understood");
+    }
+}

@@ -2,7 +2,7 @@
 
 mod batch;
 #[cfg(feature = "command")]
-mod command;
+pub(crate) mod command;
 #[cfg(feature = "http")]
 mod http;
 mod report;

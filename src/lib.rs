@@ -23,6 +23,9 @@ mod error;
 #[doc(hidden)]
 pub mod fault;
 pub mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod policy;
 mod queue;

@@ -13,7 +13,7 @@
 pub mod conformance;
 mod faulty;
 mod proof;
-mod random;
+pub(crate) mod random;
 mod with_now;
 
 pub use self::{

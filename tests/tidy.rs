@@ -12,7 +12,7 @@ const ROWS: [&str; 7] = [
     "queue/memory queue/sled queue/journal queue/redis",
     "dispatcher handler/command handler/http provider",
     "metrics control server",
-    "bench cli main testing lib",
+    "bench cli main testing fuzzing lib",
 ];
 /// Modules that don't know each other | how the names begin under which they are re-exported.
 const APART: &str = "queue/memory | Memory
@@ -34,7 +34,7 @@ reqwest | handler/http provider | the library alone has no HTTP client
 clap | cli main | the library alone parses no arguments
 std/time/Instant | clock | take `now` as an argument
 std/time/SystemTime | clock | take `now` as an argument
-tokio | clock queue handler dispatcher provider control server bench cli main testing | it is pure: move this
+tokio | clock queue handler dispatcher provider control server bench cli main testing fuzzing | it is pure: move this
 std/fs | queue handler provider control server bench cli main testing | it is pure: move this
 std/net | handler provider server cli testing | it is pure: move this";
 /// A word | what, in its line or path, makes it legal (the runtime has tasks) | what to say instead.

@@ -337,6 +337,27 @@ mod tests {
         }
     }
 
+    /// Two libraries read them, and people paste anything.
+    #[test]
+    fn any_text_is_a_value_or_is_refused() {
+        let letters: Vec<char> = "0123456789999 .,-+_:eEsmhdwynuµPTkKMGTPiB\u{2212}٣\0"
+            .chars()
+            .collect();
+        let seed = std::env::var("BATCHYARD_SEED").map(|seed| seed.parse().unwrap());
+        let seed = seed.unwrap_or_else(|_| fastrand::u64(..));
+        println!("BATCHYARD_SEED={seed}");
+        let mut dice = fastrand::Rng::with_seed(seed);
+        for _ in 0..20_000 {
+            let length = dice.usize(..24);
+            let text: String = (0..length)
+                .map(|_| letters[dice.usize(..letters.len())])
+                .collect();
+            assert_ne!(duration(&text), Ok(Duration::ZERO), "{text:?}");
+            // Above zero by their types: it is enough that they say something.
+            let _ = (count(&text), size(&text));
+        }
+    }
+
     #[cfg(feature = "http")]
     #[test]
     fn an_endpoint_is_named_with_or_without_its_prefix() {

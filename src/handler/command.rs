@@ -20,6 +20,8 @@
 
 mod answers;
 mod feed;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod spool;
 mod stderr;
 mod supervisor;

@@ -34,13 +34,18 @@ mod core;
 mod disk;
 mod event;
 mod fold;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod group;
 mod log;
 mod open;
 mod published;
 mod queue;
 mod record;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+mod rig;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests do more with it"))]
 mod simulated;
 mod state;
 mod step;

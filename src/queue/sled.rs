@@ -59,6 +59,8 @@ compile_error!(
 mod apply;
 mod clean;
 mod db;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod handle;
 mod keys;
 mod open;

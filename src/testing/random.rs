@@ -126,6 +126,59 @@ pub(super) async fn conservation(queue: Arc<dyn Queue>, seed: u64, steps: u32) {
     pilot.look(end).await;
 }
 
+/// A [`differential`] in which each step is chosen by a number, and what happens between two of them by the caller.
+#[cfg(feature = "fuzzing")]
+pub(crate) struct Duel {
+    one: Pilot,
+    other: Pilot,
+    life: Life,
+    steps: u32,
+}
+
+#[cfg(feature = "fuzzing")]
+impl Duel {
+    pub(crate) fn new(one: Arc<dyn Queue>, other: Arc<dyn Queue>, goes_back: bool) -> Self {
+        let (one, other) = (Pilot::new(one), Pilot::new(other));
+        let can = one.can(&other);
+        Self {
+            one,
+            other,
+            life: Life::new(u64::from(!goes_back), can),
+            steps: 0,
+        }
+    }
+
+    /// Takes the step that this number stands for.
+    pub(crate) async fn step(&mut self, choice: u64) {
+        let (now, step) = self.life.chosen(choice);
+        self.take(now, &step).await;
+    }
+
+    /// Gives back every batch that is held.
+    pub(crate) async fn let_go(&mut self) {
+        self.take(self.life.now(), &Step::LetGo).await;
+    }
+
+    /// Goes on with the other queue as it is found after a restart.
+    pub(crate) fn take_up(self, queue: Arc<dyn Queue>) -> Self {
+        let (_, memory) = self.other.put_down();
+        Self {
+            other: memory.take_up(queue),
+            ..self
+        }
+    }
+
+    /// Settles everything that is left.
+    pub(crate) async fn end(&mut self) {
+        self.take(self.life.long_after(), &Step::Drain).await;
+    }
+
+    async fn take(&mut self, now: Timestamp, step: &Step) {
+        compare(&mut self.one, &mut self.other, now, step, 0, self.steps).await;
+        self.steps += 1;
+    }
+}
+
 /// The seed of `BATCHYARD_SEED`, or three that never change and one that always does; each is printed.
 pub(super) fn seeds() -> Vec<u64> {
     let chosen = env::var("BATCHYARD_SEED").ok();
@@ -139,7 +192,7 @@ pub(super) fn seeds() -> Vec<u64> {
 }
 
 /// Options whose bounds and windows a random life meets often.
-pub(super) fn narrow() -> QueueOptions {
+pub(crate) fn narrow() -> QueueOptions {
     QueueOptions::default()
         .max_requests(60)
         .max_bytes(500)

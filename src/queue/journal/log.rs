@@ -30,6 +30,8 @@ mod buffers;
 pub(super) mod fault;
 mod format;
 mod found;
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 mod mend;
 mod read;
 mod scan;

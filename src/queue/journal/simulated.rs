@@ -19,7 +19,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IoSlice},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::disk::{Disk, DiskFile};
@@ -230,7 +230,7 @@ impl SimDisk {
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap()
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self, index: usize) -> Arc<dyn DiskFile> {
@@ -475,13 +475,13 @@ impl DiskFile for SimFile {
         {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        world.run(Operation::Length(self.index, usize::try_from(len).unwrap()))
+        world.run(Operation::Length(self.index, in_memory(len)))
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
         let bytes = parts.concat();
-        let at = usize::try_from(offset).unwrap();
+        let at = in_memory(offset);
         self.disk
             .world()
             .run(Operation::Write(self.index, at, bytes))
@@ -499,7 +499,7 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let world = self.disk.world();
-        let at = usize::try_from(offset).unwrap();
+        let at = in_memory(offset);
         let sectors = at / SECTOR..(at + buffer.len()).div_ceil(SECTOR);
         let spoilt = (self.index, sectors.start)..(self.index, sectors.end);
         if world.unreadable.range(spoilt).next().is_some() {
@@ -519,6 +519,10 @@ impl DiskFile for SimFile {
     fn sync_all(&self) -> io::Result<()> {
         self.sync_data()
     }
+}
+
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("it lies in memory")
 }
 
 /// What a disk writes whole or not at all.

@@ -20,25 +20,20 @@ mod places;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
     num::NonZeroU32,
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread,
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::{runtime::Runtime, sync::watch};
 
 use super::{
-    JournalOptions, JournalQueue, JournalStore, Keeper,
+    JournalStore,
     codec::Codec,
-    core::{Core, Inner},
-    disk::Disk,
-    open::{Identity, open},
+    rig::{IDENTITY, Rig, SALT, options, wait},
     simulated::SimDisk,
     state::Open,
-    tend::Tend,
 };
 use crate::{
     batch::{Claim, Lease, Member, Outcome, Page, Retries, Then, Update},
@@ -49,42 +44,9 @@ use crate::{
     stats::Stats,
 };
 
-/// An open store whose writer is this thread.
-struct Rig {
-    core: Arc<Core>,
-    tend: Tend,
-    queue: JournalQueue,
-    report: Vec<String>,
-    _ended: watch::Sender<bool>,
-}
-
 impl Rig {
     fn open(disk: &SimDisk, offer_held: bool) -> Result<Self> {
         Self::open_with(disk, options().offer_held(offer_held))
-    }
-
-    fn open_with(disk: &SimDisk, options: JournalOptions) -> Result<Self> {
-        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let opened = open(shared, IDENTITY, "simulated".into(), &options)?;
-        let core = Arc::new(opened.core);
-        core.publish_all(options.offer_held)?;
-        let ended = watch::Sender::new(false);
-        let keeper = Arc::new(Keeper {
-            core: core.clone(),
-            ended: ended.subscribe(),
-        });
-        let store = JournalStore {
-            keeper: keeper.clone(),
-            report: Vec::new(),
-        };
-        let live = wait(&core, store.live(&QueueName::default(), None))?;
-        Ok(Self {
-            core,
-            tend: opened.tend,
-            queue: JournalQueue::new(keeper, live),
-            report: opened.report,
-            _ended: ended,
-        })
     }
 
     /// All that is kept in memory, as a baseline would hold it.
@@ -222,31 +184,6 @@ impl View {
             self.bookmark == other.bookmark,
         )
     }
-}
-
-/// Runs this on a runtime of this thread alone, and writes what a lone caller leaves to the writer.
-fn wait<T>(core: &Core, future: impl Future<Output = T>) -> T {
-    thread_local! {
-        static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    }
-    let writer = async {
-        loop {
-            tokio::task::yield_now().await;
-            let is_left = core.lock().is_ok_and(|inner| !inner.sealed.is_empty());
-            if is_left {
-                // Whoever waits is told if it fails.
-                let _ = core.log_now(Inner::seal);
-            }
-        }
-    };
-    let either = async {
-        tokio::select! {
-            biased;
-            done = future => done,
-            () = writer => unreachable!("the writer ended"),
-        }
-    };
-    RUNTIME.with(|runtime| runtime.block_on(either))
 }
 
 /// A lone caller that writes its group holds the log and then wants the state; looking what there is to tidy up
@@ -393,17 +330,6 @@ fn what_is_damaged_is_named_up_to_a_hundred_times() {
     assert_eq!(told[100], "damaged: queue default: 30 more like these");
 }
 
-/// Small segments, so that a short life fills and frees many.
-fn options() -> JournalOptions {
-    let queues = QueueOptions::default()
-        .retention(Duration::from_secs(120))
-        .idempotency_window(Duration::from_secs(200));
-    JournalOptions::default()
-        .segment_bytes(16 * 1024)
-        .low_space_mark(0)
-        .queues(queues)
-}
-
 /// More of them for a longer run, or a certain one: `BATCHYARD_SEEDS=100..200`.
 fn seeds(most: u64) -> std::ops::Range<u64> {
     let wanted = std::env::var("BATCHYARD_SEEDS").unwrap_or_default();
@@ -415,11 +341,6 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
 
 /// The file of the root.
 const ROOT: u64 = 8192;
-const SALT: u64 = 0x5eed_ba7c;
-const IDENTITY: Identity = Identity {
-    salt: SALT,
-    is_used: false,
-};
 const SOURCE: &str = "source";
 const STATES: [State; 7] = [
     State::Delayed,

@@ -125,6 +125,13 @@ impl Life {
         (self.now, step)
     }
 
+    /// The step that this number stands for, and nothing that was before decides but the time.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn chosen(&mut self, choice: u64) -> (Timestamp, Step) {
+        self.rng = Rng::with_seed(choice);
+        self.next()
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.now
     }

@@ -1,4 +1,4 @@
-//! Mistakes that tests plant, to see that they would be found. Outside tests there are none.
+//! Mistakes that tests and fuzz targets plant, to see that they would be found. Elsewhere there are none.
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,24 +34,24 @@ pub(in crate::queue::journal) enum Fault {
 }
 
 /// Whether this one is planted in this thread.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(in crate::queue::journal) fn is(fault: Fault) -> bool {
     PLANTED.get() == Some(fault)
 }
 
 /// Never.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "fuzzing")))]
 pub(in crate::queue::journal) const fn is(_: Fault) -> bool {
     false
 }
 
 /// Plants a fault in this thread for good.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(in crate::queue::journal) fn plant(fault: Fault) {
     PLANTED.set(Some(fault));
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }
