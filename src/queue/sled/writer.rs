@@ -174,9 +174,10 @@ impl Writer {
         }
         self.commit(&mut gate);
         drop(gate);
-        self.sync();
+        let synced = self.sync();
         self.publish(&touched);
         point("sled.published");
+        self.let_readers_go(synced);
         let gate = core.read_gate();
         for answer in answers {
             answer(
@@ -240,18 +241,23 @@ impl Writer {
         }
     }
 
-    /// Makes every commit durable, if there is one that is not.
-    fn sync(&mut self) {
+    /// Makes every commit durable, if there is one that is not; the group that is durable now.
+    fn sync(&mut self) -> Option<u64> {
         let gate = self.core.read_gate();
-        let Some(db) = &gate.db else { return };
+        let db = gate.db.as_ref()?;
         let commits = db.commits();
         if commits == self.durable || db.sync().is_err() {
-            return;
+            return None;
         }
         self.durable = commits;
-        let group = gate.group;
-        drop(gate);
-        self.core.synced.send_replace(group);
+        Some(gate.group)
+    }
+
+    /// Lets those answer who have read what is durable now. What they tell has to be shown by then.
+    fn let_readers_go(&self, synced: Option<u64>) {
+        if let Some(group) = synced {
+            self.core.synced.send_replace(group);
+        }
     }
 
     /// Shows the handles of these queues how things stand, and wakes who waits for a change.
@@ -309,7 +315,8 @@ impl Writer {
         drop(gate);
         if !more {
             point("sled.settled");
-            self.sync();
+            let synced = self.sync();
+            self.let_readers_go(synced);
         }
         more
     }
@@ -359,7 +366,8 @@ impl Writer {
         let mut gate = core.write_gate();
         self.commit(&mut gate);
         drop(gate);
-        self.sync();
+        let synced = self.sync();
+        self.let_readers_go(synced);
         let mut gate = core.write_gate();
         let closed = gate.db.as_ref().map_or(Ok(()), |db| {
             db.check()?;
