@@ -29,7 +29,7 @@ fn every_id_that_was_printed_is_there_after_the_power_went() {
             let printed = push_until_cut(&disk, backend, cycle, random.usize(1..300));
             acknowledged.extend(printed);
             disk.forgetful.restore(match backend {
-                // See `long`: what is written anew may be torn with what it replaces.
+                // See `long`: sled does not hold on a disk that keeps some of what was not synced.
                 Backend::Sled => Loss::All,
                 Backend::Journal => Loss::Torn {
                     seed: random.u64(..),
