@@ -10,7 +10,7 @@ use crate::{
     testing::random::{Duel, narrow},
 };
 
-/// Two bytes a step: one below [`CRASHES`] and how to crash, or any number that stands for a step.
+/// Two bytes a step: one below `CRASHES` and how to crash, or any number that stands for a step.
 pub fn lives(data: &[u8]) {
     let options = narrow();
     let mut store = Simulated::open(Image::new(), options).expect("an empty disk");

@@ -92,7 +92,8 @@ impl Origin {
     fn replay_open(&self) -> Result<(State, Place)> {
         let found = Found::look(self.disk.clone(), self.options)?;
         let mut report = Vec::new();
-        let (state, tail) = replay(&found, self.options.salt, &mut report)?;
+        // What was missing already when it was opened was told then.
+        let (state, tail) = replay(&found, self.options.salt, &mut report, &mut Vec::new())?;
         match report.first() {
             Some(damage) => Err(Error::corrupt(damage.to_string())),
             None => Ok((state, tail.end)),
@@ -117,7 +118,9 @@ pub(super) fn open(
     if is_used && !found.has_root() {
         report.push(root_is_gone());
     }
-    let (mut state, tail) = replay(&found, salt, &mut report)?;
+    let mut missing = Vec::new();
+    let (mut state, tail) = replay(&found, salt, &mut report, &mut missing)?;
+    report.extend(missing);
     if fault::is(Fault::ReuseFence) {
         let queues = state.queues.values_mut();
         queues.for_each(|queue| queue.stored.last_fence = 0);
@@ -166,8 +169,14 @@ pub(super) fn gone(path: &Path) -> Error {
     ))
 }
 
-/// The state as the log tells it, and where the log ends.
-pub(super) fn replay(found: &Found, salt: u64, report: &mut Vec<Finding>) -> Result<(State, Tail)> {
+/// The state as the log tells it, and where the log ends; and which files, or parts of them, are missing from before
+/// that: those stay missing until nothing is needed of them any more.
+pub(super) fn replay(
+    found: &Found,
+    salt: u64,
+    report: &mut Vec<Finding>,
+    missing: &mut Vec<Finding>,
+) -> Result<(State, Tail)> {
     let reader = found.reader();
     let root = found.root();
     let stored = root.map(|root| (note_blob(&root.note), root.from));
@@ -202,7 +211,7 @@ pub(super) fn replay(found: &Found, salt: u64, report: &mut Vec<Finding>) -> Res
     for number in found.missing_before(from.segment) {
         // What was in it before that baseline is known; of requests and outcomes nothing is left there.
         let at = Place::start_of(number);
-        report.push(not_read(
+        missing.push(not_read(
             &reader,
             at,
             0,
@@ -210,7 +219,7 @@ pub(super) fn replay(found: &Found, salt: u64, report: &mut Vec<Finding>) -> Res
         ));
     }
     for (end, gone) in found.cut() {
-        report.push(not_read(&reader, end, gone.into(), "the file was cut here"));
+        missing.push(not_read(&reader, end, gone.into(), "the file was cut here"));
     }
     let mut state = state.unwrap_or_default();
     let tail = found.scan(from, false, &mut |scanned| {
@@ -230,7 +239,7 @@ pub(super) fn replay(found: &Found, salt: u64, report: &mut Vec<Finding>) -> Res
     })?;
     state.salt = salt;
     let is_amiss = state.queues.values().any(|queue| queue.amiss > 0);
-    if is_amiss || !report.is_empty() {
+    if is_amiss || !report.is_empty() || !missing.is_empty() {
         for queue in state.queues.values_mut() {
             count_again(queue, &reader, salt, report);
         }

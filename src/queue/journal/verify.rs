@@ -79,7 +79,9 @@ pub(super) fn look(
         Ok(())
     })?;
     let mut more = Vec::new();
-    let (state, tail) = replay(&found, salt, &mut more)?;
+    let mut missing = Vec::new();
+    let (state, tail) = replay(&found, salt, &mut more, &mut missing)?;
+    more.extend(missing);
     more.extend(held(&state, &reader));
     // What lies behind the last baseline was read twice.
     more.retain(|finding| !findings.contains(finding));

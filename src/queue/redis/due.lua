@@ -49,4 +49,7 @@ for _, member in ipairs(until_time('keyed', NOW)) do
 end
 flush()
 -- What time has brought is whole, whatever becomes of the rest.
-if changed then refuse() end
+if changed then
+  refuse()
+  changed = false
+end

@@ -5,5 +5,9 @@
 -- ARGV[5]  the name
 -- Returns  'ok'
 -- O(1)
-if redis.call('SADD', KEYS[1], ARGV[5]) == 1 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+-- Told first: who may not tell has changed nothing.
+if redis.call('SISMEMBER', KEYS[1], ARGV[5]) == 0 then
+  redis.call('PUBLISH', ARGV[4], ARGV[5])
+  redis.call('SADD', KEYS[1], ARGV[5])
+end
 return { 'ok' }

@@ -183,7 +183,7 @@ end
 call('HSET', key, 'open', open - #fresh)
 flush()
 -- Holding on for longer gives nobody anything to do.
-changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12 or (THEN == 'hold' and AT < held[4])
+changed = changed or (THEN ~= 'hold' and THEN ~= 'keep') or #ARGV > 12 or (THEN == 'hold' and AT < held.offered)
 
 if THEN == 'hold' then
   offer(AT)

@@ -169,9 +169,13 @@ impl Db {
     pub(super) fn poison(&self, why: impl Into<String>) {
         let why = why.into();
         tracing::error!(why, "sled store poisoned");
-        if self.poison.set(why).is_ok()
-            && let Err(error) = lock::note(&self.lock, true)
-        {
+        let _ = self.poison.set(why);
+    }
+
+    /// Refuses every later call, since a write or a sync has failed: what can be read may be in memory only.
+    pub(super) fn fail(&self, why: impl Into<String>) {
+        self.poison(why);
+        if let Err(error) = lock::note(&self.lock, true) {
             tracing::error!(%error, "it can't be noted that a sync has failed");
         }
     }
@@ -210,7 +214,11 @@ impl Db {
                 ))
                 .with_source(error)
             }
-            Ok(Err(error)) => Error::poisoned(format!("{what} failed: {error}")).with_source(error),
+            Ok(Err(error)) => {
+                let error = Error::poisoned(format!("{what} failed: {error}")).with_source(error);
+                self.fail(error.to_string());
+                return Err(error);
+            }
             Err(panic) => Error::corrupt(format!(
                 "{what} failed: the store is damaged ({}); run `repair` to save what can be read",
                 panic_text(&*panic)
@@ -456,7 +464,8 @@ impl Db {
             }
             point("sled.synced");
             Ok(())
-        })?;
+        })
+        .inspect_err(|error| self.fail(error.to_string()))?;
         self.synced.note(commits);
         self.syncs.fetch_add(1, Ordering::AcqRel);
         Ok(())

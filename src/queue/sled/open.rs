@@ -90,7 +90,12 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
         let recovered = recover(db, queues)?;
         point("sled.recovered");
         finish(path, db, format)?;
-        lock::note(&lock, false).map_err(|error| unusable(path, "can't be written", error))?;
+        if lock::is_unsynced(&lock)
+            && let Err(error) = lock::note(&lock, false)
+        {
+            // Then the next opening writes all of it anew once more.
+            tracing::warn!(%error, "it can't be noted that all of a store is durable again");
+        }
         point("sled.open");
         Ok(recovered)
     })?;
@@ -150,7 +155,7 @@ fn begin(path: &Path) -> Result<(File, Format)> {
 /// Makes everything durable before anything is answered.
 fn finish(path: &Path, db: &Db, format: Format) -> Result<()> {
     db.sync()?;
-    sync_folder(path).inspect_err(|error| db.poison(error.to_string()))?;
+    sync_folder(path).inspect_err(|error| db.fail(error.to_string()))?;
     point("sled.folder_synced");
     if !format.made {
         write_format(

@@ -14,13 +14,16 @@ use std::{
     path::Path,
 };
 
+use crate::error::is_full;
+
 /// The name of the file.
 pub(super) const SYNCED: &str = "SYNCED";
 
 /// The note of an open store.
 #[derive(Debug)]
 pub(super) struct Synced {
-    file: File,
+    /// None where a full disk has no room for it.
+    file: Option<File>,
     /// What it said when the store was opened.
     pub(super) found: Option<u64>,
 }
@@ -30,18 +33,22 @@ impl Synced {
     pub(super) fn open(path: &Path, is_new: bool) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(is_new);
-        let file = options.open(path.join(SYNCED))?;
-        let found = decode(&file);
+        let file = match options.open(path.join(SYNCED)) {
+            Err(error) if is_full(&error) => None,
+            file => Some(file?),
+        };
+        let found = file.as_ref().and_then(decode);
         Ok(Self { file, found })
     }
 
     /// Notes that so many commits are durable. If that fails, an older note says less.
     pub(super) fn note(&self, commits: u64) {
+        let Some(file) = &self.file else { return };
         let mut bytes = [0; BYTES];
         let number = commits.to_le_bytes();
         bytes[..8].copy_from_slice(&number);
         bytes[8..].copy_from_slice(&crc32fast::hash(&number).to_le_bytes());
-        if let Err(error) = self.file.write_all_at(&bytes, 0) {
+        if let Err(error) = file.write_all_at(&bytes, 0) {
             tracing::debug!(%error, "what is durable can't be noted");
         }
     }

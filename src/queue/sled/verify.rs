@@ -56,6 +56,12 @@ pub(super) fn verify(path: &Path, scratch: &Path) -> Result<Verified> {
             )
             .in_file(Some("sled".into())),
         ),
+        Err(error) if error.kind() == ErrorKind::Poisoned => {
+            return Err(Error::unavailable(format!(
+                "the copy in {} could not be written to: {error}",
+                scratch.display()
+            )));
+        }
         looked => looked?,
     }
     Ok(verified)
@@ -72,7 +78,7 @@ fn unknown(path: &Path) -> Error {
 }
 
 fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
+    error.kind() == ErrorKind::Corrupt
 }
 
 /// Opens the copy as the store would be, and reads every entry.

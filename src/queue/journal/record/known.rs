@@ -40,15 +40,13 @@ impl QueueState {
             let places = stored.places.range(range.clone());
             known.real.extend(places.map(|(id, _)| *id));
             let recorded = stored.open.values().flat_map(|open| {
-                let natural = |at: &&u64| open.members.has_natural(**at);
+                let members = &open.members;
+                let natural =
+                    |at: &&u64| members.has_natural(**at) && !members.moved.contains_key(*at);
                 let positions = open.recorded.range(range.clone()).map(|(at, _)| at);
                 positions.filter(natural)
             });
-            let moved = |at: &u64| {
-                let mut open = stored.open.values();
-                open.any(|open| open.members.moved.contains_key(at))
-            };
-            known.real.extend(recorded.copied().filter(|at| !moved(at)));
+            known.real.extend(recorded.copied());
             let open = stored.open.values().map(|open| &open.members);
             let ended = self.ended_at.range((stretch.first, 0)..);
             let ended = ended.filter_map(|(_, batch)| stored.ended.get(batch));

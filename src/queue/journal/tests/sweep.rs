@@ -48,7 +48,8 @@ struct Held {
 fn held(image: &Image) -> Result<Held, String> {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::from_image(image.clone()));
     let found = Found::look(disk, log_options(SALT, &options())).map_err(|why| why.to_string())?;
-    let (state, _) = replay(&found, SALT, &mut Vec::new()).map_err(|why| why.to_string())?;
+    let (state, _) =
+        replay(&found, SALT, &mut Vec::new(), &mut Vec::new()).map_err(|why| why.to_string())?;
     let reader = found.reader();
     let (mut payloads, mut blobs) = (BTreeMap::new(), BTreeMap::new());
     for (number, queue) in &state.queues {
