@@ -102,6 +102,10 @@ pub(super) async fn torture(args: TortureArgs) -> Result<Exit, Failure> {
         let _ = folder.keep();
     }
     show(&args, &report)?;
+    if report.held && report.requests == 0 && interrupted.is_none() {
+        let why = "nothing was acknowledged, so nothing is shown: is there room on the disk, and time enough?";
+        return Err(Failure::new(Exit::Failure, why));
+    }
     Ok(match interrupted {
         _ if !report.held => Exit::Damaged,
         Some(exit) => exit,

@@ -122,20 +122,28 @@ impl Pair {
             Step::Restart(_) => Ok(()),
         }?;
         if let Some(changes) = changes {
-            self.is_told(changes, before).await?;
+            let is_update = matches!(moment.step, Step::Update { .. });
+            self.is_told(changes, before, is_update).await?;
         }
         self.look().await
     }
 
     /// Whoever waits is woken if the step may have given them something: a batch, room, or an outcome.
-    async fn is_told(&mut self, mut changes: watch::Receiver<u64>, before: Stats) -> Check {
+    async fn is_told(
+        &mut self,
+        mut changes: watch::Receiver<u64>,
+        before: Stats,
+        is_update: bool,
+    ) -> Check {
         let after = self.model.stats(self.now);
         let settled = |stats: Stats| stats.done + stats.dead;
         let is_due = after.ready > before.ready
             || after.offered > before.offered
-            || after
-                .next_offer
-                .is_some_and(|at| before.next_offer > Some(at))
+            // That a new lease ends sooner than the others is no news: its holder may hold on.
+            || is_update
+                && after
+                    .next_offer
+                    .is_some_and(|at| before.next_offer > Some(at))
             || after.held() < before.held()
             || settled(after) > settled(before);
         let told = async { !is_due || changes.changed().await.is_ok() };
@@ -175,6 +183,8 @@ impl Pair {
         if let Ok(Some(lease)) = &lease {
             // The lower half is the queue's own, and the same in every id.
             self.model.salt = lower_half(lease.batch);
+            // Any that is larger than all before will do.
+            self.model.last_fence = lease.fence.0.max(self.model.last_fence + 1) - 1;
         }
         let expected = self.model.claim(self.now, claim);
         let lease = same("claim", Ok(expected), lease)?.flatten();

@@ -31,7 +31,7 @@ pub(crate) struct Model {
     bookmarks: BTreeMap<String, Bytes>,
     last_position: u64,
     last_batch: u64,
-    last_fence: u64,
+    pub(crate) last_fence: u64,
     settled: u64,
 }
 

@@ -12,7 +12,7 @@
 use std::{
     panic::{self, AssertUnwindSafe},
     pin::pin,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
 };
 
@@ -24,12 +24,15 @@ use shuttle::{
     thread::yield_now,
 };
 
+use tokio::sync::watch;
+
 use super::*;
 use crate::{
     error::{Error, ErrorKind},
     queue::{
         Administration, Cancelled,
         journal::{
+            core::Inner,
             log::fault::{self, Fault},
             simulated::Crash,
         },
