@@ -100,7 +100,7 @@ fn each_planted_fault_is_caught_in_some_interleaving() {
     for (planted, weather) in PLANTED {
         let found = thread::spawn(move || {
             fault::plant(planted);
-            let attempt = || try_all(weather, seed, 1000, FailurePersistence::None);
+            let attempt = || try_all(weather, seed, 10_000, FailurePersistence::None);
             let failed = panic::catch_unwind(AssertUnwindSafe(attempt)).err()?;
             let why = failed.downcast_ref::<String>().cloned();
             let plain = failed.downcast_ref::<&str>().map(ToString::to_string);
