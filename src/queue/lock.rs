@@ -19,12 +19,17 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
+
 use crate::error::{Error, Result, is_full};
 
 /// The name of the file.
 pub(crate) const LOCK: &str = "LOCK";
 const UNSYNCED: &str = "unsynced";
-/// For how long an opener waits for this very process to let go of the store.
+/// For how long an opener waits for a process that ends, this very one or a dead one, to let go of the store.
 pub(crate) const OWN_LOCK_WAIT: Duration = Duration::from_secs(2);
 pub(crate) const LOCK_POLL: Duration = Duration::from_millis(5);
 
@@ -87,8 +92,10 @@ fn wait_for(
             Err(TryLockError::WouldBlock) => {}
         }
         let owner = owner(path);
-        // The last handle of this process may have been dropped a moment ago.
-        if owner != std::process::id().to_string() || waited >= OWN_LOCK_WAIT {
+        // The last handle of this process may have been dropped a moment ago; and what a process that was killed had
+        // just begun to start holds the lock until it is another program.
+        let is_ending = owner == std::process::id().to_string() || !is_alive(&owner);
+        if !is_ending || waited >= OWN_LOCK_WAIT {
             return Err(Error::locked(format!(
                 "{} is open in the process with pid {owner}, or is being verified; stop that, or use another store",
                 path.display()
@@ -104,6 +111,11 @@ fn owner(path: &Path) -> String {
     let text = File::open(path.join(LOCK)).map(|file| read(&file));
     let text = text.unwrap_or_default();
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn is_alive(owner: &str) -> bool {
+    let pid = owner.parse().ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 fn read(lock: &File) -> String {
