@@ -12,6 +12,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
+//! | `anew` | what can be read is made durable before sled builds on it |
 //! | `clean` | the note of a clean close |
 //! | `synced` | the note of what is durable |
 //! | `handle` | the callers' end of the writer |
@@ -58,6 +59,7 @@ compile_error!(
      build with `default-features = false` and without the feature `sled` here"
 );
 
+mod anew;
 mod apply;
 mod clean;
 mod db;

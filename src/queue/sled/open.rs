@@ -17,7 +17,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::FileExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -25,6 +24,7 @@ use std::{
 };
 
 use super::{
+    anew,
     apply::{self, Step},
     clean,
     db::{self, Db},
@@ -53,10 +53,6 @@ const VERSION: u32 = 1;
 const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
-/// How the name of a snapshot ends that sled has not finished.
-const UNFINISHED: &str = ".generating";
-/// How much is written anew at a time.
-const ANEW_BYTES: usize = 1 << 20;
 /// What a store that is only filled keeps in memory.
 const FILLING_CACHE_BYTES: u64 = 32 << 20;
 
@@ -81,7 +77,7 @@ pub(super) struct Format {
 pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Result<Opened> {
     let (lock, format) = begin(path)?;
     if format.made {
-        prepare(path, &lock)?;
+        anew::prepare(path, &lock)?;
     }
     let db = open_database((path, &lock), &format, cache_bytes)?;
     let (db, (queues, next_queue)) = or_let_go(db, |db| {
@@ -315,50 +311,6 @@ fn write_format(path: &Path, format: &Format) -> Result<()> {
         File::open(path)?.sync_all()
     };
     write().map_err(|error| unusable(path, "can't be written", error))
-}
-
-/// Makes durable what can be read of the database, before sled reads it and builds on it; and removes snapshots that
-/// were never finished, for sled would take the last one for a damaged one.
-fn prepare(path: &Path, lock: &File) -> Result<()> {
-    let is_unsynced = lock::is_unsynced(lock);
-    let prepare = || -> io::Result<()> {
-        for entry in fs::read_dir(database(path))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
-                fs::remove_file(entry.path())?;
-            } else if entry.file_type()?.is_file() {
-                let mut options = OpenOptions::new();
-                let file = options.read(true).write(true).open(entry.path())?;
-                if is_unsynced && step("sled.write_anew")? {
-                    write_anew(&file)?;
-                }
-                file.sync_all()?;
-            }
-        }
-        Ok(())
-    };
-    match prepare() {
-        // A lost database is told by who opens it.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            let _ = lock::note(lock, true);
-            Err(unusable(path, "can't be synced", error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Writes every byte of a file over itself, so that the next sync covers it.
-fn write_anew(file: &File) -> io::Result<()> {
-    let mut buffer = vec![0; ANEW_BYTES];
-    let mut at = 0;
-    loop {
-        let length = file.read_at(&mut buffer, at)?;
-        if length == 0 {
-            return Ok(());
-        }
-        file.write_all_at(&buffer[..length], at)?;
-        at += length as u64;
-    }
 }
 
 /// Opens the database and proves that it is the one that belongs here.
