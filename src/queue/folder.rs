@@ -7,15 +7,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    thread,
-    time::Duration,
 };
 
 pub(crate) use super::lock::unusable;
-use super::lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT};
+use super::lock::{self, LOCK};
 use crate::{
     error::{Error, Result},
     fault::point,
@@ -71,28 +69,19 @@ impl StoreFolder {
     pub(crate) fn lock_too(&mut self, folder: &Path) -> Result<()> {
         let file =
             File::open(folder).map_err(|error| unusable(folder, "can't be opened", error))?;
-        let mut waited = Duration::ZERO;
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                // A process that was just started may hold it until it has become another program.
-                Err(TryLockError::WouldBlock) if waited < OWN_LOCK_WAIT => {
-                    thread::sleep(LOCK_POLL);
-                    waited += LOCK_POLL;
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(Error::locked(format!(
-                        "{} is open in another process, though its LOCK was removed or replaced; stop that process",
-                        self.path.display()
-                    )));
-                }
-                Err(TryLockError::Error(error)) => {
-                    tracing::debug!(%error, folder = %folder.display(), "the folder can't be locked");
-                    return Ok(());
-                }
+        // A process that was just started may hold it until it has become another program.
+        match lock::take_soon(&file, File::try_lock, || true) {
+            Ok(true) => self.folder_lock = Some(file),
+            Ok(false) => {
+                return Err(Error::locked(format!(
+                    "{} is open in another process, though its LOCK was removed or replaced; stop that process",
+                    self.path.display()
+                )));
+            }
+            Err(error) => {
+                tracing::debug!(%error, folder = %folder.display(), "the folder can't be locked");
             }
         }
-        self.folder_lock = Some(file);
         Ok(())
     }
 

@@ -40,7 +40,7 @@ pub(crate) fn take(path: &Path) -> Result<File> {
     let file = options
         .open(path.join(LOCK))
         .map_err(|error| unusable(path, "can't be written", error))?;
-    wait_for(&file, path, File::try_lock)?;
+    take_from(path, &file, File::try_lock)?;
     // Its pid is there to be named: a full disk is no reason not to open.
     if let Err(error) = note(&file, is_unsynced(&file))
         && !is_full(&error)
@@ -73,33 +73,46 @@ pub(crate) fn share(path: &Path, name: &str) -> Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(|error| unusable(path, "has a lock that can't be read", error))?,
     };
-    wait_for(&file, path, File::try_lock_shared)?;
+    take_from(path, &file, File::try_lock_shared)?;
     Ok(Some(file))
 }
 
-fn wait_for(
-    file: &File,
+/// Locks the file of a store; whoever else has it is named.
+fn take_from(
     path: &Path,
+    file: &File,
     lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
 ) -> Result<()> {
+    // The last handle of this process may have been dropped a moment ago; and what a process that was killed had just
+    // begun to start holds the lock until it is another program.
+    let is_ending = || {
+        let owner = owner(path);
+        owner == std::process::id().to_string() || !is_alive(&owner)
+    };
+    match take_soon(file, lock, is_ending) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::locked(format!(
+            "{} is open in the process with pid {}, or is being verified; stop that, or use another store",
+            path.display(),
+            owner(path)
+        ))),
+        Err(error) => Err(unusable(path, "can't be locked", error)),
+    }
+}
+
+/// Locks a file, if need be after waiting for a while for who has it and is ending; false if they keep it.
+pub(crate) fn take_soon(
+    file: &File,
+    lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    is_ending: impl Fn() -> bool,
+) -> io::Result<bool> {
     let mut waited = Duration::ZERO;
     loop {
         match lock(file) {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => {
-                return Err(unusable(path, "can't be locked", error));
-            }
-            Err(TryLockError::WouldBlock) => {}
-        }
-        let owner = owner(path);
-        // The last handle of this process may have been dropped a moment ago; and what a process that was killed had
-        // just begun to start holds the lock until it is another program.
-        let is_ending = owner == std::process::id().to_string() || !is_alive(&owner);
-        if !is_ending || waited >= OWN_LOCK_WAIT {
-            return Err(Error::locked(format!(
-                "{} is open in the process with pid {owner}, or is being verified; stop that, or use another store",
-                path.display()
-            )));
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if waited < OWN_LOCK_WAIT && is_ending() => {}
+            Err(TryLockError::WouldBlock) => return Ok(false),
         }
         thread::sleep(LOCK_POLL);
         waited += LOCK_POLL;
@@ -127,4 +140,39 @@ fn read(lock: &File) -> String {
 /// What the system says about a folder or a file in it.
 pub(crate) fn unusable(path: &Path, what: &str, error: io::Error) -> Error {
     Error::invalid(format!("{} {what}: {error}", path.display())).with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, process::Command};
+
+    use super::*;
+
+    /// A lock that somebody keeps until it was tried so often, by this process; how it ends.
+    fn taken(owner: u32, kept: u32) -> Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        std::fs::write(&path, format!("{owner}\n")).unwrap();
+        let tried = Cell::new(0);
+        take_from(folder.path(), &File::open(&path).unwrap(), |_| {
+            tried.set(tried.get() + 1);
+            if tried.get() > kept {
+                Ok(())
+            } else {
+                Err(TryLockError::WouldBlock)
+            }
+        })
+    }
+
+    #[test]
+    fn who_has_ended_or_is_this_very_process_is_waited_for_and_nobody_else() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let gone = child.id();
+        child.wait().unwrap();
+        taken(gone, 3).unwrap();
+        taken(std::process::id(), 3).unwrap();
+        let error = taken(1, 1).unwrap_err();
+        assert_eq!(error.kind(), crate::error::ErrorKind::Locked);
+        assert!(error.to_string().contains("with pid 1,"), "{error}");
+    }
 }
