@@ -212,6 +212,22 @@ fn an_interrupt_ends_it_with_the_verdict_so_far() {
     assert!(is_empty(dir.path()), "nothing is left");
 }
 
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+#[test]
+fn where_nothing_is_acknowledged_nothing_is_shown() {
+    use batchyard::torture::forgetful::Forgetful;
+    if !has_fuse() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let disk = Forgetful::mount(dir.path()).unwrap();
+    // Room for a store, and below what is kept free of pushes.
+    disk.set_space(Some(20 << 20));
+    let line = "--minutes 0.02 --backend journal";
+    let (_, err) = run(&mut torture(dir.path(), line), 1);
+    assert!(err.contains("nothing was acknowledged"), "{err}");
+}
+
 #[test]
 fn a_folder_that_cannot_be_used_is_named() {
     let dir = TempDir::new().unwrap();

@@ -581,3 +581,32 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "a panic".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{error::ErrorKind, queue::QueueOptions};
+
+    /// Whether the next opening has to write everything anew after sled has ended like this.
+    fn is_unsynced_after(kind: ErrorKind, call: impl FnOnce() -> sled::Result<()>) -> bool {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = super::super::open::open(folder.path(), QueueOptions::default(), 1 << 20);
+        let opened = opened.map_err(|error| error.to_string()).ok().unwrap();
+        let error = opened.db.guard("a call", call).unwrap_err();
+        assert_eq!(error.kind(), kind);
+        assert!(opened.db.check().is_err());
+        lock::is_unsynced(&opened.lock)
+    }
+
+    #[test]
+    fn only_a_failed_write_is_noted_as_unsynced_and_damage_is_not() {
+        let failed = || Err(sled::Error::Io(io::Error::other("the disk failed")));
+        assert!(is_unsynced_after(ErrorKind::Poisoned, failed));
+        let damaged = || Err(sled::Error::ReportableBug("damaged".into()));
+        assert!(!is_unsynced_after(ErrorKind::Corrupt, damaged));
+        let panics = || panic!("as sled does on damage");
+        assert!(!is_unsynced_after(ErrorKind::Corrupt, panics));
+    }
+}

@@ -113,6 +113,38 @@ fn a_full_disk_drains_and_then_takes_pushes_again() {
     }
 }
 
+/// What was missing when it was opened was told then; that it still is costs nothing more.
+#[test]
+fn a_store_of_which_a_segment_is_missing_goes_on_from_a_full_disk() {
+    let disk = SimDisk::new();
+    let mut rig = Rig::open(&disk, false).unwrap();
+    for at in 0..40 {
+        push(&rig, at).unwrap();
+    }
+    rig.tend.write_baseline(&rig.core).unwrap();
+    push(&rig, 40).unwrap();
+    let mut image = disk.image();
+    let segments = image.keys().filter(|name| name.starts_with("segment-"));
+    let name = segments.cloned().nth(2).unwrap();
+    image.remove(&name).unwrap();
+    let disk = SimDisk::from_image(image);
+    let rig = Rig::open(&disk, false).unwrap();
+    let is_told = rig.report.iter().any(|line| line.contains("is missing"));
+    assert!(is_told, "{:?}", rig.report);
+    disk.set_space(0);
+    let mut at = 41;
+    let error = loop {
+        match push(&rig, at) {
+            Ok(_) => at += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::QueueFull, "{error}");
+    disk.set_space(u64::MAX);
+    rig.core.lock().unwrap().no_room = None;
+    push(&rig, at).unwrap();
+}
+
 /// Each group that finds out by itself that there is no segment has the log read again.
 #[test]
 fn once_it_is_known_that_there_is_no_space_the_log_is_left_alone() {
