@@ -361,6 +361,19 @@ pub enum State {
     Cancelled,
 }
 
+impl State {
+    /// All of them, in this order.
+    pub const ALL: [Self; 7] = [
+        Self::Delayed,
+        Self::Ready,
+        Self::InFlight,
+        Self::Done,
+        Self::Dead,
+        Self::Expired,
+        Self::Cancelled,
+    ];
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

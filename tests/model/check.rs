@@ -252,7 +252,7 @@ impl Pair {
         // Pages of another size each time.
         let most = u32::try_from(self.steps % 7).expect("small") * self.scale.requests;
         let most = NonZeroU32::MIN.saturating_add(most);
-        for state in STATES {
+        for state in State::ALL {
             let mut wanted = List::new(state).max_requests(most);
             wanted.payloads = self.steps.is_multiple_of(2);
             loop {
@@ -524,12 +524,3 @@ const HANGS_AFTER: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A request that nobody pushed.
 const STRANGER: RequestId = RequestId::from_u64(7);
-const STATES: [State; 7] = [
-    State::Delayed,
-    State::Ready,
-    State::InFlight,
-    State::Done,
-    State::Dead,
-    State::Expired,
-    State::Cancelled,
-];

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use batchyard::State;
+use batchyard::{State, torture::event::Counts};
 
 use crate::{
     life::{self, Length, kind},
-    told::{Counts, SeenEntry, Told},
+    told::{SeenEntry, Told},
 };
 
 /// What is known so far, and what was wrong.

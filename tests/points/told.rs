@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use batchyard::{
     Administration, Cancelled, Capabilities, Claim, Entry, Lease, List, Member, NewRequest,
     Outcome, Page, Pushed, Queue, QueueName, RequestId, Result, ResultCursor, SettledPage, State,
-    Stats, Then, Timestamp, Update,
+    Stats, Then, Timestamp, Update, torture::event::Counts,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -72,40 +72,6 @@ pub(crate) struct SeenEntry {
     pub(crate) name: String,
     pub(crate) state: State,
     pub(crate) result: Option<String>,
-}
-
-/// The counts of [`Stats`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Counts {
-    pub(crate) adds_up: bool,
-    pub(crate) pushed: u64,
-    pub(crate) delayed: u64,
-    pub(crate) ready: u64,
-    pub(crate) in_flight: u64,
-    pub(crate) batches: u64,
-    pub(crate) done: u64,
-    pub(crate) dead: u64,
-    pub(crate) expired: u64,
-    pub(crate) cancelled: u64,
-    pub(crate) purged: u64,
-}
-
-impl From<Stats> for Counts {
-    fn from(stats: Stats) -> Self {
-        Self {
-            adds_up: stats.adds_up(),
-            pushed: stats.pushed,
-            delayed: stats.delayed,
-            ready: stats.ready,
-            in_flight: stats.in_flight,
-            batches: stats.batches,
-            done: stats.done,
-            dead: stats.dead,
-            expired: stats.expired,
-            cancelled: stats.cancelled,
-            purged: stats.purged,
-        }
-    }
 }
 
 /// A line of its own, in one write, so that a kill leaves none half told.

@@ -3,8 +3,8 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use batchyard::{
-    Claim, ErrorKind, Lease, List, Member, NewRequest, Outcome, Page, Queue, RequestId, Result,
-    Retries, State, Then, Timestamp, Update,
+    Claim, Error, ErrorKind, Lease, List, Member, NewRequest, Outcome, Page, Queue, RequestId,
+    Result, Retries, State, Then, Timestamp, Update,
 };
 use fastrand::Rng;
 
@@ -75,6 +75,19 @@ impl Side {
 
     pub(crate) async fn take(&mut self, now: Timestamp, step: &Step) -> Result<()> {
         in_time("a verb", self.try_take(now, step)).await
+    }
+
+    /// Takes the step of a moment: whether it was answered, or refused as it has to be. Else the disk has failed.
+    pub(crate) async fn goes_on(&mut self, moment: &Moment) -> bool {
+        let result = self.take(moment.now, &moment.step).await;
+        let is_right = result.as_ref().err().map(Error::kind) == moment.refused;
+        assert!(
+            is_right || result.is_err(),
+            "{:?} must be {:?}",
+            moment.step,
+            moment.refused
+        );
+        is_right
     }
 
     async fn try_take(&mut self, now: Timestamp, step: &Step) -> Result<()> {

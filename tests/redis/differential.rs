@@ -339,12 +339,12 @@ impl<R: Queue> Pair<R> {
 }
 
 /// The half of a batch id that does not differ between queues.
-fn formed(id: BatchId) -> u128 {
+pub(crate) fn formed(id: BatchId) -> u128 {
     id.as_u128() >> 64
 }
 
 /// Entries without the half of their batch ids that differs between queues.
-fn plain(mut entries: Vec<Entry>) -> Vec<Entry> {
+pub(crate) fn plain(mut entries: Vec<Entry>) -> Vec<Entry> {
     for entry in &mut entries {
         entry.batch = entry.batch.map(|id| BatchId::from_u128(formed(id)));
     }

@@ -7,11 +7,13 @@ use std::{
 };
 
 use batchyard::{
-    BatchId, Bookmark, Claim, Entry, Lease, List, Member, NewRequest, Outcome, Page, Queue,
-    QueueOptions, RedisQueue, RequestId, Result, Retries, State, Then, Timestamp, Update,
+    BatchId, Bookmark, Claim, Lease, List, Member, NewRequest, Outcome, Page, Queue, QueueOptions,
+    RedisQueue, RequestId, Result, Retries, State, Then, Timestamp, Update,
     transfer::{DumpFrom, Record, Transfer},
 };
 use futures_util::future::{join_all, try_join_all};
+
+use crate::differential::{formed, plain};
 
 /// How many requests a whole life pushes.
 pub(crate) const REQUESTS: u64 = 15;
@@ -232,19 +234,6 @@ impl Life {
         }
         Ok(())
     }
-}
-
-/// The half of a batch id that does not differ between queues.
-fn formed(id: BatchId) -> u128 {
-    id.as_u128() >> 64
-}
-
-/// Entries without the half of their batch ids that differs between queues.
-fn plain(mut entries: Vec<Entry>) -> Vec<Entry> {
-    for entry in &mut entries {
-        entry.batch = entry.batch.map(|id| BatchId::from_u128(formed(id)));
-    }
-    entries
 }
 
 /// Pushes again, under the same keys, whatever of a life was pushed or not: all of it is there then, once.

@@ -79,7 +79,7 @@ impl Rig {
                 bookmark: queue.bookmark(SOURCE).await?,
                 ..View::default()
             };
-            for state in STATES {
+            for state in State::ALL {
                 let mut list = List::new(state).with_payloads();
                 loop {
                     let entries = admin.list(now, &list).await?;
@@ -357,12 +357,3 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
 /// The file of the root.
 const ROOT: u64 = 8192;
 const SOURCE: &str = "source";
-const STATES: [State; 7] = [
-    State::Delayed,
-    State::Ready,
-    State::InFlight,
-    State::Done,
-    State::Dead,
-    State::Expired,
-    State::Cancelled,
-];

@@ -323,7 +323,7 @@ impl Pilot {
                 payloads,
             } => {
                 let list = List {
-                    state: STATES[state % STATES.len()],
+                    state: State::ALL[state % State::ALL.len()],
                     after: after.map(|number| self.memory.pick(number)),
                     max_requests: count(*max_requests),
                     payloads: *payloads,
@@ -503,13 +503,3 @@ fn bytes(number: u64) -> NonZeroU64 {
 
 /// How many of the last leases are used: the older ones are mostly lost, and tried even so.
 const LEASES: usize = 5;
-
-const STATES: [State; 7] = [
-    State::Delayed,
-    State::Ready,
-    State::InFlight,
-    State::Done,
-    State::Dead,
-    State::Expired,
-    State::Cancelled,
-];

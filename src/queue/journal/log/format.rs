@@ -348,11 +348,11 @@ fn sector_checksum(bytes: &[u8; SECTOR as usize]) -> u32 {
     hasher.finalize()
 }
 
-fn put(bytes: &mut [u8], at: usize, value: u32) {
+pub(super) fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     let mut word = [0; 4];
     word.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(word)

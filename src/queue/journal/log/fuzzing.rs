@@ -2,7 +2,9 @@
 
 use super::{
     Place,
-    format::{CLOSING, FrameHeader, HEADER, Head, Kind, PAGE, RootSlot, SECTOR, SegmentHeader},
+    format::{
+        CLOSING, FrameHeader, HEADER, Head, Kind, PAGE, RootSlot, SECTOR, SegmentHeader, put, word,
+    },
 };
 
 /// Headers of any bytes, with the checksums they have and with right ones.
@@ -105,14 +107,4 @@ fn seal_frame(bytes: &mut [u8], place: Place, salt: u64) -> Option<FrameHeader> 
         bytes.copy_from_slice(&header.closing());
     }
     Some(header)
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(word)
 }

@@ -124,8 +124,8 @@ fn a_store_of_which_a_segment_is_missing_goes_on_from_a_full_disk() {
     rig.tend.write_baseline(&rig.core).unwrap();
     push(&rig, 40).unwrap();
     let mut image = disk.image();
-    let segments = image.keys().filter(|name| name.starts_with("segment-"));
-    let name = segments.cloned().nth(2).unwrap();
+    let mut segments = image.keys().filter(|name| name.starts_with("segment-"));
+    let name = segments.nth(2).unwrap().clone();
     image.remove(&name).unwrap();
     let disk = SimDisk::from_image(image);
     let rig = Rig::open(&disk, false).unwrap();
