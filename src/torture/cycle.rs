@@ -168,7 +168,9 @@ impl Site {
         // Often soon, sometimes late.
         let life = LONGEST.mul_f64(random.f64().powi(2));
         let early = self.opening.mul_f64(random.f64() * 1.1);
-        match random.u8(..10) {
+        // However short the time is, each store loses its program or its power once.
+        let kind = random.u8(..10);
+        match if self.lives == 0 { AT_WORK } else { kind } {
             0 => Death::Closed(life),
             1..4 if self.ground.forgets() => Death::CutInRecovery(random.u64(..=self.changes + 2)),
             4..9 if self.ground.forgets() => Death::CutAtWork(life),
@@ -329,6 +331,8 @@ enum End {
     Gone,
 }
 
+/// The kind of death that ends the work of a child.
+const AT_WORK: u8 = 4;
 /// The longest that a child works.
 const LONGEST: Duration = Duration::from_secs(2);
 /// How long a child goes on once its disk is gone.
