@@ -82,8 +82,11 @@ fn same_again<R: Record>(key: &[u8], value: &[u8]) {
     assert_eq!(same, body);
     let twice = record::encode(key, &again, same).expect("it has a length");
     assert_eq!(twice, written);
-    let other = [key, b"\0"].concat();
-    assert!(record::decode::<R>(Tree::Meta, &other, &written).is_err());
+    // A sum of 32 bits may be that of another key as well, but not of one that differs in a bit.
+    if let Some((last, before)) = key.split_last() {
+        let other = [before, &[last ^ 1]].concat();
+        assert!(record::decode::<R>(Tree::Meta, &other, &written).is_err());
+    }
     let mut damaged = written;
     let at = body.len() % damaged.len();
     damaged[at] ^= 1;

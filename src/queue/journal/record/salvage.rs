@@ -53,6 +53,13 @@ impl Pieces<'_> {
                 list.name(&some, &mut ids, Loss::Id);
             }
         }
+        // Where ids may belong to either of two parts, one has taken what only the other could: then any will do.
+        for list in &mut lists {
+            let is_free = |id: &u64| !ids.contains(id) && !known.is_elsewhere(*id);
+            let free = (stretch.first..=stretch.last).filter(is_free);
+            let some: Vec<u64> = free.take(list.missing).collect();
+            list.name(&some, &mut ids, Loss::Id);
+        }
         let all = lists.into_iter().flat_map(|list| list.found);
         let mut all: Vec<Found> = all.map(|(found, ..)| found).collect();
         all.sort_by_key(|found| found.id);
