@@ -92,7 +92,7 @@ fn take_from(
     match take_soon(file, lock, is_ending) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::locked(format!(
-            "{} is open in the process with pid {}, or is being verified; stop that, or use another store",
+            "{} is open in the process with pid {}, or is being verified; stop it, or use another store",
             path.display(),
             owner(path)
         ))),
