@@ -264,14 +264,15 @@ local function sound_record(id)
   return rec
 end
 
--- The values of many fields of a hash, in the order of the fields; records must be some, or not there.
-local function values_of(key, fields)
+-- The values of many fields of a hash, in the order of the fields; records must be some, or not there. Those that this
+-- script has looked at before it wrote anything need not be looked at again.
+local function values_of(key, fields, are_sound)
   local values = {}
   for from = 1, #fields, CHUNK do
     local page = call('HMGET', PREFIX .. key, unpack(fields, from, math.min(from + CHUNK - 1, #fields)))
     for i, value in ipairs(page) do
       local field = fields[from + i - 1]
-      if key == 'requests' and value and not is_record(value) then
+      if key == 'requests' and value and not are_sound and not is_record(value) then
         stop(PREFIX .. 'requests has no record in ' .. field)
       end
       values[from + i - 1] = value

@@ -109,13 +109,14 @@ local function open_child(unsettled, from, to)
     'open', count, 'bytes', decimal(bytes), 'formed_at', NOW, 'context', context, 'until', ZERO)
 end
 
--- Ends the batch: every member with an outcome is settled by it, the others are answered, in order.
+-- Ends the batch: every member with an outcome is settled by it, the others are answered, in order. All of them went
+-- through `check_members` before.
 local function finish(rest)
   local unsettled, from = {}, 0
   repeat
     local page, ids = call('ZRANGE', members, from, from + CHUNK - 1), {}
     for i, member in ipairs(page) do ids[i] = sub(member, 17, 32) end
-    local records = values_of('requests', ids)
+    local records = values_of('requests', ids, true)
     local outcomes = values_of('outcomes:' .. BATCH, ids)
     for i, id in ipairs(ids) do
       local rec, outcome = records[i], outcomes[i] or rest
