@@ -1,17 +1,23 @@
-//! What is beside a restored queue in its store: what did not end, and other queues.
+//! What is beside a restored queue in its store: what did not end, and other queues; and dumps that are whole.
+
+use std::{num::NonZeroU32, time::Duration};
 
 use batchyard::{
-    Claim, ErrorKind, MemoryQueue, NewRequest, Position, Queue, QueueName, QueueOptions, SledStore,
-    Store,
+    Claim, ErrorKind, MemoryQueue, NewRequest, Outcome, Position, Queue, QueueName, QueueOptions,
+    Retries, SledStore, Store, Then, Timestamp, Update,
     transfer::{DumpFrom, Record, Transfer},
 };
 
 use crate::support::NOW;
 
 async fn dump(queue: &dyn Transfer) -> Vec<Record> {
+    dump_at(queue, NOW).await
+}
+
+async fn dump_at(queue: &dyn Transfer, now: Timestamp) -> Vec<Record> {
     let (mut records, mut from) = (Vec::new(), Some(DumpFrom::Start));
     while let Some(at) = from {
-        let page = queue.dump(NOW, at).await.expect("dumped");
+        let page = queue.dump(now, at).await.expect("dumped");
         records.extend(page.records);
         from = page.next;
     }
@@ -188,5 +194,40 @@ async fn a_dump_whose_positions_can_not_be_is_refused() {
         assert!(error.to_string().contains(why), "{error}");
     }
     assert_eq!(queue.stats(NOW).await.expect("stats").pushed, 0);
+    store.close().await.expect("closed");
+}
+
+/// Members of a large batch are settled between other calls, here after what is kept of them is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_made_while_a_batch_is_settled_is_taken_in() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let retention = Duration::from_secs(1);
+    let options = QueueOptions::default().retention(retention);
+    let store = SledStore::open(folder.path()).await.expect("opens");
+    for round in 0..200_u32 {
+        let name = format!("round-{round}").parse().expect("a name");
+        let queue = store.queue_with(&name, options).await.expect("opens");
+        let requests = (0..600).map(|_| NewRequest::new("a")).collect();
+        queue.push(NOW, requests).await.expect("pushed");
+        let lease = queue.claim(NOW, &Claim::new()).await.expect("claims");
+        let retries = Retries {
+            at: NOW,
+            max_attempts: NonZeroU32::MIN,
+        };
+        let rest = Outcome::result("one of many");
+        let finish = Update::then(Then::Finish { rest, retries });
+        let ended = queue.update(NOW, &lease.expect("a batch"), finish).await;
+        ended.expect("ended");
+        // At another moment of the settling each time.
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+        }
+        let later = NOW.after(2 * retention);
+        let records = dump_at(queue.transfer().expect("transfers"), later).await;
+        let memory = MemoryQueue::new(options);
+        let restore = memory.transfer().expect("transfers").restore().await;
+        let taken = restore.expect("begun").add(records).await;
+        taken.unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
     store.close().await.expect("closed");
 }

@@ -17,6 +17,7 @@ use super::{
     state::{Live, QueueState},
 };
 use crate::{
+    clock::Timestamp,
     error::{Error, ErrorKind, Result},
     queue::QueueOptions,
     request::QueueName,
@@ -174,12 +175,12 @@ impl Handle {
         answer.await.unwrap_or(Ok(()))
     }
 
-    /// Reads beside the writer; answers once what was seen is durable. `None`: there are ended batches
-    /// to be settled first.
+    /// Reads beside the writer; answers once what was seen is durable. `None`: there are ended batches to be settled
+    /// first, or the queue is to be brought to `now`. What is settled in the background may be over at once.
     pub(super) async fn view<T: Send + 'static>(
         &self,
         id: u32,
-        settled: bool,
+        now: Option<Timestamp>,
         read: impl FnOnce(View<'_>) -> Result<T> + Send + 'static,
     ) -> Result<Option<T>> {
         let core = self.core.clone();
@@ -191,7 +192,10 @@ impl Handle {
                 .queues
                 .get(&id)
                 .ok_or_else(|| Error::internal("no such queue"))?;
-            if settled && !queue.ending.is_empty() {
+            let is_behind = |now: Timestamp| {
+                !queue.ending.is_empty() || queue.next.first() <= now.as_nanos()
+            };
+            if now.is_some_and(is_behind) {
                 return Ok(None);
             }
             let read = catch_unwind(AssertUnwindSafe(|| read(View { db, queue })));

@@ -101,12 +101,10 @@ impl SledQueue {
     ) -> Result<T> {
         self.check()?;
         loop {
-            if self.live.stats(now).is_none() {
-                self.handle
-                    .call(self.live.id, move |step| step.advance(now))
-                    .await?;
-            }
-            let value = self.handle.view(self.live.id, true, read.clone()).await?;
+            let value = self
+                .handle
+                .view(self.live.id, Some(now), read.clone())
+                .await?;
             if let Some(value) = value {
                 return Ok(value);
             }
@@ -192,7 +190,7 @@ impl Queue for SledQueue {
         let lease = lease.clone();
         let members = self
             .handle
-            .view(self.live.id, false, move |view| view.read(&lease, page))
+            .view(self.live.id, None, move |view| view.read(&lease, page))
             .await?;
         Ok(members.unwrap_or_default())
     }
@@ -241,7 +239,7 @@ impl Queue for SledQueue {
         let source = source.to_owned();
         let value = self
             .handle
-            .view(self.live.id, false, move |view| view.bookmark(&source))
+            .view(self.live.id, None, move |view| view.bookmark(&source))
             .await?;
         Ok(value.flatten())
     }
