@@ -55,7 +55,7 @@ pub(super) struct Db {
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
     synced: Synced,
-    /// Until all else is dropped.
+    /// Looks after `sled`.
     _sentinel: Sentinel,
 }
 
@@ -92,9 +92,15 @@ impl Db {
         }
     }
 
-    /// Drops it. sled writes a last time then, and panics if the disk fails.
+    /// Drops it. sled writes a last time then, and panics if the disk fails. Most of it is written before, while
+    /// somebody looks after that.
     pub(super) fn let_go(self) {
-        if catch_unwind(AssertUnwindSafe(|| drop(self))).is_err() {
+        let last = || {
+            // How it ends, those who wait for an answer are told.
+            let _ = self.sled.flush();
+            drop(self);
+        };
+        if catch_unwind(AssertUnwindSafe(last)).is_err() {
             tracing::error!("sled panicked while it was closed");
         }
     }

@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 /// How long a flush may be forgotten.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Looks after a database until it is dropped.
+/// Looks after a database until its handle is dropped. What sled flushes by itself after that would wait unseen, so all is
+/// flushed before.
 #[derive(Debug)]
 pub(super) struct Sentinel {
     _alive: Sender<()>,
