@@ -5,7 +5,7 @@
 //!                          │
 //!                          ├ args    options that several verbs have, and how they are written
 //!                          ├ store   from --store and the environment to a store
-//!                          ├ stop    SIGINT and SIGTERM
+//!                          ├ stop    SIGINT, SIGTERM and SIGHUP
 //!                          ├ scratch a folder of this program's own, and its removal
 //!                          ├ child   this program, started again
 //!                          ├ output  data on stdout, talk on stderr, the progress bar

@@ -1,7 +1,7 @@
 //! `dispatch`: a dispatcher on a queue, or on every queue of a prefix, until it is asked to stop.
 //!
 //! ```text
-//!   SIGINT, SIGTERM ─▶ first: batches under way may finish ─▶ second: they are stopped
+//!   SIGINT, SIGTERM, SIGHUP ─▶ first: batches under way may finish ─▶ second: they are stopped
 //!   --drain ─────────▶ all is settled ─┐
 //!   stdout is gone ──▶ nobody listens ─┼▶ shut down, and an exit code
 //!   a queue broke ───▶ it is given up ─┘
@@ -28,7 +28,7 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     override_usage = "batchyard dispatch [OPTIONS] -- COMMAND...\n       batchyard dispatch [OPTIONS] --handler http:URL",
-    after_help = "The first SIGINT or SIGTERM lets batches finish until --shutdown-timeout; the second stops them at \
+    after_help = "The first SIGINT, SIGTERM or SIGHUP lets batches finish until --shutdown-timeout; the second stops them at \
 once. A store in a folder belongs to one process at a time; several may serve one on Redis.\n\n\
 Example: batchyard dispatch --store ./store --prefix tenant- --time-threshold 10s -- ./send-emails"
 )]

@@ -25,6 +25,8 @@ pub(crate) enum Exit {
     Remote = 7,
     /// The store is damaged.
     Damaged = 8,
+    /// SIGHUP.
+    HungUp = 129,
     /// SIGINT.
     Interrupted = 130,
     /// SIGTERM.
@@ -33,7 +35,7 @@ pub(crate) enum Exit {
 
 /// The table of exit codes, for the help.
 pub(crate) const HELP: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in \
-use, changed input), 5 partial success, 7 remote error, 8 store damaged, 130 interrupted, \
+use, changed input), 5 partial success, 7 remote error, 8 store damaged, 129 hung up, 130 interrupted, \
 143 terminated.";
 
 /// An error on its way out of the program.
