@@ -49,7 +49,9 @@ pub use self::queue::journal::{JournalOptions, JournalQueue, JournalStore};
 #[cfg(feature = "redis")]
 pub use self::queue::redis::{RedisQueue, RedisStore};
 #[cfg(feature = "sled")]
-pub use self::queue::sled::{Repaired, SledOptions, SledQueue, SledStore};
+pub use self::queue::sled::{
+    Repaired, SledOptions, SledQueue, SledStore, VerifyPhase, VerifyProgress,
+};
 #[cfg(any(feature = "journal", feature = "sled"))]
 pub use self::queue::verified::{Finding, FindingKind, Verified};
 pub use self::{

@@ -20,6 +20,8 @@ mod room;
 #[cfg(feature = "sled")]
 pub(crate) mod sled;
 #[cfg(any(feature = "journal", feature = "sled"))]
+pub(crate) mod stated;
+#[cfg(any(feature = "journal", feature = "sled"))]
 mod stored;
 pub mod transfer;
 #[cfg(any(feature = "journal", feature = "sled"))]

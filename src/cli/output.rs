@@ -141,6 +141,11 @@ impl Steps {
         Self::styled("{bar:30} {elapsed}, {eta} to go: {msg}")
     }
 
+    /// A bar that counts bytes or entries.
+    pub(crate) fn of_verifying() -> Self {
+        Self::styled("{bar:30} {elapsed} so far: {msg}")
+    }
+
     fn styled(style: &str) -> Self {
         Self {
             bar: Bar::start(style),

@@ -48,7 +48,7 @@ struct Line {
 
 /// Repairs it. Exit 5 if something was not saved, or if nobody can tell; a journal store needs no repair.
 pub(super) async fn repair(args: RepairArgs) -> Result<Exit, Failure> {
-    if Backend::of(&args.from) == Some(Backend::Journal) {
+    if Backend::of_remains(&args.from) == Some(Backend::Journal) {
         let from = args.from.display();
         let text = format!(
             "{from} is a journal store, which needs none: it opens with what is left of it, and tells what is damaged; run \

@@ -24,25 +24,36 @@ pub(crate) enum Backend {
 impl Backend {
     /// What the store in this folder is; `None` if there is none, or none that we know.
     pub(crate) fn of(folder: &Path) -> Option<Self> {
-        let format = fs::read_to_string(folder.join(FORMAT)).ok()?;
-        match format.lines().next()? {
+        let format = fs::read(folder.join(FORMAT)).ok()?;
+        match String::from_utf8_lossy(&format).lines().next()? {
             "batchyard sled store" => Some(Self::Sled),
             "batchyard journal store" => Some(Self::Journal),
             _ => None,
         }
     }
 
-    /// What the store in this folder is, even if its `FORMAT` is lost: each has a folder of its own within it.
+    /// What the store in this folder is, even if its `FORMAT` is lost or damaged: each has files of its own.
     pub(crate) fn of_remains(folder: &Path) -> Option<Self> {
-        let has = |name: &str| folder.join(name).is_dir();
-        let remains = [("sled", Self::Sled), ("log", Self::Journal)];
-        let remains = remains.into_iter().find(|(name, _)| has(name));
-        Self::of(folder).or(remains.map(|(_, backend)| backend))
+        let is_sled = || folder.join("sled/db").is_file();
+        let is_journal = || {
+            let files = fs::read_dir(folder.join("log")).into_iter().flatten();
+            let names = files.flatten().map(|file| file.file_name());
+            names.into_iter().any(|name| {
+                let name = name.to_string_lossy();
+                name.starts_with("segment-") && name.ends_with(".log")
+            })
+        };
+        let remains = || match () {
+            () if is_sled() => Some(Self::Sled),
+            () if is_journal() => Some(Self::Journal),
+            () => None,
+        };
+        Self::of(folder).or_else(remains)
     }
 
     /// What the store in this folder is, or is made as: as asked for, else as in `BATCHYARD_BACKEND`.
     fn at(folder: &Path, asked: Option<Self>) -> Result<Self, Failure> {
-        match (Self::of(folder), asked) {
+        match (Self::of_remains(folder), asked) {
             (Some(is), Some(asked)) if is != asked => {
                 let text = format!(
                     "{} is a {is} store, and --backend says {asked}; leave it out, or choose another folder",

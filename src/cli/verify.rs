@@ -1,15 +1,21 @@
 //! `verify`: reads all that a store holds, and says what of it is damaged.
 
-use std::{env, fmt::Write as _, path::PathBuf};
+use std::{
+    env,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
-use batchyard::{Finding, FindingKind, SledStore, Verified};
+use batchyard::{Finding, FindingKind, SledStore, Verified, VerifyPhase, VerifyProgress};
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
 use super::{
     args::StoreArgs,
     exit::{Exit, Failure},
-    output::{print, print_json},
+    output::{Steps, print, print_json},
+    scratch,
+    stop::Stop,
     store::Backend,
 };
 
@@ -57,7 +63,10 @@ pub(super) async fn verify(args: VerifyArgs) -> Result<Exit, Failure> {
         }
         Some(Backend::Sled) | None => {
             let scratch = args.scratch.clone().unwrap_or_else(env::temp_dir);
-            SledStore::verify(folder, scratch).await?
+            match verify_sled(folder, &scratch).await? {
+                Ok(verified) => verified,
+                Err(stopped) => return Ok(stopped),
+            }
         }
     };
     let sum = sum_of(&verified);
@@ -71,6 +80,41 @@ pub(super) async fn verify(args: VerifyArgs) -> Result<Exit, Failure> {
         print(format!("{lines}{}\n", verdict(&sum)).as_bytes())?;
     }
     Ok(if sum.clean { Exit::Ok } else { Exit::Damaged })
+}
+
+/// Verifies a sled store in a folder of its own within `scratch`, which is removed however this ends; or the signal that
+/// ended it.
+async fn verify_sled(store: &Path, scratch: &Path) -> Result<Result<Verified, Exit>, Failure> {
+    let mut stop = Stop::new()?;
+    let folder = scratch::folder(scratch, "batchyard-verify-")?;
+    let steps = Steps::of_verifying();
+    let tell = |progress: VerifyProgress| {
+        let line = told(progress);
+        steps.set(progress.done, progress.of, &line, &line);
+    };
+    let verified = tokio::select! {
+        verified = SledStore::verify_telling(store, folder.path(), tell) => verified.map(Ok),
+        stopped = stop.asked() => Ok(Err(stopped)),
+    };
+    drop(steps);
+    // What is under way may have to write once more, and goes with this program.
+    scratch::remove(&folder.keep())?;
+    Ok(verified?)
+}
+
+/// How far it is, for people.
+fn told(progress: VerifyProgress) -> String {
+    let bytes = |count| bytesize::ByteSize::b(count).to_string();
+    let VerifyProgress {
+        phase, done, of, ..
+    } = progress;
+    match phase {
+        VerifyPhase::Copying => format!("copying: {} of {}", bytes(done), bytes(of)),
+        VerifyPhase::Opening => format!("opening the copy of {}", bytes(of)),
+        VerifyPhase::Counting => format!("counting: {done} of {of} entries"),
+        VerifyPhase::Reading => format!("reading: {done} of {of} entries"),
+        _ => "looking at each queue".to_owned(),
+    }
 }
 
 fn sum_of(verified: &Verified) -> Sum {

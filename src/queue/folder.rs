@@ -13,13 +13,15 @@ use std::{
 };
 
 pub(crate) use super::lock::unusable;
-use super::lock::{self, LOCK};
+use super::{
+    lock::{self, LOCK},
+    stated::{self, FORMAT},
+};
 use crate::{
     error::{Error, Result},
     fault::point,
 };
 
-const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
 
 /// What a backend's stores say of themselves.
@@ -180,12 +182,8 @@ fn inspect(path: &Path, kind: Kind) -> Result<()> {
 }
 
 fn read_format(path: &Path, kind: Kind) -> Result<Option<BTreeMap<String, String>>> {
-    let text = match fs::read_to_string(path.join(FORMAT)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
-    };
-    parse_format(path, &text, kind).map(Some)
+    let text = stated::read(path)?;
+    text.map(|text| parse_format(path, &text, kind)).transpose()
 }
 
 /// The fields of a FORMAT of this kind, but for the version.

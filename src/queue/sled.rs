@@ -24,7 +24,7 @@
 //! | `db` | every call into sled, guarded; the sync |
 //! | `transfer` | to and from other backends |
 //! | `repair` | saving what can be read of a damaged store |
-//! | `verify` | reading all that is held, in a copy |
+//! | `verify`, `progress` | reading all that is held, in a copy, and how far that is |
 //! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
 //! | `record`, `keys` | what lies on disk |
 //!
@@ -68,6 +68,7 @@ pub(crate) mod fuzzing;
 mod handle;
 mod keys;
 mod open;
+mod progress;
 mod queue;
 mod range;
 mod reader;
@@ -92,8 +93,12 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
-use self::{handle::Handle, state::QueueState, writer::Writer};
-pub use self::{queue::SledQueue, repair::Repaired};
+use self::{handle::Handle, progress::Pulse, state::QueueState, writer::Writer};
+pub use self::{
+    progress::{VerifyPhase, VerifyProgress},
+    queue::SledQueue,
+    repair::Repaired,
+};
 use crate::{
     error::{Error, Result},
     queue::{Queue, QueueOptions, Store, verified::Verified},
@@ -280,20 +285,30 @@ impl SledStore {
     ///
     /// # Errors
     /// [`Locked`](crate::ErrorKind::Locked): it is open. [`NotFound`](crate::ErrorKind::NotFound): there is none.
-    /// [`Corrupt`](crate::ErrorKind::Corrupt): its `FORMAT` is damaged.
     /// [`Invalid`](crate::ErrorKind::Invalid): it is no such store, or `scratch` has no room.
-    /// [`Unavailable`](crate::ErrorKind::Unavailable): opening the copy took longer than 10 minutes.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable): nothing went on for 10 minutes, or sled needed a second longer for
+    /// each MiB to open the copy.
     pub async fn verify(path: impl AsRef<Path>, scratch: impl AsRef<Path>) -> Result<Verified> {
+        Self::verify_telling(path, scratch, |_| {}).await
+    }
+
+    /// The same; `tell` hears how far it is, again and again. Dropped, it ends soon, and removes its copy then.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub async fn verify_telling(
+        path: impl AsRef<Path>,
+        scratch: impl AsRef<Path>,
+        tell: impl FnMut(VerifyProgress),
+    ) -> Result<Verified> {
         let (path, scratch) = (path.as_ref().to_owned(), scratch.as_ref().to_owned());
-        let verify = tokio::task::spawn_blocking(move || verify::verify(&path, &scratch));
-        let timeout = SledOptions::default().open_timeout;
-        match tokio::time::timeout(timeout, verify).await {
-            Ok(verified) => verified
-                .map_err(|error| Error::internal("verifying was cut off").with_source(error))?,
-            Err(_) => Err(Error::unavailable(format!(
-                "the copy could not be read within {timeout:?}"
-            ))),
-        }
+        let (pulse, progress) = Pulse::new();
+        let verify = tokio::task::spawn_blocking(move || verify::verify(&path, &scratch, &pulse));
+        let verify = async {
+            let verified = verify.await;
+            verified.map_err(|error| Error::internal("verifying was cut off").with_source(error))?
+        };
+        progress::while_it_goes_on(verify, progress, tell).await
     }
 
     /// How many syncs have reached the disk since the store was opened: one for each group of calls

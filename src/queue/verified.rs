@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::request::RequestId;
+use crate::{error::Error, request::RequestId};
 
 /// What reading all of a store has shown: see `JournalStore::verify` and `SledStore::verify`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -25,6 +25,14 @@ impl Verified {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.damages() == 0
+    }
+
+    /// A store that is so damaged that nothing of it is read.
+    pub(crate) fn refused(error: &Error, opening: &'static str) -> Self {
+        Self {
+            findings: vec![Finding::damaged(error.to_string(), opening)],
+            ..Self::default()
+        }
     }
 
     /// How many of the findings are damage.

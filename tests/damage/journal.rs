@@ -49,8 +49,12 @@ async fn check(path: &Path, (whole, payloads): (&Path, &Payloads), what: &str, t
         Err(error) => {
             let known = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid);
             assert!(known, "{what}: {error}");
-            let said = verified.unwrap_err();
-            assert_eq!(said.to_string(), error.to_string(), "{what}");
+            let said = match verified {
+                Ok(verified) => verified.findings[0].what.clone(),
+                Err(said) => said.to_string(),
+            };
+            assert_eq!(said, error.to_string(), "{what}");
+            assert_eq!(is_refused, error.kind() == ErrorKind::Invalid, "{what}");
             told.refused += 1;
         }
         Ok(store) => {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use batchyard::{JournalStore, NewRequest, QueueExt, SledStore, Store, testing::proof};
@@ -11,8 +11,18 @@ use batchyard::{JournalStore, NewRequest, QueueExt, SledStore, Store, testing::p
 use super::{copy, fill, snapshot};
 
 fn verify(store: &Path, more: &[&str]) -> (Option<i32>, String, String) {
+    run("verify", store, more)
+}
+
+fn run(verb: &str, store: &Path, more: &[&str]) -> (Option<i32>, String, String) {
     let mut program = Command::new(env!("CARGO_BIN_EXE_batchyard"));
-    let program = program.arg("verify").arg("--store").arg(store).args(more);
+    program
+        .env_remove("BATCHYARD_BACKEND")
+        .stdin(Stdio::null())
+        .args(verb.split(' '))
+        .arg("--store")
+        .arg(store)
+        .args(more);
     let Output {
         status,
         stdout,
@@ -20,6 +30,10 @@ fn verify(store: &Path, more: &[&str]) -> (Option<i32>, String, String) {
     } = program.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
+}
+
+fn read_json(line: &str) -> serde_json::Value {
+    serde_json::from_str(line).unwrap()
 }
 
 /// A closed journal and a closed sled store, in which something is.
@@ -78,10 +92,7 @@ async fn verify_says_what_is_damaged_and_changes_nothing() {
         );
         let (code, out, _) = verify(&store, &["--json", scratch_arg[0], scratch_arg[1]]);
         assert_eq!(code, Some(8));
-        let lines: Vec<serde_json::Value> = out
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let lines: Vec<_> = out.lines().map(read_json).collect();
         let (sum, findings) = lines.split_last().unwrap();
         assert_eq!(
             (&sum["kind"], &sum["clean"]),
@@ -105,10 +116,8 @@ async fn verify_says_what_is_damaged_and_changes_nothing() {
         }
         assert_eq!(snapshot(&store), before);
 
-        fs::remove_file(store.join("FORMAT")).unwrap();
-        let (code, _, err) = verify(&store, &scratch_arg);
-        assert_eq!(code, Some(8), "{err}");
-        assert!(err.contains("FORMAT"), "{err}");
+        let shown = scratch.path().to_str().unwrap();
+        assert!(!out.contains(shown), "{out} names the copy");
     }
     assert_eq!(
         fs::read_dir(scratch.path()).unwrap().count(),
@@ -177,4 +186,128 @@ async fn what_was_begun_and_never_answered_is_no_damage() {
         "{out}"
     );
     assert!(out.contains("clean: 2 requests in 1 queues"), "{out}");
+}
+
+/// A folder with a store's other files is a damaged store, whatever its `FORMAT` has become; any other is not ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_format_that_is_damaged_or_gone_is_damage_to_every_verb() {
+    let folder = tempfile::tempdir().unwrap();
+    for store in stores(folder.path()).await {
+        let todo = if store.ends_with("sled") {
+            "repair"
+        } else {
+            "write FORMAT again, in these four lines"
+        };
+        let whole = fs::read(store.join("FORMAT")).unwrap();
+        let damages: [Option<&[u8]>; 5] = [
+            None,
+            Some(b""),
+            Some(b"\xff\xfe and more"),
+            Some(b"batchyard slad store\nversion 1\n"),
+            Some(&[0; 100]),
+        ];
+        for damage in damages {
+            match damage {
+                Some(bytes) => fs::write(store.join("FORMAT"), bytes).unwrap(),
+                None => fs::remove_file(store.join("FORMAT")).unwrap(),
+            }
+            let before = snapshot(&store);
+            for verb in ["stats", "export", "push", "dead ls"] {
+                let (code, out, err) = run(verb, &store, &[]);
+                assert_eq!((code, &*out), (Some(8), ""), "{verb} {damage:?}: {err}");
+                assert!(err.contains(todo), "{verb} {damage:?}: {err}");
+            }
+            let (code, out, err) = verify(&store, &[]);
+            assert_eq!((code, &*err), (Some(8), ""), "{damage:?}: {out}");
+            assert!(out.starts_with("damaged: the FORMAT of "), "{out}");
+            assert!(
+                out.contains(todo) && out.contains("\ndamaged: 0 requests"),
+                "{out}"
+            );
+            let (code, out, _) = verify(&store, &["--json"]);
+            let lines: Vec<_> = out.lines().map(read_json).collect();
+            assert_eq!((code, lines.len()), (Some(8), 2), "{out}");
+            assert_eq!(
+                (&lines[0]["kind"], &lines[1]["clean"]),
+                (&"damaged".into(), &false.into())
+            );
+            assert_eq!(snapshot(&store), before, "{damage:?}");
+        }
+        // What the system does not let be read is not damaged.
+        fs::remove_file(store.join("FORMAT")).unwrap();
+        fs::create_dir(store.join("FORMAT")).unwrap();
+        for verb in ["stats", "verify"] {
+            let (code, out, err) = run(verb, &store, &[]);
+            assert_eq!((code, &*out), (Some(2), ""), "{verb}: {err}");
+            assert!(
+                err.contains("Is a directory") && !err.contains("damaged"),
+                "{verb}: {err}"
+            );
+        }
+        fs::remove_dir(store.join("FORMAT")).unwrap();
+        fs::write(store.join("FORMAT"), whole).unwrap();
+        assert_eq!(verify(&store, &[]).0, Some(0));
+        // Without anything of a store beside it, it is somebody else's.
+        let foreign = folder.path().join("foreign");
+        fs::create_dir_all(foreign.join("log")).unwrap();
+        fs::create_dir_all(foreign.join("sled")).unwrap();
+        fs::write(foreign.join("FORMAT"), "PNG").unwrap();
+        for verb in ["stats", "export", "push", "verify"] {
+            let (code, _, err) = run(verb, &foreign, &[]);
+            assert_eq!(code, Some(2), "{verb}: {err}");
+            assert!(err.contains("choose another folder"), "{verb}: {err}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_of_the_copy_names_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let [_, store] = stores(folder.path()).await;
+    let length = fs::metadata(store.join("sled/db")).unwrap().len();
+    for damage in [vec![], vec![7; usize::try_from(length).unwrap()]] {
+        fs::write(store.join("sled/db"), &damage).unwrap();
+        let shown = scratch.path().to_str().unwrap();
+        let (code, out, err) = verify(&store, &["--scratch", shown]);
+        assert_eq!(code, Some(8), "{out}{err}");
+        assert!(out.contains(store.to_str().unwrap()), "{out}");
+        assert!(
+            !out.contains(shown) && !out.contains("batchyard-verify-"),
+            "{out}"
+        );
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_removes_the_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let [_, store] = stores(folder.path()).await;
+    // Nobody ever writes to it, so copying it never ends.
+    let made = Command::new("mkfifo")
+        .arg(store.join("sled/stuck"))
+        .status();
+    assert!(made.unwrap().success());
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let scratch = tempfile::tempdir().unwrap();
+        let is_empty = || fs::read_dir(scratch.path()).unwrap().next().is_none();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_batchyard"))
+            .args(["verify", "--store"])
+            .arg(&store)
+            .arg("--scratch")
+            .arg(scratch.path())
+            .spawn()
+            .unwrap();
+        while is_empty() {
+            assert_eq!(child.try_wait().unwrap(), None, "it has ended");
+            std::thread::yield_now();
+        }
+        let pid = child.id().to_string();
+        let killed = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(killed.unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
+        assert!(is_empty(), "{signal}");
+    }
 }

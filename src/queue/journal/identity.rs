@@ -2,14 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    error::Error as _,
     path::Path,
 };
 
-use super::{disk::Folder, log::salts};
+use super::{
+    disk::Folder,
+    log::{has_segments, salts},
+};
 use crate::{
-    error::{Error, Result},
-    queue::folder::Kind,
+    error::{Error, ErrorKind, Result},
+    queue::{
+        folder::Kind,
+        stated::{self, JOURNAL, names_a_store},
+    },
 };
 
 /// Which store it is, and whether it is known to have been used.
@@ -52,22 +58,36 @@ pub(super) fn salt(
     }
 }
 
-/// What is to be done if FORMAT is not what it was, or gone, and the log tells what was in it.
+/// What is to be done if FORMAT is not what it was, or gone, and beside it lies what a log is made of.
 pub(super) fn lost_format(path: &Path, error: Error) -> Error {
-    let text = fs::read_to_string(path.join("FORMAT")).unwrap_or_default();
-    let first = text.lines().next().unwrap_or_default();
-    let is_known = [KIND.magic, "batchyard sled store"].contains(&first);
-    let there = Folder::read_only(path.join(LOG)).and_then(|log| salts(&log));
-    let there = there.unwrap_or_default();
+    let is_refused = matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound);
+    // What the system says is its own, and not about the store.
+    let Ok(text) = stated::read(path) else {
+        return error;
+    };
+    if !is_refused || error.source().is_some() || text.is_some_and(|text| names_a_store(&text)) {
+        return error;
+    }
+    let Ok(log) = Folder::read_only(path.join(LOG)) else {
+        return error;
+    };
+    if !has_segments(&log).unwrap_or_default() {
+        return error;
+    }
+    let lost = format!(
+        "the FORMAT of {} is damaged or gone, and beside it lies the log of a journal store",
+        path.display()
+    );
+    let there = salts(&log).unwrap_or_default();
     match there.first() {
-        Some(salt) if there.len() == 1 && !is_known => Error::corrupt(format!(
-            "the FORMAT of {path} is damaged or gone, and beside it lies the log of a journal store; write FORMAT again, in these \
-             four lines: {magic:?}, \"version {version}\", \"{SALT} {salt:016x}\", \"{USED} {YES}\"",
-            path = path.display(),
+        Some(salt) if there.len() == 1 => Error::corrupt(format!(
+            "{lost}; write FORMAT again, in these four lines: {magic:?}, \"version {version}\", \"{SALT} {salt:016x}\", \"{USED} {YES}\"",
             magic = KIND.magic,
             version = KIND.version,
         )),
-        _ => error,
+        _ => Error::corrupt(format!(
+            "{lost}, which does not tell what was in it; bring FORMAT back from a copy of the store"
+        )),
     }
 }
 
@@ -84,7 +104,7 @@ pub(super) fn fields(identity: Identity) -> BTreeMap<String, String> {
 }
 
 pub(super) const KIND: Kind = Kind {
-    magic: "batchyard journal store",
+    magic: JOURNAL,
     version: 1,
 };
 pub(super) const SALT: &str = "salt";

@@ -41,7 +41,7 @@ mod tests;
 mod write;
 
 use format::{PAGE, SECTOR};
-pub(super) use found::{Found, salts};
+pub(super) use found::{Found, has_segments, salts};
 pub(super) use read::{Pin, Reader};
 pub(super) use scan::{Scanned, Tail};
 pub(super) use spare::Space;

@@ -30,6 +30,16 @@ use crate::{
 
 /// Reads all of the store in this folder, and changes nothing.
 pub(super) fn verify(path: &Path) -> Result<Verified> {
+    match verify_now(path) {
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Verified::refused(
+            &error,
+            "it is refused, and left as it is",
+        )),
+        verified => verified,
+    }
+}
+
+fn verify_now(path: &Path) -> Result<Verified> {
     let looked_at = LookedAt::begin(path, KIND, LOG);
     let looked_at = looked_at.map_err(|error| lost_format(path, error))?;
     let stated = &looked_at.fields;

@@ -24,6 +24,7 @@ use sled::{
 
 use super::{
     keys::{self, Tree},
+    progress::{Pulse, VerifyPhase},
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
@@ -484,17 +485,23 @@ impl Db {
     }
 
     /// Counts every entry and compares.
-    pub(super) fn verify_counts(&self) -> Result<()> {
+    pub(super) fn verify_counts(&self, pulse: &Pulse) -> Result<()> {
         let expected = held(&self.counts).entries.clone();
+        pulse.begin(VerifyPhase::Counting, self.entries());
         for (tree, name) in Tree::ALL {
-            let mut found = match tree {
-                Tree::Requests => self.guard("a read", || self.windows.count())?,
-                _ => 0,
-            };
+            let mut found = 0;
+            if tree == Tree::Requests {
+                for window in self.windows.all().values() {
+                    let chunks = self.guard("a read", || rows::count(window))?;
+                    found += chunks;
+                    pulse.add(chunks)?;
+                }
+            }
             for key in self.guard("a read", || Ok(self.tree(tree).iter().keys()))? {
                 let key = self.guard("a read", || key)?;
                 let own = tree == Tree::Meta && key.as_ref() == keys::COUNTS;
                 found += u64::from(!own);
+                pulse.add(1)?;
             }
             if found != expected[tree as usize] {
                 return Err(Error::corrupt(format!(

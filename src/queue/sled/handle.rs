@@ -192,9 +192,8 @@ impl Handle {
                 .queues
                 .get(&id)
                 .ok_or_else(|| Error::internal("no such queue"))?;
-            let is_behind = |now: Timestamp| {
-                !queue.ending.is_empty() || queue.next.first() <= now.as_nanos()
-            };
+            let is_behind =
+                |now: Timestamp| !queue.ending.is_empty() || queue.next.first() <= now.as_nanos();
             if now.is_some_and(is_behind) {
                 return Ok(None);
             }

@@ -16,7 +16,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -29,6 +29,7 @@ use super::{
     clean,
     db::{self, Db},
     keys::{self, PartOf, Tree},
+    progress::Pulse,
     record::{QueueV1, StoreV1},
     state::{Live, QueueState},
     synced::{SYNCED, Synced},
@@ -41,18 +42,19 @@ use crate::{
     queue::{
         QueueOptions,
         lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT},
+        stated::{self, FORMAT, SLED, names_a_store},
     },
 };
 
-const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
 const DATABASE: &str = "sled";
-const MAGIC: &str = "batchyard sled store";
 const VERSION: u32 = 1;
 /// Pages over a quarter of a segment go to files that sled never syncs, so segments are large.
 const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
+/// How much is copied at a time.
+const COPIED_BYTES: u64 = 16 << 20;
 /// What a store that is only filled keeps in memory.
 const FILLING_CACHE_BYTES: u64 = 32 << 20;
 
@@ -79,7 +81,8 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
     if format.made {
         anew::prepare(path, &lock)?;
     }
-    let db = open_database((path, &lock), &format, cache_bytes)?;
+    let pulse = &Pulse::default();
+    let db = open_database((path, &lock), &format, cache_bytes, pulse)?;
     let (db, (queues, next_queue)) = or_let_go(db, |db| {
         clean::unmark(path)?;
         point("sled.unmarked");
@@ -113,7 +116,8 @@ pub(super) fn open_new<T>(path: &Path, fill: impl FnOnce(&Db) -> Result<T>) -> R
             path.display()
         )));
     }
-    let db = open_database((path, &lock), &format, FILLING_CACHE_BYTES)?;
+    let pulse = &Pulse::default();
+    let db = open_database((path, &lock), &format, FILLING_CACHE_BYTES, pulse)?;
     let (_, value) = or_let_go(db, |db| {
         let value = fill(db)?;
         finish(path, db, format)?;
@@ -182,25 +186,39 @@ pub(super) fn database(path: &Path) -> PathBuf {
 }
 
 /// Copies a database, with its snapshots or without, over what is there.
-pub(super) fn copy_database(from: &Path, copy: &Path, snapshots: bool) -> Result<()> {
-    fn copy_folder(from: &Path, to: &Path, snapshots: bool) -> io::Result<()> {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            let target = to.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                copy_folder(&entry.path(), &target, snapshots)?;
-            } else if snapshots || !entry.file_name().to_string_lossy().starts_with("snap.") {
-                fs::copy(entry.path(), target)?;
-            }
-        }
-        Ok(())
-    }
+pub(super) fn copy_database(
+    from: &Path,
+    copy: &Path,
+    snapshots: bool,
+    pulse: &Pulse,
+) -> Result<()> {
+    let copy_folder = |from: &Path, to: &Path| copy_folder((from, to), snapshots, pulse);
     let all = || match fs::remove_dir_all(copy) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => copy_folder(&database(from), copy, snapshots),
+        _ => copy_folder(&database(from), copy),
     };
     all().map_err(|error| unusable(from, "can't be copied", error))
+}
+
+fn copy_folder((from, to): (&Path, &Path), snapshots: bool, pulse: &Pulse) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder((&entry.path(), &target), snapshots, pulse)?;
+        } else if snapshots || !entry.file_name().to_string_lossy().starts_with("snap.") {
+            let (mut from, mut to) = (File::open(entry.path())?, File::create(target)?);
+            loop {
+                let copied = io::copy(&mut (&mut from).take(COPIED_BYTES), &mut to)?;
+                pulse.add(copied).map_err(io::Error::other)?;
+                if copied == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what is not ours before anything is touched.
@@ -216,7 +234,7 @@ fn inspect(path: &Path) -> Result<()> {
         }
         Ok(_) => {}
     }
-    if read_format(path)?.is_some() {
+    if look_at_format(path)?.is_some() {
         return Ok(());
     }
     let entries = fs::read_dir(path).map_err(|error| unusable(path, "can't be read", error))?;
@@ -236,20 +254,42 @@ fn inspect(path: &Path) -> Result<()> {
 }
 
 pub(super) fn read_format(path: &Path) -> Result<Option<Format>> {
-    let text = match fs::read_to_string(path.join(FORMAT)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unusable(path, "has a FORMAT that can't be read", error)),
+    let Some(text) = stated::read(path)? else {
+        return Ok(None);
     };
-    parse_format(path, &text).map(Some)
+    match parse_format(path, &text) {
+        Err(_) if !names_a_store(&text) && is_left(path) => Err(lost_format(path)),
+        format => format.map(Some),
+    }
+}
+
+/// The same; that it is gone is told as damage, if the rest of a store is there.
+pub(super) fn look_at_format(path: &Path) -> Result<Option<Format>> {
+    match read_format(path)? {
+        None if is_left(path) => Err(lost_format(path)),
+        format => Ok(format),
+    }
+}
+
+/// Whether what a store has beside its `FORMAT` lies in this folder.
+fn is_left(path: &Path) -> bool {
+    let notes = [LOCK, SYNCED, clean::CLEAN];
+    database(path).join("db").is_file() && notes.iter().any(|note| path.join(note).is_file())
+}
+
+fn lost_format(path: &Path) -> Error {
+    Error::corrupt(format!(
+        "the FORMAT of {} is damaged or gone, and beside it lies the database of a sled store; run `repair` to save what can be read",
+        path.display()
+    ))
 }
 
 pub(super) fn parse_format(path: &Path, text: &str) -> Result<Format> {
     let mut lines = text.lines();
     let magic = lines.next().unwrap_or_default();
-    if magic != MAGIC {
+    if magic != SLED {
         let what = match magic.strip_prefix("batchyard ") {
-            Some(what) => format!("is a {what}, not a {MAGIC}"),
+            Some(what) => format!("is a {what}, not a {SLED}"),
             None => "has a FORMAT of another program".to_owned(),
         };
         return Err(Error::invalid(format!(
@@ -293,7 +333,7 @@ impl Format {
     pub(super) fn text(&self) -> String {
         let state = if self.made { "made" } else { "new" };
         format!(
-            "{MAGIC}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
+            "{SLED}\nversion {VERSION}\nsegment_bytes {SEGMENT_BYTES}\nuuid {}\nstate {state}\n",
             self.uuid
         )
     }
@@ -318,6 +358,7 @@ pub(super) fn open_database(
     (path, lock): (&Path, &File),
     format: &Format,
     cache_bytes: u64,
+    pulse: &Pulse,
 ) -> Result<Db> {
     let folder = database(path);
     let file = folder.join("db");
@@ -347,7 +388,7 @@ pub(super) fn open_database(
     let synced = Synced::open(path, !format.made).map_err(io)?;
     let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, synced)?;
     point("sled.opened");
-    let proved = or_let_go(db, |db| prove(db, path, format))?;
+    let proved = or_let_go(db, |db| prove(db, path, format, pulse))?;
     point("sled.proved");
     Ok(proved.0)
 }
@@ -404,7 +445,7 @@ fn refuse_blobs(folder: &Path) -> Result<()> {
 }
 
 /// A made store holds its uuid and as many entries as it wrote; a new one gets its uuid.
-fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
+fn prove(db: &Db, path: &Path, format: &Format, pulse: &Pulse) -> Result<()> {
     let found = db.load::<StoreV1>(Tree::Meta, keys::STORE)?;
     let mut write = Write::default();
     match found {
@@ -428,7 +469,7 @@ fn prove(db: &Db, path: &Path, format: &Format) -> Result<()> {
                 )));
             }
             if closed.is_none() || db.entries() <= ALWAYS_COUNTED {
-                db.verify_counts()?;
+                db.verify_counts(pulse)?;
             }
         }
         None if !format.made => {

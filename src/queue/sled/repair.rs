@@ -28,6 +28,7 @@ use super::{
     db::{self, Db},
     keys::{self, PartOf, Tree},
     open,
+    progress::Pulse,
     range::Range,
     record::{
         BatchV1, BookmarkV1, CountsV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1,
@@ -109,16 +110,14 @@ pub(super) fn repair(from: &Path, to: &Path) -> Result<Repaired> {
 
 /// Opens a copy of the damaged database; without its snapshots if it must be.
 fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
-    let first =
-        open::copy_database(from, copy, true).and_then(|()| open::open_sled(copy, CACHE_BYTES));
-    match first {
-        Ok(db) => Ok(db),
-        Err(_) => {
-            open::copy_database(from, copy, false).and_then(|()| open::open_sled(copy, CACHE_BYTES))
-        }
-    }
-    .map(|(sled, _)| sled)
-    .map_err(|error| error.context("nothing can be saved"))
+    let open = |snapshots| {
+        open::copy_database(from, copy, snapshots, &Pulse::default())?;
+        open::open_sled(copy, CACHE_BYTES)
+    };
+    let opened = open(true).or_else(|_| open(false));
+    opened
+        .map(|(sled, _)| sled)
+        .map_err(|error| error.context("nothing can be saved"))
 }
 
 /// Takes over every entry that is right.

@@ -168,18 +168,6 @@ impl Windows {
         Ok(last.into_values().collect())
     }
 
-    /// How many chunks there are.
-    pub(super) fn count(&self) -> sled::Result<u64> {
-        let mut count = 0;
-        for tree in self.all().values() {
-            for key in tree.iter().keys() {
-                key?;
-                count += 1;
-            }
-        }
-        Ok(count)
-    }
-
     pub(super) fn all(&self) -> BTreeMap<(u32, u64), sled::Tree> {
         self.lock().trees.clone()
     }
@@ -233,6 +221,13 @@ impl Windows {
     pub(super) fn drop_tree(&self, window: (u32, u64)) -> sled::Result<()> {
         self.sled.drop_tree(name(window)).map(|_| ())
     }
+}
+
+/// How many chunks a window has.
+pub(super) fn count(tree: &sled::Tree) -> sled::Result<u64> {
+    tree.iter()
+        .keys()
+        .try_fold(0, |count, key| key.map(|_| count + 1))
 }
 
 /// Whether these are all the chunks of a window.

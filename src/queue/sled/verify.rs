@@ -10,8 +10,10 @@ use std::{
 
 use super::{
     clean,
+    db::Db,
     keys::{self, Tree},
     open::{self, Format},
+    progress::{Pulse, VerifyPhase},
     repair::is_right,
     synced::SYNCED,
 };
@@ -24,20 +26,25 @@ use crate::{
 };
 
 /// Reads all of the store in this folder; a copy of it is made within `scratch` meanwhile.
-pub(super) fn verify(path: &Path, scratch: &Path) -> Result<Verified> {
+pub(super) fn verify(path: &Path, scratch: &Path, pulse: &Pulse) -> Result<Verified> {
     let _locks = [
         lock::share(path, lock::LOCK)?,
         lock::share(path, "sled/db")?,
     ];
-    let Some(format) = open::read_format(path)? else {
-        return Err(unknown(path));
+    let format = match open::look_at_format(path) {
+        Ok(Some(format)) => format,
+        Ok(None) => return Err(Error::not_found(format!("no store in {}", path.display()))),
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            return Ok(Verified::refused(&error, REFUSED));
+        }
+        Err(error) => return Err(error),
     };
     let mut verified = Verified::default();
     if !format.made {
         // Nothing was answered yet.
         return Ok(verified);
     }
-    let copy = Copy::make(path, scratch)?;
+    let copy = Copy::make(path, scratch, pulse)?;
     verified.bytes = copy.bytes;
     if clean::read(path).is_none() {
         verified.findings.push(Finding {
@@ -48,14 +55,12 @@ pub(super) fn verify(path: &Path, scratch: &Path) -> Result<Verified> {
             )
         });
     }
-    match look(&copy.path, &format, &mut verified) {
-        Err(error) if is_damage(&error) => verified.findings.push(
-            Finding::damaged(
-                error.to_string(),
-                "it is refused, and left as it is; `repair` saves what can be read",
-            )
-            .in_file(Some("sled".into())),
-        ),
+    match look(&copy, &format, &mut verified, pulse) {
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            let what = copy.in_terms_of(path, &error);
+            let finding = Finding::damaged(what, REFUSED);
+            verified.findings.push(finding.in_file(Some("sled".into())));
+        }
         Err(error) if error.kind() == ErrorKind::Poisoned => {
             return Err(Error::unavailable(format!(
                 "the copy in {} could not be written to: {error}",
@@ -67,50 +72,28 @@ pub(super) fn verify(path: &Path, scratch: &Path) -> Result<Verified> {
     Ok(verified)
 }
 
-fn unknown(path: &Path) -> Error {
-    if open::database(path).is_dir() {
-        return Error::corrupt(format!(
-            "{} has lost its FORMAT; run `repair` to save what can be read",
-            path.display()
-        ));
-    }
-    Error::not_found(format!("no store in {}", path.display()))
-}
-
-fn is_damage(error: &Error) -> bool {
-    error.kind() == ErrorKind::Corrupt
-}
-
 /// Opens the copy as the store would be, and reads every entry.
-fn look(copy: &Path, format: &Format, verified: &mut Verified) -> Result<()> {
-    let lock = lock::take(copy)?;
-    let db = open::open_database((copy, &lock), format, CACHE_BYTES)?;
-    db.verify_counts()?;
-    for (tree, name) in Tree::ALL {
-        let (from, to) = match tree {
-            Tree::Meta => (keys::queue_record(0), keys::queue_record(u32::MAX)),
-            _ => (keys::key(0, &[]), keys::key(u32::MAX, &[u64::MAX; 80])),
-        };
-        for entry in db.range(tree, from, to) {
-            let (key, value) = entry.map_err(|error| error.context(format!("reading {name:?}")))?;
-            if !is_right(tree, &key, &value) {
-                let queue = match tree {
-                    Tree::Meta => keys::queue(&key[1..]),
-                    _ => keys::queue(&key),
-                };
-                let what =
-                    format!("an entry of {name:?} of queue {queue} does not match its checksum");
-                let opening =
-                    "who needs it is refused, and so are all after it; `repair` saves the rest";
-                let finding = Finding::damaged(what, opening);
-                let finding = finding.in_file(Some("sled/db".into()));
-                verified.findings.push(Finding {
-                    bytes: Some(value.len() as u64),
-                    ..finding
-                });
-            }
+fn look(copy: &Copy, format: &Format, verified: &mut Verified, pulse: &Pulse) -> Result<()> {
+    let lock = lock::take(&copy.path)?;
+    pulse.begin(VerifyPhase::Opening, copy.bytes);
+    let db = open::open_database((&copy.path, &lock), format, CACHE_BYTES, pulse)?;
+    db.verify_counts(pulse)?;
+    pulse.begin(VerifyPhase::Reading, db.entries());
+    let findings = &mut verified.findings;
+    let (first, last) = ((0, 0), (u32::MAX, u64::MAX));
+    for chunk in db.chunks(first, last) {
+        let chunk = chunk.map_err(|error| error.context("reading \"requests\""))?;
+        for (key, value) in chunk.rows_within(first, last) {
+            findings.extend(check(Tree::Requests, (&key, &value)));
+        }
+        pulse.add(1)?;
+    }
+    for (tree, _) in Tree::ALL {
+        if tree != Tree::Requests {
+            check_entries(&db, tree, findings, pulse)?;
         }
     }
+    pulse.begin(VerifyPhase::Recovering, copy.bytes);
     let (queues, _) = open::recover(&db, QueueOptions::default())?;
     verified.queues = queues.len() as u64;
     let held = queues.values().map(|queue| &queue.record);
@@ -120,6 +103,40 @@ fn look(copy: &Path, format: &Format, verified: &mut Verified) -> Result<()> {
     Ok(())
 }
 
+fn check_entries(db: &Db, tree: Tree, findings: &mut Vec<Finding>, pulse: &Pulse) -> Result<()> {
+    let (from, to) = match tree {
+        Tree::Meta => (keys::queue_record(0), keys::queue_record(u32::MAX)),
+        _ => (keys::key(0, &[]), keys::key(u32::MAX, &[u64::MAX; 80])),
+    };
+    for entry in db.range(tree, from, to) {
+        let (key, value) =
+            entry.map_err(|error| error.context(format!("reading {:?}", tree.name())))?;
+        findings.extend(check(tree, (&key, &value)));
+        pulse.add(1)?;
+    }
+    Ok(())
+}
+
+/// What is amiss with an entry, if anything is.
+fn check(tree: Tree, (key, value): (&[u8], &[u8])) -> Option<Finding> {
+    if is_right(tree, key, value) {
+        return None;
+    }
+    let queue = match tree {
+        Tree::Meta => keys::queue(&key[1..]),
+        _ => keys::queue(key),
+    };
+    let name = tree.name();
+    let finding = Finding::damaged(
+        format!("an entry of {name:?} of queue {queue} does not match its checksum"),
+        "who needs it is refused, and so are all after it; `repair` saves the rest",
+    );
+    Some(Finding {
+        bytes: Some(value.len() as u64),
+        ..finding.in_file(Some("sled/db".into()))
+    })
+}
+
 /// A copy of a store, which is removed again.
 struct Copy {
     path: PathBuf,
@@ -127,7 +144,7 @@ struct Copy {
 }
 
 impl Copy {
-    fn make(store: &Path, scratch: &Path) -> Result<Self> {
+    fn make(store: &Path, scratch: &Path, pulse: &Pulse) -> Result<Self> {
         let unusable = |error| lock::unusable(scratch, "can't be written", error);
         let bytes = bytes_of(&open::database(store))
             .map_err(|error| lock::unusable(store, "can't be read", error))?;
@@ -144,7 +161,8 @@ impl Copy {
         let path = scratch.join(format!("batchyard-verify-{number:016x}"));
         fs::create_dir(&path).map_err(unusable)?;
         let copy = Self { path, bytes };
-        open::copy_database(store, &open::database(&copy.path), true)?;
+        pulse.begin(VerifyPhase::Copying, bytes);
+        open::copy_database(store, &open::database(&copy.path), true, pulse)?;
         for note in [clean::CLEAN, SYNCED] {
             match fs::copy(store.join(note), copy.path.join(note)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -155,12 +173,21 @@ impl Copy {
         }
         Ok(copy)
     }
+
+    /// What an error says of the copy, said of the store that it is a copy of.
+    fn in_terms_of(&self, store: &Path, error: &Error) -> String {
+        let [copy, store] = [&self.path, store].map(|path| path.display().to_string());
+        error.to_string().replace(&copy, &store)
+    }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "a copy can't be removed");
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %self.path.display(), "a copy can't be removed");
+            }
+            _ => {}
         }
     }
 }
@@ -179,6 +206,8 @@ fn bytes_of(folder: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// What opening does about a store that is damaged like this.
+const REFUSED: &str = "it is refused, and left as it is; `repair` saves what can be read";
 /// What opening may add to a copy.
 const SPARE_BYTES: u64 = 32 << 20;
 /// Everything is read once.

@@ -341,6 +341,15 @@ pub(in crate::queue::journal) fn salts(disk: &dyn Disk) -> io::Result<BTreeSet<u
     Ok(salts)
 }
 
+/// Whether there are files in this folder that are called like those of a log.
+///
+/// # Errors
+/// Those of listing it.
+pub(in crate::queue::journal) fn has_segments(disk: &dyn Disk) -> io::Result<bool> {
+    let names = disk.list()?;
+    Ok(names.iter().any(|name| slot_of(name).is_some()))
+}
+
 /// The slot in the name of a segment file.
 pub(super) fn slot_of(name: &str) -> Option<u32> {
     let slot = name.strip_prefix("segment-")?.strip_suffix(".log")?;
