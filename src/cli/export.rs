@@ -1,15 +1,15 @@
 //! `export`: all that the store holds, as JSON Lines.
 
 use batchyard::{
-    Queue, QueueName,
-    transfer::{DumpFrom, Transfer, lines},
+    Queue, QueueName, State,
+    transfer::{DumpFrom, Record, Transfer, lines},
 };
 use clap::Args;
 
 use super::{
     args::StoreArgs,
     exit::{Exit, Failure},
-    output::print,
+    output::{print, say},
     store::OpenStore,
 };
 
@@ -21,7 +21,7 @@ either, or so that its white space comes through; so are results. Done requests 
 that are no requests have a `record`: batches, the order of results, idempotency keys, bookmarks and, last of each \
 queue, its counters; `batchyard import` takes all of it to another store, on whatever backend, without loss. On a \
 server, let nothing else use the queue meanwhile: what others change may come twice or not at all, and import \
-refuses what does not add up.\n\n\
+refuses what does not add up. What is damaged and can't be printed is told on stderr, and the exit code is 8 then.\n\n\
 Example: batchyard export --store ./store | jq -c 'select(.state == \"ready\") | .payload'"
 )]
 pub(crate) struct ExportArgs {
@@ -43,14 +43,29 @@ pub(super) async fn export(args: ExportArgs) -> Result<Exit, Failure> {
 }
 
 async fn print_all(args: &ExportArgs, open: &OpenStore) -> Result<Exit, Failure> {
+    let mut missing = Missing::default();
     for queue in open.existing(args.queue.as_ref()).await? {
-        print_dump(&*queue, transfer(&*queue)?).await?;
+        print_dump(&*queue, transfer(&*queue)?, &mut missing).await?;
     }
-    Ok(Exit::Ok)
+    if open.damages > 0 {
+        say(&format!(
+            "{} damages were told when the store was opened: what was lost by them is not exported",
+            open.damages
+        ));
+    }
+    if let Some(text) = missing.text() {
+        say(&text);
+    }
+    let is_whole = open.damages == 0 && missing.count == 0;
+    Ok(if is_whole { Exit::Ok } else { Exit::Damaged })
 }
 
 /// Prints all that is stored of a queue.
-async fn print_dump(queue: &dyn Queue, transfer: &dyn Transfer) -> Result<(), Failure> {
+async fn print_dump(
+    queue: &dyn Queue,
+    transfer: &dyn Transfer,
+    missing: &mut Missing,
+) -> Result<(), Failure> {
     let name = queue.name();
     // One time for all pages: nothing becomes due between two of them.
     let now = queue.now();
@@ -60,11 +75,57 @@ async fn print_dump(queue: &dyn Queue, transfer: &dyn Transfer) -> Result<(), Fa
         let mut text = Vec::new();
         for record in &page.records {
             lines::encode(&name, record, &mut text)?;
+            missing.note(&name, record);
         }
         print(&text)?;
         from = page.next;
     }
     Ok(())
+}
+
+/// Requests whose payload or result is damaged, and not on their lines.
+#[derive(Default)]
+struct Missing {
+    count: u64,
+    /// The first of them.
+    named: Vec<String>,
+}
+
+impl Missing {
+    fn note(&mut self, queue: &QueueName, record: &Record) {
+        let Record::Request(request) = record else {
+            return;
+        };
+        let entry = &request.entry;
+        // A done request has an error only if its result is damaged, and a payload as long as its batch is open.
+        let has_payload = entry.payload.is_some();
+        let is_whole = match entry.state {
+            State::Done => entry.error.is_none() && (has_payload || request.member.is_none()),
+            _ => has_payload,
+        };
+        if is_whole {
+            return;
+        }
+        self.count += 1;
+        if self.named.len() < NAMED {
+            self.named.push(format!("{} of queue {queue:?}", entry.id));
+        }
+    }
+
+    /// What is said of them, if there are any.
+    fn text(&self) -> Option<String> {
+        let (count, named) = (self.count, self.named.join(", "));
+        let more = match count - self.named.len() as u64 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (count > 0).then(|| {
+            format!(
+                "not exported: the payloads or results of {count} requests, which are damaged, as their lines say: {named}{more}; \
+import takes in their queues once they are dead letters, which they become when they are read, and purged"
+            )
+        })
+    }
 }
 
 /// What takes a queue out of a backend, and into one.
@@ -80,3 +141,6 @@ pub(super) fn transfer(queue: &dyn Queue) -> Result<&dyn Transfer, Failure> {
         Failure::new(Exit::Usage, text)
     })
 }
+
+/// So many are named.
+const NAMED: usize = 20;

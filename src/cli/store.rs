@@ -79,15 +79,24 @@ impl Backend {
         })
     }
 
-    async fn open(self, path: &Path, queues: QueueOptions) -> Result<Arc<dyn Store>, Failure> {
+    /// The store, and how many damages were met and told.
+    async fn open(
+        self,
+        path: &Path,
+        queues: QueueOptions,
+    ) -> Result<(Arc<dyn Store>, usize), Failure> {
         match self {
-            Self::Sled => Ok(Arc::new(
-                SledStore::options().queues(queues).open(path).await?,
-            )),
+            Self::Sled => {
+                let store = SledStore::options().queues(queues).open(path).await?;
+                Ok((Arc::new(store), 0))
+            }
             #[cfg(feature = "journal")]
             Self::Journal => {
                 let options = batchyard::JournalStore::options().queues(queues);
-                Ok(Arc::new(options.open(path).await?))
+                let store = options.open(path).await?;
+                let report = store.report().iter();
+                let damages = report.filter(|line| line.starts_with("damaged")).count();
+                Ok((Arc::new(store), damages))
             }
             #[cfg(not(feature = "journal"))]
             Self::Journal => {
@@ -114,6 +123,8 @@ impl fmt::Display for Backend {
 pub(crate) struct OpenStore {
     /// The store.
     pub(crate) store: Arc<dyn Store>,
+    /// How much of it was told to be damaged when it was opened.
+    pub(crate) damages: usize,
     /// Where the command handler keeps its locks and answers, for this store alone.
     pub(crate) commands: PathBuf,
 }
@@ -130,8 +141,10 @@ impl OpenStore {
         queues: QueueOptions,
     ) -> Result<Self, Failure> {
         let backend = Backend::at(path, backend)?;
+        let (store, damages) = backend.open(path, queues).await?;
         Ok(Self {
-            store: backend.open(path, queues).await?,
+            store,
+            damages,
             commands: path.join(COMMANDS),
         })
     }
@@ -149,6 +162,7 @@ impl OpenStore {
         let store = batchyard::RedisStore::connect(url).await?;
         Ok(Self {
             store: Arc::new(store.with_options(queues)),
+            damages: 0,
             commands: state_folder(url).join(COMMANDS),
         })
     }

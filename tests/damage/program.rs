@@ -311,3 +311,61 @@ async fn a_signal_removes_the_copy() {
         assert!(is_empty(), "{signal}");
     }
 }
+
+/// All that can be read is exported, and what can't is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_tells_what_is_damaged_and_prints_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let [store, _] = stores(folder.path()).await;
+    let (code, whole, err) = run("export", &store, &[]);
+    assert_eq!((code, &*err), (Some(0), ""));
+    let whole: Vec<_> = whole.lines().map(read_json).collect();
+    let results = folder.path().join("results");
+    copy(&store, &results);
+    change_payload(&results, b"a result");
+    let (code, _, err) = run("export", &results, &["--queue", "mail"]);
+    assert_eq!(code, Some(8), "{err}");
+    assert!(err.contains(" of queue \"mail\""), "{err}");
+    for payload in ["default 33 ", "mail 34 "] {
+        change_payload(&store, payload.as_bytes());
+    }
+    let (code, out, err) = run("export", &store, &[]);
+    assert_eq!(code, Some(8), "{err}");
+    let lines: Vec<_> = out.lines().map(read_json).collect();
+    assert_eq!(lines.len(), whole.len());
+    let mut missing = 0;
+    for (line, whole) in lines.iter().zip(&whole) {
+        if line == whole {
+            continue;
+        }
+        let [id, queue] = [&line["id"], &line["queue"]].map(|field| field.as_str().unwrap());
+        assert!(
+            err.contains(&format!("{id} of queue \"{queue}\"")),
+            "{id}: {err}"
+        );
+        assert_eq!(
+            (line.get("payload_text"), &line["id"]),
+            (None, &whole["id"])
+        );
+        assert_eq!(line["error"], "its stored payload is damaged", "{line}");
+        missing += 1;
+    }
+    assert_eq!(missing, 2, "{out}");
+    assert!(
+        err.starts_with("not exported: the payloads or results of 2 requests"),
+        "{err}"
+    );
+    assert!(err.len() < 2_000);
+    let (code, _, err) = run("export", &store, &["--queue", "mail"]);
+    assert_eq!(code, Some(8), "{err}");
+    assert!(err.contains("of 1 requests"), "{err}");
+
+    // What is told when the store is opened may be lost altogether.
+    fs::remove_file(store.join("log/root")).unwrap();
+    let (code, _, err) = run("export", &store, &[]);
+    assert_eq!(code, Some(8), "{err}");
+    assert!(
+        err.contains("1 damages were told when the store was opened"),
+        "{err}"
+    );
+}
