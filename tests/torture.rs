@@ -7,7 +7,7 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader, Read as _},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, ChildStderr, Command, Output, Stdio},
 };
 
 use batchyard::testing::proof;
@@ -184,48 +184,106 @@ fn the_verdict_is_one_line() {
     );
 }
 
+/// Starts it, and reads that it has begun.
 #[cfg(unix)]
-#[test]
-fn an_interrupt_ends_it_with_the_verdict_so_far() {
-    let dir = TempDir::new().unwrap();
-    let mut command = torture(dir.path(), "--minutes 60");
+fn begin(dir: &Path, line: &str) -> (Child, BufReader<ChildStderr>) {
+    use std::os::unix::process::CommandExt as _;
+    let mut command = torture(dir, line);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = command.process_group(0).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     said.read_line(&mut line).unwrap();
     assert!(line.starts_with("seed "), "{line}");
-    let interrupt = ["-INT", &child.id().to_string()].map(str::to_owned);
-    assert!(
-        Command::new("kill")
-            .args(interrupt)
-            .status()
-            .unwrap()
-            .success()
-    );
+    (child, said)
+}
+
+/// Waits for its end: its exit code, what it printed, and what it said.
+fn end(child: Child, mut said: BufReader<ChildStderr>) -> (Option<i32>, String, String) {
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();
     let output = child.wait_with_output().unwrap();
     let out = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(130), "{out}{rest}");
-    assert!(out.starts_with("held: "), "{out}");
-    assert!(is_empty(dir.path()), "nothing is left");
+    (output.status.code(), out, rest)
+}
+
+/// As a terminal sends them: to all that it runs.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_it_with_the_verdict_so_far() {
+    let power = if has_fuse() { "--power" } else { "" };
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let dir = TempDir::new().unwrap();
+        let (child, said) = begin(dir.path(), &format!("--minutes 60 {power}"));
+        let group = format!("-{}", child.id());
+        let killed = Command::new("kill")
+            .args(["-s", signal, "--", &group])
+            .status();
+        assert!(killed.unwrap().success());
+        let (ended, out, rest) = end(child, said);
+        assert_eq!(ended, Some(code), "{signal}: {out}{rest}");
+        assert!(out.starts_with("held: "), "{out}");
+        assert!(is_empty(dir.path()), "{signal}: nothing is left");
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
+    }
 }
 
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 #[test]
-fn where_nothing_is_acknowledged_nothing_is_shown() {
+fn a_disk_without_space_is_no_verdict() {
     use batchyard::torture::forgetful::Forgetful;
     if !has_fuse() {
         return;
     }
     let dir = TempDir::new().unwrap();
     let disk = Forgetful::mount(dir.path()).unwrap();
-    // Room for a store, and below what is kept free of pushes.
-    disk.set_space(Some(20 << 20));
-    let line = "--minutes 0.02 --backend journal";
+    // Less than what is kept free of pushes, and hardly anything.
+    for space in [60 << 20, 1 << 20, 0] {
+        disk.set_space(Some(space));
+        let (out, err) = run(&mut torture(dir.path(), "--minutes 1"), 1);
+        assert!(
+            err.contains("bytes free, and ") && err.contains("another disk"),
+            "{err}"
+        );
+        assert_eq!(out, "");
+        assert!(is_empty(dir.path()), "nothing is left");
+    }
+    // A journal has what it needs to drain; sled has not.
+    disk.set_space(None);
+    let (child, said) = begin(dir.path(), "--minutes 60 --backend sled");
+    let begun = disk.operations();
+    while disk.operations() < begun + 2_000 {
+        std::thread::yield_now();
+    }
+    // Something else has taken the rest.
+    disk.set_space(Some(1));
+    let (code, out, err) = end(child, said);
+    assert_eq!((code, &*out), (Some(1), ""), "{err}");
+    assert!(err.contains("no space is left on the disk"), "{err}");
+    assert!(is_empty(dir.path()), "nothing is left");
+}
+
+#[test]
+fn where_nothing_is_acknowledged_nothing_is_shown() {
+    let dir = TempDir::new().unwrap();
+    // No time for anything.
+    let line = "--minutes 1e-12 --backend journal";
     let (_, err) = run(&mut torture(dir.path(), line), 1);
     assert!(err.contains("nothing was acknowledged"), "{err}");
+}
+
+#[test]
+fn a_number_of_minutes_that_can_not_be_is_told_what_may_be() {
+    let dir = TempDir::new().unwrap();
+    for minutes in [
+        "0", "-1", "-0.5", "nan", "inf", "-inf", "1e300", "525601", "soon", "1,5", "",
+    ] {
+        let mut command = torture(dir.path(), "");
+        let (_, err) = run(command.args(["--minutes", minutes]), 2);
+        let allowed = "a number of minutes above 0 and up to 525600 is needed, such as 10 or 0.5";
+        assert!(err.contains(allowed), "{minutes}: {err}");
+    }
 }
 
 #[test]

@@ -35,8 +35,8 @@ pub(super) struct TortureArgs {
     /// The folder on the disk to try
     #[arg(long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
     dir: PathBuf,
-    /// How long to go on, such as 10 or 0.5
-    #[arg(long, value_name = "N", default_value = "1", value_parser = minutes)]
+    /// How long to go on, such as 10 or 0.5; up to a year
+    #[arg(long, value_name = "N", default_value = "1", value_parser = minutes, allow_hyphen_values = true)]
     minutes: Duration,
     /// Only this backend [default: each in turn]
     #[arg(long, value_name = "BACKEND")]
@@ -95,12 +95,11 @@ pub(super) async fn torture(args: TortureArgs) -> Result<Exit, Failure> {
     };
     let report = cycle::run(&plan, stopped, tell).await;
     drop(steps);
-    let report = report?;
-    if report.kept.is_none() {
-        scratch::remove(&folder.keep())?;
-    } else {
-        let _ = folder.keep();
+    let folder = folder.keep();
+    if report.as_ref().map_or(true, |report| report.kept.is_none()) {
+        scratch::remove(&folder)?;
     }
+    let report = report?;
     show(&args, &report)?;
     if report.held && report.requests == 0 && interrupted.is_none() {
         let why = "nothing was acknowledged, so nothing is shown: is there room on the disk, and time enough?";
@@ -180,10 +179,15 @@ fn parse(life: &str) -> Result<Life, Failure> {
 }
 
 fn minutes(text: &str) -> Result<Duration, String> {
-    let number = text.parse().ok().filter(|number: &f64| *number > 0.0);
-    let duration = number.and_then(|number| Duration::try_from_secs_f64(number * 60.0).ok());
-    duration.ok_or_else(|| "a number of minutes above 0 is needed, such as 0.5".into())
+    let number = text.parse().ok();
+    let number = number.filter(|number: &f64| *number > 0.0 && *number <= MOST_MINUTES);
+    let duration = number.map(|number| Duration::from_secs_f64(number * 60.0));
+    duration.ok_or_else(|| {
+        format!("a number of minutes above 0 and up to {MOST_MINUTES} is needed, such as 10 or 0.5")
+    })
 }
 
+/// A year.
+const MOST_MINUTES: f64 = 525_600.0;
 /// What is in the log: the children say the rest, and FUSE says more than anybody needs.
 pub(super) const LOG: &str = "warn,fuser=off";

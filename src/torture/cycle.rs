@@ -2,6 +2,7 @@
 
 mod child;
 mod ground;
+mod room;
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -42,7 +43,8 @@ pub struct Plan {
 /// Goes on until the time is over, `stop` is, or something is not as promised; `tell` hears how far it is.
 ///
 /// # Errors
-/// If no child can be started or heard: then nothing is proved.
+/// If no child can be started or heard, or if the disk has no space ([`QueueFull`](crate::ErrorKind::QueueFull)): then
+/// nothing is proved.
 pub async fn run(
     plan: &Plan,
     stop: impl Future<Output = ()>,
@@ -54,6 +56,7 @@ pub async fn run(
         seed: plan.seed,
         ..Report::default()
     };
+    room::check(plan)?;
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let mut sites = Vec::new();
     for backend in &plan.backends {
@@ -208,6 +211,7 @@ impl Site {
             End::Broken => {}
             // It found no disk.
             End::Gone if death.cuts_power() => {}
+            End::Gone if let Some(full) = room::is_full(&self.store, &said) => return Err(full),
             End::Gone => self.ledger.wrong(format!(
                 "a child ended by itself ({status}), saying {said:?}"
             )),
@@ -283,6 +287,17 @@ impl Site {
                     ..
                 } if death.cuts_power() => dies = dies.min(Instant::now() + AFTERMATH),
                 _ => {}
+            }
+            if let Event::Failed(error)
+            | Event::Answer {
+                answer: Answer::Failed(error),
+                ..
+            } = &event
+                && !death.cuts_power()
+                && let Some(full) = room::is_full(&self.store, error)
+            {
+                child.kill();
+                return Err(full);
             }
             let is_survey = matches!(event, Event::Surveyed(_));
             self.ledger.hear(event);

@@ -39,6 +39,8 @@ impl Running {
             .stdout(Stdio::piped())
             .stderr(stderr)
             .kill_on_drop(true)
+            // What a terminal sends to all that it runs is for the parent alone.
+            .process_group(0)
             .spawn()
             .map_err(failed)?;
         let output = child.stdout.take();
