@@ -14,6 +14,7 @@
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
 //! | `anew` | what can be read is made durable before sled builds on it |
 //! | `clean` | the note of a clean close |
+//! | `copy` | copying a database that is not to be changed |
 //! | `synced` | the note of what is durable |
 //! | `handle` | the callers' end of the writer |
 //! | `writer` | the one thread that changes anything, and its groups |
@@ -22,6 +23,7 @@
 //! | `state` | what is kept in memory of each queue, and published |
 //! | `write`, `range` | what a step collects; walking through a tree |
 //! | `db` | every call into sled, guarded; the sync |
+//! | `plan` | a transaction, and the note of one that failed in its middle |
 //! | `transfer` | to and from other backends |
 //! | `repair` | saving what can be read of a damaged store |
 //! | `verify`, `progress` | reading all that is held, in a copy, and how far that is |
@@ -62,12 +64,14 @@ compile_error!(
 mod anew;
 mod apply;
 mod clean;
+mod copy;
 mod db;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod handle;
 mod keys;
 mod open;
+mod plan;
 mod progress;
 mod queue;
 mod range;
@@ -159,7 +163,8 @@ impl SledOptions {
 
     /// With fewer bytes free on the file system than this, pushes are
     /// [`QueueFull`](crate::ErrorKind::QueueFull), so that what was paid for can still be recorded
-    /// and settled. Default: 64 MiB.
+    /// and settled. If something else takes the rest, the store is poisoned until there is space and it is opened again.
+    /// Default: 64 MiB.
     #[must_use]
     pub fn low_space_mark(mut self, bytes: u64) -> Self {
         self.low_space_mark = bytes;

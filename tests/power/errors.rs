@@ -133,7 +133,7 @@ async fn live(disk: &Disk, backend: Backend, life: &Life) -> (usize, Option<Erro
 }
 
 /// It says so, whatever it is asked for.
-async fn is_poisoned(queue: &dyn Queue, life: &Life) {
+pub(crate) async fn is_poisoned(queue: &dyn Queue, life: &Life) {
     let pushed = in_time("a push", queue.push(life.now, vec![NewRequest::new("x")])).await;
     let error = pushed.expect_err("the store is poisoned");
     assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");

@@ -8,7 +8,7 @@ use batchyard::{
 
 use crate::{
     Disk,
-    store::{Backend, in_time},
+    store::{Backend, How, in_time},
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -23,7 +23,11 @@ async fn a_full_disk_drains_and_takes_pushes_again_when_space_returns() {
     ] {
         disk.forgetful.go_back(&empty);
         disk.forgetful.set_space(Some(space));
-        let opened = backend.open_with(&disk.store(), mark).await.unwrap();
+        let how = How {
+            low_space_mark: mark,
+            ..How::default()
+        };
+        let opened = backend.open_with(&disk.store(), how).await.unwrap();
         let queue = &*opened.queue;
         let pushed = push_until_full(queue).await;
         assert!(pushed > 10, "{backend:?}: {pushed} requests fit");

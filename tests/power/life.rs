@@ -67,10 +67,17 @@ pub(crate) struct Side {
 
 impl Side {
     pub(crate) fn new(queue: Arc<dyn Queue>) -> Self {
-        Self {
-            queue,
-            leases: Vec::new(),
-        }
+        Self::with(queue, Vec::new())
+    }
+
+    /// With the leases of an earlier one.
+    pub(crate) fn with(queue: Arc<dyn Queue>, leases: Vec<Lease>) -> Self {
+        Self { queue, leases }
+    }
+
+    /// Its leases, and no more of the queue.
+    pub(crate) fn end(self) -> Vec<Lease> {
+        self.leases
     }
 
     pub(crate) async fn take(&mut self, now: Timestamp, step: &Step) -> Result<()> {

@@ -19,6 +19,7 @@ mod life;
 mod long;
 mod planted;
 mod program;
+mod reads;
 mod store;
 
 use std::{

@@ -25,17 +25,17 @@ impl Backend {
 
     /// Opens a store and its queue.
     pub(crate) async fn open(self, path: &Path) -> Result<Opened> {
-        self.open_with(path, 0).await
+        self.open_with(path, How::default()).await
     }
 
-    /// With a mark below which a disk has too little space.
-    pub(crate) async fn open_with(self, path: &Path, low_space: u64) -> Result<Opened> {
+    pub(crate) async fn open_with(self, path: &Path, how: How) -> Result<Opened> {
         let name = QueueName::default();
         match self {
             Self::Sled => {
                 let store = SledStore::options()
-                    .low_space_mark(low_space)
-                    .cache_bytes(4 << 20)
+                    .low_space_mark(how.low_space_mark)
+                    .cache_bytes(how.cache_bytes)
+                    .offer_held(how.offer_held)
                     .open_timeout(Duration::from_mins(1))
                     .open(path)
                     .await?;
@@ -44,7 +44,8 @@ impl Backend {
             }
             Self::Journal => {
                 let store = JournalStore::options()
-                    .low_space_mark(low_space)
+                    .low_space_mark(how.low_space_mark)
+                    .offer_held(how.offer_held)
                     .segment_bytes(SEGMENT_BYTES)
                     .open(path)
                     .await?;
@@ -56,6 +57,27 @@ impl Backend {
                 let queue = store.queue_with(&name, options()).await;
                 Opened::new(Box::new(store), queue.map(|queue| Arc::new(queue) as _)).await
             }
+        }
+    }
+}
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Below which a disk has too little space.
+    pub(crate) low_space_mark: u64,
+    /// What sled keeps in memory.
+    pub(crate) cache_bytes: u64,
+    /// Whether batches that were held are offered at once.
+    pub(crate) offer_held: bool,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self {
+            low_space_mark: 0,
+            cache_bytes: 4 << 20,
+            offer_held: true,
         }
     }
 }

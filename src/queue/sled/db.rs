@@ -17,13 +17,11 @@ use std::{
     },
 };
 
-use sled::{
-    IVec,
-    transaction::{ConflictableTransactionError, TransactionError, Transactional},
-};
+use sled::IVec;
 
 use super::{
     keys::{self, Tree},
+    plan::{Change, Plan, Redo},
     progress::{Pulse, VerifyPhase},
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
@@ -56,6 +54,7 @@ pub(super) struct Db {
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
     synced: Synced,
+    redo: Redo,
     /// Looks after `sled`.
     _sentinel: Sentinel,
 }
@@ -66,7 +65,7 @@ impl Db {
         (sled, config): (sled::Db, sled::Config),
         file: File,
         lock: File,
-        synced: Synced,
+        (synced, redo): (Synced, Redo),
     ) -> Result<Self> {
         let sled = Arc::new(sled);
         let sentinel = Sentinel::start(&sled, config)?;
@@ -81,10 +80,11 @@ impl Db {
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
             synced,
+            redo,
             _sentinel: sentinel,
             sled,
         };
-        match db.load_all() {
+        match db.load_all().and_then(|()| db.redo_noted()) {
             Ok(()) => Ok(db),
             Err(error) => {
                 db.let_go();
@@ -138,6 +138,38 @@ impl Db {
         }
         *held(&db.counts) = counts;
         Ok(())
+    }
+
+    /// Makes the changes of a step again that failed in its middle, if the state that it was for is there: what power loss
+    /// took before that has taken them, too.
+    fn redo_noted(&mut self) -> Result<()> {
+        let unusable = |error: std::io::Error| {
+            Error::unavailable(format!(
+                "the note of a step that was cut off can't be read: {error}"
+            ))
+            .with_source(error)
+        };
+        let Some((before, changes)) = self.redo.read().map_err(unusable)? else {
+            return Ok(());
+        };
+        if (before..=before + 1).contains(&self.commits()) {
+            for Change { at, key, value } in changes {
+                self.guard("a write", || {
+                    let tree = match at {
+                        (tree, (0, 0)) => self.tree(tree).clone(),
+                        (_, window) => self.windows.made(window)?,
+                    };
+                    match value {
+                        Some(value) => tree.insert(key, value)?,
+                        None => tree.remove(key)?,
+                    };
+                    Ok(())
+                })?;
+            }
+            self.load_all()?;
+            self.sync()?;
+        }
+        self.redo.remove().map_err(unusable)
     }
 
     /// A queue's record, given the one in `meta`: a later one is in the last chunk that was pushed.
@@ -368,7 +400,12 @@ impl Db {
             let index = plan.tree(tree, (0, 0), || self.tree(tree).clone());
             plan.changes.push((index, key, value));
         }
-        let after = self.guard("a write", || plan.run(&before))?;
+        let mut begun = None;
+        let after = self.guard("a write", || plan.run(&before, &mut begun));
+        if let (Err(_), Some(begun)) = (&after, &begun) {
+            self.redo.note(&plan, begun);
+        }
+        let after = after?;
         *held(&self.counts) = after;
         for window in &dropped {
             point("sled.drop");
@@ -516,57 +553,6 @@ impl Db {
 
 /// By chunk: the rows that are left of it.
 type Left = BTreeMap<u64, Vec<(u64, IVec)>>;
-
-/// A transaction: the trees that it needs, and what becomes of which key in them.
-#[derive(Default)]
-struct Plan {
-    /// By tree, and by window of `requests`.
-    indexes: BTreeMap<(Tree, (u32, u64)), usize>,
-    trees: Vec<(Tree, sled::Tree)>,
-    changes: Vec<(usize, Vec<u8>, Option<Vec<u8>>)>,
-}
-
-impl Plan {
-    fn tree(
-        &mut self,
-        tree: Tree,
-        window: (u32, u64),
-        handle: impl FnOnce() -> sled::Tree,
-    ) -> usize {
-        *self.indexes.entry((tree, window)).or_insert_with(|| {
-            self.trees.push((tree, handle()));
-            self.trees.len() - 1
-        })
-    }
-
-    /// Does it; what the store counts after it. The first tree is `meta`.
-    fn run(&self, before: &CountsV1) -> sled::Result<CountsV1> {
-        let trees: Vec<&sled::Tree> = self.trees.iter().map(|(_, tree)| tree).collect();
-        let result = trees.as_slice().transaction(|views| {
-            let mut after = before.clone();
-            for (index, key, value) in &self.changes {
-                let old = match value {
-                    Some(value) => views[*index].insert(key.as_slice(), value.as_slice())?,
-                    None => views[*index].remove(key.as_slice())?,
-                };
-                let count = &mut after.entries[self.trees[*index].0 as usize];
-                match (old, value) {
-                    (None, Some(_)) => *count += 1,
-                    (Some(_), None) => *count -= 1,
-                    _ => {}
-                }
-            }
-            let value = record::encode(keys::COUNTS, &after, &[])
-                .map_err(|error| ConflictableTransactionError::Abort(error.to_string()))?;
-            views[0].insert(keys::COUNTS, value)?;
-            Ok(after)
-        });
-        result.map_err(|error| match error {
-            TransactionError::Abort(why) => sled::Error::Unsupported(why),
-            TransactionError::Storage(error) => error,
-        })
-    }
-}
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -4,6 +4,7 @@
 //! STORE/FORMAT   what this is, in which version, and the store's uuid
 //! STORE/CLEAN    after a clean close only: how many commits the database has had, what each queue held
 //! STORE/SYNCED   how many commits were durable at the last sync
+//! STORE/REDO     the changes of a step that failed in its middle, which opening makes again
 //! STORE/LOCK     locked by the process that has it open, with its pid; says if a sync of it has failed
 //! STORE/sled/    the database: its `db` is the file that is synced before every answer
 //! ```
@@ -16,7 +17,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -29,6 +30,7 @@ use super::{
     clean,
     db::{self, Db},
     keys::{self, PartOf, Tree},
+    plan::Redo,
     progress::Pulse,
     record::{QueueV1, StoreV1},
     state::{Live, QueueState},
@@ -53,8 +55,6 @@ const VERSION: u32 = 1;
 const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
-/// How much is copied at a time.
-const COPIED_BYTES: u64 = 16 << 20;
 /// What a store that is only filled keeps in memory.
 const FILLING_CACHE_BYTES: u64 = 32 << 20;
 
@@ -183,42 +183,6 @@ pub(super) fn is_within(path: &Path, folder: &Path) -> bool {
 /// Where the database of a store is.
 pub(super) fn database(path: &Path) -> PathBuf {
     path.join(DATABASE)
-}
-
-/// Copies a database, with its snapshots or without, over what is there.
-pub(super) fn copy_database(
-    from: &Path,
-    copy: &Path,
-    snapshots: bool,
-    pulse: &Pulse,
-) -> Result<()> {
-    let copy_folder = |from: &Path, to: &Path| copy_folder((from, to), snapshots, pulse);
-    let all = || match fs::remove_dir_all(copy) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => copy_folder(&database(from), copy),
-    };
-    all().map_err(|error| unusable(from, "can't be copied", error))
-}
-
-fn copy_folder((from, to): (&Path, &Path), snapshots: bool, pulse: &Pulse) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder((&entry.path(), &target), snapshots, pulse)?;
-        } else if snapshots || !entry.file_name().to_string_lossy().starts_with("snap.") {
-            let (mut from, mut to) = (File::open(entry.path())?, File::create(target)?);
-            loop {
-                let copied = io::copy(&mut (&mut from).take(COPIED_BYTES), &mut to)?;
-                pulse.add(copied).map_err(io::Error::other)?;
-                if copied == 0 {
-                    break;
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Refuses what is not ours before anything is touched.
@@ -385,8 +349,11 @@ pub(super) fn open_database(
         .open(&file)
         .map_err(io)?;
     let lock = lock.try_clone().map_err(io)?;
-    let synced = Synced::open(path, !format.made).map_err(io)?;
-    let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, synced)?;
+    let notes = (
+        Synced::open(path, !format.made).map_err(io)?,
+        Redo::of(path),
+    );
+    let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, notes)?;
     point("sled.opened");
     let proved = or_let_go(db, |db| prove(db, path, format, pulse))?;
     point("sled.proved");

@@ -77,7 +77,7 @@ impl Pulse {
         };
         let done = untold.fetch_add(done, Ordering::Relaxed) + done;
         let of = progress.borrow().of;
-        if done <= of / STEPS {
+        if done <= (of / STEPS).min(MOST_UNTOLD) {
             return Ok(());
         }
         untold.store(0, Ordering::Relaxed);
@@ -128,8 +128,10 @@ fn patience(progress: VerifyProgress) -> Duration {
     PATIENCE + Duration::from_secs(silent)
 }
 
-/// A phase is told in so many steps.
+/// A phase is told in so many steps, if there are not many more.
 const STEPS: u64 = 1000;
+/// So many entries, or less than what is copied at a time.
+const MOST_UNTOLD: u64 = 1024;
 const PATIENCE: Duration = Duration::from_mins(10);
 /// sled, which tells nothing meanwhile, is hundreds of times as fast.
 const SILENT_BYTES_PER_SECOND: u64 = 1 << 20;

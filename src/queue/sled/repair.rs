@@ -25,6 +25,7 @@ use self::told::Told;
 use super::{
     apply::{self, Step},
     clean::{self, Held},
+    copy,
     db::{self, Db},
     keys::{self, PartOf, Tree},
     open,
@@ -109,10 +110,10 @@ pub(super) fn repair(from: &Path, to: &Path) -> Result<Repaired> {
 }
 
 /// Opens a copy of the damaged database; without its snapshots if it must be.
-fn open_copy(from: &Path, copy: &Path) -> Result<sled::Db> {
+fn open_copy(from: &Path, path: &Path) -> Result<sled::Db> {
     let open = |snapshots| {
-        open::copy_database(from, copy, snapshots, &Pulse::default())?;
-        open::open_sled(copy, CACHE_BYTES)
+        copy::database(from, path, snapshots, &Pulse::default())?;
+        open::open_sled(path, CACHE_BYTES)
     };
     let opened = open(true).or_else(|_| open(false));
     opened

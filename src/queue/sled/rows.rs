@@ -196,6 +196,13 @@ impl Windows {
         Ok((first, tree))
     }
 
+    /// A window, which is made if it is not there.
+    pub(super) fn made(&self, window: (u32, u64)) -> sled::Result<sled::Tree> {
+        let tree = self.sled.open_tree(name(window))?;
+        self.lock().trees.insert(window, tree.clone());
+        Ok(tree)
+    }
+
     pub(super) fn tree(&self, window: (u32, u64)) -> Option<sled::Tree> {
         self.lock().trees.get(&window).cloned()
     }

@@ -9,10 +9,11 @@ use std::{
 };
 
 use super::{
-    clean,
+    clean, copy,
     db::Db,
     keys::{self, Tree},
     open::{self, Format},
+    plan::REDO,
     progress::{Pulse, VerifyPhase},
     repair::is_right,
     synced::SYNCED,
@@ -162,8 +163,8 @@ impl Copy {
         fs::create_dir(&path).map_err(unusable)?;
         let copy = Self { path, bytes };
         pulse.begin(VerifyPhase::Copying, bytes);
-        open::copy_database(store, &open::database(&copy.path), true, pulse)?;
-        for note in [clean::CLEAN, SYNCED] {
+        copy::database(store, &open::database(&copy.path), true, pulse)?;
+        for note in [clean::CLEAN, SYNCED, REDO] {
             match fs::copy(store.join(note), copy.path.join(note)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(unusable(error));
