@@ -186,7 +186,7 @@ impl JournalOptions {
     /// [`Locked`](crate::ErrorKind::Locked): another process has it open, whose pid is named.
     /// [`Invalid`](crate::ErrorKind::Invalid): it is a file, can't be written, holds something else,
     /// or has a newer format; it was left untouched. [`Corrupt`](crate::ErrorKind::Corrupt): nothing is left of its log,
-    /// or that is of another store. All other damage is no error: see [`JournalStore::report`].
+    /// or that is of another store, or its `FORMAT` is lost. All other damage is no error: see [`JournalStore::report`].
     pub async fn open(self, path: impl AsRef<Path>) -> Result<JournalStore> {
         let path: PathBuf = path.as_ref().to_owned();
         let opened = tokio::task::spawn_blocking(move || self.open_now(path)).await;
@@ -344,7 +344,7 @@ impl JournalStore {
     ///
     /// # Errors
     /// [`Locked`](crate::ErrorKind::Locked): it is open. [`NotFound`](crate::ErrorKind::NotFound): there is none.
-    /// Otherwise those of [`JournalOptions::open`].
+    /// Otherwise those of [`JournalOptions::open`], but for [`Corrupt`](crate::ErrorKind::Corrupt): that is a finding.
     pub async fn verify(path: impl AsRef<Path>) -> Result<Verified> {
         let path: PathBuf = path.as_ref().to_owned();
         let verified = tokio::task::spawn_blocking(move || verify::verify(&path)).await;
