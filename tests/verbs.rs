@@ -410,7 +410,7 @@ fn what_leads_nowhere_says_what_would() {
 #[test]
 fn push_stops_at_a_signal_between_two_lines() {
     let yard = Yard::new();
-    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let mut push = yard.start("push --store STORE");
         push.say("1\n");
         push.line();
@@ -419,6 +419,26 @@ fn push_stops_at_a_signal_between_two_lines() {
         assert_eq!(push.end().code, Some(code));
         drop(stdin);
     }
+    assert_eq!(yard.stats()["ready"], 3);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hang_up_that_is_ignored_as_by_nohup_stays_so() {
+    let yard = Yard::new();
+    let push = yard.command("push --store STORE");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(push.get_program())
+        .args(push.get_args());
+    let mut push = start(&mut shell);
+    push.say("1\n");
+    push.line();
+    push.kill("HUP");
+    push.say("2\n");
+    push.line();
+    assert_eq!(push.end().code, Some(0));
     assert_eq!(yard.stats()["ready"], 2);
 }
 
@@ -962,6 +982,6 @@ fn each_verb_has_an_example_in_its_help_and_the_codes_are_in_that_of_all() {
     let help = yard.ok("--help", b"");
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let codes = "0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in use, changed input), \
-5 partial success, 7 remote error, 8 store damaged, 130 interrupted, 143 terminated";
+5 partial success, 7 remote error, 8 store damaged, 129 hung up, 130 interrupted, 143 terminated";
     assert!(help.contains(codes), "{help}");
 }
