@@ -5,6 +5,7 @@
 //! clause, by the conformance suite (`testing` feature) on our backends and on yours.
 
 mod admin;
+pub(crate) mod directive;
 mod ext;
 #[cfg(feature = "journal")]
 pub(crate) mod folder;
@@ -31,6 +32,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub(crate) use self::transfer::Transfer;
@@ -248,7 +250,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 }
 
 /// What a backend promises.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "independent yes-or-no answers, read by name"
@@ -289,7 +291,7 @@ impl Default for Capabilities {
 }
 
 /// What an answered call survives.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// Nothing beyond this process.

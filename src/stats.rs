@@ -1,13 +1,13 @@
 //! One consistent reading of a queue.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{clock::Timestamp, request::Position};
 
 /// What a queue holds at one moment: every acknowledged request in exactly one of the counts.
 ///
 /// `pushed == delayed + ready + in_flight + done + dead + expired + cancelled + purged`, always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Requests ever pushed (duplicates add nothing).
@@ -43,6 +43,10 @@ pub struct Stats {
     pub purged: u64,
     /// Payload bytes of all requests that are delayed, ready or in flight: what bounds are about.
     pub held_bytes: u64,
+    /// Since when dispatchers claim nothing from it, until it is resumed: see [`QueueExt::pause`](crate::QueueExt::pause).
+    pub paused_at: Option<Timestamp>,
+    /// When it was last flushed: what was ready by then leaves at once. See [`QueueExt::flush`](crate::QueueExt::flush).
+    pub flushed_at: Option<Timestamp>,
 }
 
 impl Stats {

@@ -820,6 +820,50 @@ async fn pausing_holds_everything_back_and_explain_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_queue_that_is_paused_stays_so_whoever_serves_it_and_a_flush_waits_with_it() {
+    let queue = queue();
+    let policy = || Policy {
+        time_threshold: 60 * MINUTE,
+        ..policy()
+    };
+    queue.pause().await.unwrap();
+    let dispatcher = start(&queue, policy(), done);
+    push(&*queue, 0..15).await;
+    tokio::time::sleep(2 * MINUTE).await;
+    let explanation = dispatcher.explain(&queue.name()).await.unwrap();
+    assert!(
+        explanation.summary.contains("paused since"),
+        "{explanation}"
+    );
+    dispatcher.shut_down().await.unwrap();
+
+    let (dispatcher, mut events) = (Dispatcher::builder(queue.clone())
+        .policy(policy())
+        .handler(done))
+    .build()
+    .unwrap()
+    .start_observed();
+    queue.flush().await.unwrap();
+    push(&*queue, [15]).await;
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(stats(&*queue).await.ready, 16);
+    queue.resume().await.unwrap();
+    let claimed = async |events: &mut broadcast::Receiver<Event>| {
+        let claimed = event(events, |event| match event {
+            Event::Claimed {
+                requests, trigger, ..
+            } => Some((requests, trigger)),
+            _ => None,
+        });
+        claimed.await
+    };
+    // Sixteen are more than one batch of ten; of the rest five were there when it was flushed.
+    assert_eq!(claimed(&mut events).await, (10, Some(Trigger::Count)));
+    assert_eq!(claimed(&mut events).await, (6, Some(Trigger::Flush)));
+    dispatcher.shut_down().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn typed_payloads_that_do_not_decode_are_dead_lettered_with_their_bytes() {
     #[derive(serde::Deserialize)]
     struct Order {

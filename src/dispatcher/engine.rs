@@ -71,6 +71,8 @@ pub(super) enum Ended {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Paused,
+    /// By a directive, since then.
+    QueuePaused(Timestamp),
     ShuttingDown,
     Failed(Timestamp),
     NotLooked,
@@ -79,6 +81,14 @@ pub(super) enum Standing {
     Outage(Timestamp),
     Probing,
     Free(Decision),
+}
+
+impl Lane {
+    /// When it is looked at again although nothing is known to have happened.
+    fn fallback(&self) -> Option<Timestamp> {
+        let (_, looked) = self.reading?;
+        Some(looked.after(self.policy.time_interval))
+    }
 }
 
 impl Engine {
@@ -136,11 +146,12 @@ impl Engine {
                     }
                 }
                 Standing::Free(Decision::Sleep { until }) => {
-                    let fallback = lane
-                        .reading
-                        .map(|(_, at)| at.after(lane.policy.time_interval));
-                    until.into_iter().chain(fallback).for_each(&mut wake_at);
+                    until
+                        .into_iter()
+                        .chain(lane.fallback())
+                        .for_each(&mut wake_at);
                 }
+                Standing::QueuePaused(_) => lane.fallback().into_iter().for_each(&mut wake_at),
                 Standing::Paused
                 | Standing::ShuttingDown
                 | Standing::NoSlot
@@ -178,6 +189,14 @@ impl Engine {
         if self.paused {
             return Standing::Paused;
         }
+        let is_stale = now.since(looked) >= lane.policy.time_interval;
+        if let Some(since) = stats.paused_at {
+            return if is_stale {
+                Standing::NotLooked
+            } else {
+                Standing::QueuePaused(since)
+            };
+        }
         match lane.breaker.gate(now) {
             Gate::Open => {}
             Gate::ShutUntil(until) => return Standing::Outage(until),
@@ -196,10 +215,7 @@ impl Engine {
         // What a reading says about later times is only a hint: at its time, and as often as
         // `time_interval`, look again.
         match decision {
-            Decision::Sleep { until }
-                if until.is_some_and(|until| until <= now)
-                    || now.since(looked) >= lane.policy.time_interval =>
-            {
+            Decision::Sleep { until } if until.is_some_and(|until| until <= now) || is_stale => {
                 Standing::NotLooked
             }
             decision => Standing::Free(decision),
@@ -208,10 +224,13 @@ impl Engine {
 
     fn flush_of(&self, lane: &Lane) -> Option<Timestamp> {
         if self.draining {
-            Some(Timestamp::MAX)
-        } else {
-            lane.flush
+            return Some(Timestamp::MAX);
         }
+        // Whoever asked for it may have a clock that is ahead.
+        let directed = lane
+            .reading
+            .and_then(|(stats, looked)| Some(stats.flushed_at?.min(looked)));
+        lane.flush.max(directed)
     }
 
     pub(super) fn stands(
@@ -386,6 +405,50 @@ mod tests {
                 }
                 action => return action,
             }
+        }
+    }
+
+    #[test]
+    fn a_queue_that_is_paused_waits_and_is_looked_at_again_by_and_by() {
+        let mut engine = engine(&["a"], 1, None);
+        let paused = Stats {
+            paused_at: Some(NOON),
+            ..ready(100)
+        };
+        let a = name("a");
+        assert_eq!(engine.next(NOON), Action::Look(a.clone()));
+        engine.looked(&a, paused, NOON);
+        let later = NOON.after(Policy::default().time_interval);
+        assert_eq!(engine.next(NOON), Action::Wait { until: Some(later) });
+        let (standing, _) = engine.stands(&a, NOON).unwrap();
+        assert_eq!(standing, Standing::QueuePaused(NOON));
+        assert_eq!(engine.next(later), Action::Look(a.clone()));
+        engine.looked(&a, ready(100), later);
+        assert!(matches!(engine.next(later), Action::Claim(..)));
+    }
+
+    #[test]
+    fn a_flush_that_another_process_asked_for_takes_what_was_ready_and_is_clamped() {
+        let mut engine = engine(&["a"], 1, None);
+        let (a, second) = (name("a"), Duration::from_secs(1));
+        for (flushed_at, oldest, leaves) in [
+            (NOON, NOON, true),
+            (NOON, NOON.after(second), false),
+            // By a clock that is ahead of ours.
+            (NOON.after(10 * second), NOON.after(5 * second), false),
+            (NOON.after(10 * second), NOON.after(second), true),
+        ] {
+            engine.changed(&a);
+            let now = NOON.after(2 * second);
+            assert_eq!(engine.next(now), Action::Look(a.clone()));
+            let stats = Stats {
+                oldest_ready_at: Some(oldest),
+                flushed_at: Some(flushed_at),
+                ..ready(1)
+            };
+            engine.looked(&a, stats, now);
+            let is_claim = matches!(engine.next(now), Action::Claim(_, Some(Trigger::Flush), _));
+            assert_eq!(is_claim, leaves, "{flushed_at} {oldest}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::engine::Standing;
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 ///   ready: 17 of 50000 requests, 4096 bytes
 ///   oldest: 48s old, leaves when 2m old
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Explanation {
     /// The queue.
@@ -33,6 +33,10 @@ pub struct Explanation {
     /// When something happens at the latest without anybody doing anything; `None`: nothing will, or
     /// it depends on a handler.
     pub next: Option<Timestamp>,
+    /// How many ready requests let a batch leave, if a dispatcher serves the queue.
+    pub queue_threshold: Option<u64>,
+    /// How old the oldest ready request gets, in seconds, if a dispatcher serves the queue.
+    pub time_threshold_seconds: Option<f64>,
     /// The facts behind it.
     pub details: Vec<String>,
 }
@@ -48,6 +52,9 @@ impl Explanation {
         let in_ = |at: Timestamp| Span(at.since(now));
         let (summary, next) = match standing {
             Standing::Paused => ("the dispatcher is paused; resume it".to_owned(), None),
+            Standing::QueuePaused(since) => {
+                (format!("the queue has been paused since {since}; resume it"), None)
+            }
             Standing::ShuttingDown => ("the dispatcher is shutting down".to_owned(), None),
             Standing::Failed(until) => {
                 (format!("the queue failed; it is tried again in {}", in_(until)), Some(until))
@@ -77,14 +84,42 @@ impl Explanation {
                 (format!("{} in {} at the latest", what_comes(&stats, until), in_(until)), Some(until))
             }
         };
-        let details = details(policy, &stats, now);
+        Self {
+            queue_threshold: Some(policy.queue_threshold.get().into()),
+            time_threshold_seconds: Some(policy.time_threshold.as_secs_f64()),
+            summary,
+            next,
+            details: details(Some(policy), &stats, now),
+            ..Self::of(queue, stats, now)
+        }
+    }
+
+    /// Of a queue that no dispatcher is known to serve: nothing will leave by itself, and this is what there is.
+    pub fn unserved(queue: QueueName, stats: Stats, now: Timestamp) -> Self {
+        let summary = match stats.paused_at {
+            Some(since) => format!(
+                "no dispatcher that can be asked serves it, and it has been paused since {since}"
+            ),
+            None => "no dispatcher that can be asked serves it; start one, or ask where it runs"
+                .to_owned(),
+        };
+        Self {
+            summary,
+            details: details(None, &stats, now),
+            ..Self::of(queue, stats, now)
+        }
+    }
+
+    fn of(queue: QueueName, stats: Stats, now: Timestamp) -> Self {
         Self {
             queue,
             at: now,
             stats,
-            summary,
-            next,
-            details,
+            summary: String::new(),
+            next: None,
+            queue_threshold: None,
+            time_threshold_seconds: None,
+            details: Vec::new(),
         }
     }
 }
@@ -108,24 +143,24 @@ fn what_comes(stats: &Stats, until: Timestamp) -> &'static str {
     }
 }
 
-fn details(policy: &Policy, stats: &Stats, now: Timestamp) -> Vec<String> {
+fn details(policy: Option<&Policy>, stats: &Stats, now: Timestamp) -> Vec<String> {
     let mut details = Vec::new();
     if stats.ready > 0 {
-        let bytes = match policy.max_batch_bytes.get() {
+        let most = policy.map_or(u64::MAX, |policy| policy.max_batch_bytes.get());
+        let bytes = match most {
             u64::MAX => format!("{} bytes", stats.ready_bytes),
             most => format!("{} of {most} bytes", stats.ready_bytes),
         };
-        details.push(format!(
-            "ready: {} of {} requests, {bytes}",
-            stats.ready, policy.queue_threshold
-        ));
+        let most = policy.map_or_else(String::new, |policy| {
+            format!(" of {}", policy.queue_threshold)
+        });
+        details.push(format!("ready: {}{most} requests, {bytes}", stats.ready));
     }
     if let Some(oldest) = stats.oldest_ready_at {
-        details.push(format!(
-            "oldest: {} old, leaves when {} old",
-            Span(now.since(oldest)),
-            Span(policy.time_threshold)
-        ));
+        let leaves = policy.map_or_else(String::new, |policy| {
+            format!(", leaves when {} old", Span(policy.time_threshold))
+        });
+        details.push(format!("oldest: {} old{leaves}", Span(now.since(oldest))));
     }
     if let Some(due) = stats.next_due {
         details.push(format!(

@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::{
+    clock::Timestamp,
     error::{Error, Result},
-    queue::{Entry, Queue},
-    request::{NewRequest, Pushed, RequestId, State},
+    queue::{Entry, Queue, directive},
+    request::{Bookmark, NewRequest, Pushed, RequestId, State},
 };
 
 /// Shorthands for every [`Queue`], with the queue's own clock.
@@ -35,6 +36,34 @@ pub trait QueueExt: Queue {
         Self: Sized,
     {
         self.push_one(NewRequest::json(value)?).await
+    }
+
+    /// Has every dispatcher claim nothing from the queue until it is [resumed](Self::resume), restarts included; what is
+    /// in handlers goes on, and pushes are taken. Paused again it stays paused since when it was.
+    ///
+    /// # Errors
+    /// As [`Queue::push_from`]; [`Invalid`](crate::ErrorKind::Invalid) on a backend without bookmarks.
+    async fn pause(&self) -> Result<()> {
+        let now = self.now();
+        let since = self.stats(now).await?.paused_at;
+        direct(self, directive::PAUSED, Some(since.unwrap_or(now)), now).await
+    }
+
+    /// Lets dispatchers go on after [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    async fn resume(&self) -> Result<()> {
+        direct(self, directive::PAUSED, None, self.now()).await
+    }
+
+    /// Lets leave what is ready now, whatever the policy of its dispatcher waits for: at once, or as soon as one serves it.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    async fn flush(&self) -> Result<()> {
+        let now = self.now();
+        direct(self, directive::FLUSHED, Some(now), now).await
     }
 
     /// Waits until a request is done or dead, and answers with what became of it.
@@ -75,3 +104,17 @@ pub trait QueueExt: Queue {
 }
 
 impl<Q: Queue + ?Sized> QueueExt for Q {}
+
+/// Gives a directive, or takes it back.
+async fn direct<Q: Queue + ?Sized>(
+    queue: &Q,
+    source: &str,
+    at: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<()> {
+    let bookmark = Bookmark {
+        source: source.to_owned(),
+        value: directive::value(at),
+    };
+    queue.push_from(now, Vec::new(), bookmark).await.map(drop)
+}

@@ -69,7 +69,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, Result},
     fault::point,
-    queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Transfer},
+    queue::{Administration, Capabilities, Durability, Queue, QueueOptions, Transfer, directive},
     request::{Bookmark, DeadReason, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
 };
@@ -313,6 +313,8 @@ impl Queue for RedisQueue {
             cancelled,
             purged,
             held_bytes,
+            paused,
+            flushed,
         ] = &reply[..]
         else {
             return Err(damaged("a reply"));
@@ -335,6 +337,8 @@ impl Queue for RedisQueue {
             cancelled: parse_decimal(cancelled)?,
             purged: parse_decimal(purged)?,
             held_bytes: parse_decimal(held_bytes)?,
+            paused_at: directive::parse(paused),
+            flushed_at: directive::parse(flushed),
         })
     }
 

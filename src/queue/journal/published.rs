@@ -1,13 +1,13 @@
 //! What every handle of a queue sees: the last state that is durable, and a wake-up.
 
-use std::sync::PoisonError;
+use std::{convert::Infallible, sync::PoisonError};
 
 use tokio::sync::watch;
 
 use super::state::QueueState;
 use crate::{
     clock::Timestamp,
-    queue::QueueOptions,
+    queue::{QueueOptions, directive::Directives},
     request::{Position, QueueName},
     stats::{FirstSeen, Stats},
     sync::{Mutex, MutexGuard},
@@ -41,9 +41,11 @@ impl Reading {
         let mut offers: Vec<u64> = stored.open.values().map(|open| open.until).collect();
         offers.sort_unstable();
         let next_due = stored.delayed.keys().next();
+        let Ok(directives) =
+            Directives::find(|source| Ok::<_, Infallible>(stored.bookmarks.get(source)));
         Self {
             options: queue.options,
-            stats: Stats {
+            stats: directives.shown_in(Stats {
                 pushed: counts.pushed,
                 delayed: stored.delayed.len() as u64,
                 next_due: next_due.map(|(due, _)| Timestamp::from_nanos(*due)),
@@ -58,7 +60,7 @@ impl Reading {
                 purged: counts.purged,
                 held_bytes: counts.held_bytes,
                 ..Stats::default()
-            },
+            }),
             oldest: queue.oldest(),
             next_change: queue.next_change(),
             offers,

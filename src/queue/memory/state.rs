@@ -5,6 +5,7 @@ mod transfer;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    convert::Infallible,
     mem,
 };
 
@@ -17,6 +18,7 @@ use crate::{
     error::Result,
     queue::{
         QueueOptions,
+        directive::Directives,
         transfer::{Digest, digest},
     },
     request::{
@@ -246,7 +248,9 @@ impl State {
         let oldest = self.ready.front();
         let seen = &mut self.first_seen;
         let offered = |batch: &&OpenBatch| batch.until <= now;
-        Stats {
+        let Ok(directives) =
+            Directives::find(|source| Ok::<_, Infallible>(self.bookmarks.get(source)));
+        directives.shown_in(Stats {
             delayed: self.delayed.len() as u64,
             next_due: self.delayed.first_key_value().map(|((due, _), _)| *due),
             oldest_ready_at: oldest
@@ -261,7 +265,7 @@ impl State {
                 .min(),
             dead: self.dead.len() as u64,
             ..self.counts
-        }
+        })
     }
 
     pub(super) fn dead_letters(&self) -> usize {

@@ -118,7 +118,7 @@ local function push()
   end
   if marked then call('HSET', PREFIX .. 'bookmarks', source, value) end
   state.pushed, state.held_bytes, held = state.pushed + added, state.held_bytes + bytes, held + added
-  changed, accepted = changed or added > 0, true
+  changed, accepted = changed or added > 0 or marked, true
   return table.concat(reply)
 end
 

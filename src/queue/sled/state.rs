@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use super::{
     db::{self, Db},
     keys::{self, Tree},
-    record::{BatchV1, KeptV1, QueueV1, RequestV1},
+    record::{BatchV1, BookmarkV1, KeptV1, QueueV1, RequestV1},
 };
 use crate::{
     clock::Timestamp,
-    error::Result,
-    queue::QueueOptions,
+    error::{Error, Result},
+    queue::{QueueOptions, directive::Directives},
     request::{Position, QueueName},
     stats::{FirstSeen, Stats},
 };
@@ -28,6 +28,7 @@ pub(super) struct QueueState {
     pub(super) id: u32,
     pub(super) options: QueueOptions,
     pub(super) record: QueueV1,
+    pub(super) directives: Directives,
     /// Batches that have not ended.
     pub(super) open: BTreeMap<u128, BatchV1>,
     /// Batches that have ended and whose members are not all settled yet.
@@ -159,6 +160,7 @@ impl QueueState {
             id,
             options,
             record,
+            directives: Directives::default(),
             open: BTreeMap::new(),
             ending: BTreeMap::new(),
             oldest: None,
@@ -182,8 +184,19 @@ impl QueueState {
                 self.open.insert(id, batch);
             }
         }
+        self.find_directives(db)?;
         self.find_oldest(db)?;
         self.find_next(db)
+    }
+
+    /// Looks up what operators ask of it.
+    pub(super) fn find_directives(&mut self, db: &Db) -> Result<()> {
+        self.directives = Directives::find(|source| {
+            let key = keys::text(self.id, source.as_bytes());
+            let bookmark = db.load::<BookmarkV1>(Tree::Bookmarks, &key)?;
+            Ok::<_, Error>(bookmark.map(|(_, value)| value))
+        })?;
+        Ok(())
     }
 
     /// Looks up the first ready request: one seek.
@@ -240,7 +253,7 @@ impl QueueState {
         let record = &self.record;
         let mut offers: Vec<u64> = self.open.values().map(|batch| batch.until).collect();
         offers.sort_unstable();
-        let stats = Stats {
+        let stats = self.directives.shown_in(Stats {
             pushed: record.pushed,
             delayed: record.delayed,
             next_due: (record.delayed > 0).then(|| Timestamp::from_nanos(self.next.due)),
@@ -255,7 +268,7 @@ impl QueueState {
             purged: record.purged,
             held_bytes: record.held_bytes,
             ..Stats::default()
-        };
+        });
         let published = &mut *self.live.lock();
         published.options = self.options;
         published.stats = stats;

@@ -3,7 +3,7 @@
 use super::bench::{Bench, Subject, assert_kind, at, must, requests};
 use crate::{
     error::ErrorKind,
-    queue::QueueOptions,
+    queue::{QueueExt as _, QueueOptions},
     request::{Bookmark, MAX_KEY_BYTES, NewRequest},
 };
 
@@ -116,4 +116,46 @@ pub(super) async fn a_bookmark_over_its_limits_is_invalid_and_adds_nothing(bench
         .await;
     must("push_from", most);
     assert_eq!(stored(&queue, &source).await, Some(value));
+}
+
+pub(super) async fn a_pause_is_shown_until_it_is_resumed(bench: Bench) {
+    let queue = bench.queue().await;
+    queue.put(at(0), &["a"]).await;
+    assert_eq!(queue.look(at(0)).await.paused_at, None);
+    must("pause", queue.pause().await);
+    let paused = queue.look(at(1)).await.paused_at;
+    assert!(
+        paused.is_some_and(|since| since <= queue.now()),
+        "{paused:?}"
+    );
+    must("pause", queue.pause().await);
+    assert_eq!(
+        queue.look(at(1)).await.paused_at,
+        paused,
+        "paused since then"
+    );
+    // It is for dispatchers to obey.
+    let lease = queue.take(at(2)).await;
+    queue.finish_done(at(2), &lease).await;
+    must("resume", queue.resume().await);
+    let stats = queue.look(at(3)).await;
+    assert_eq!((stats.paused_at, stats.done), (None, 1));
+    must("resume", queue.resume().await);
+    // What others keep under the name is no directive, and harms nobody.
+    let mark = mark("batchyard:paused", "by Easter");
+    must("push_from", queue.push_from(at(4), Vec::new(), mark).await);
+    assert_eq!(queue.look(at(4)).await.paused_at, None);
+}
+
+pub(super) async fn a_flush_is_shown(bench: Bench) {
+    let queue = bench.queue().await;
+    assert_eq!(queue.look(at(0)).await.flushed_at, None);
+    must("flush", queue.flush().await);
+    let flushed = queue.look(at(0)).await.flushed_at;
+    assert!(
+        flushed.is_some_and(|when| when <= queue.now()),
+        "{flushed:?}"
+    );
+    must("pause", queue.pause().await);
+    assert_eq!(queue.look(at(1)).await.flushed_at, flushed);
 }

@@ -310,6 +310,8 @@ macro_rules! __clauses {
                 a_refused_push_stores_no_bookmark: Bookmarks,
                 a_push_without_room_stores_no_bookmark: Bookmarks Bounds,
                 a_bookmark_over_its_limits_is_invalid_and_adds_nothing: Bookmarks,
+                a_pause_is_shown_until_it_is_resumed: Bookmarks,
+                a_flush_is_shown: Bookmarks,
             }
             wakeups {
                 a_push_wakes: WakeUps,
@@ -318,6 +320,7 @@ macro_rules! __clauses {
                 an_outcome_wakes_who_waits_for_it: WakeUps,
                 cancelling_and_redriving_wake: WakeUps Administration,
                 every_receiver_sees_the_change: WakeUps,
+                pausing_resuming_and_flushing_wake: WakeUps Bookmarks,
             }
             capabilities {
                 administration_is_there_if_it_is_declared_and_only_then,
@@ -339,6 +342,7 @@ macro_rules! __clauses {
                 the_age_of_the_oldest_goes_on_across_a_restart: Restart,
                 keys_survive: Restart,
                 bookmarks_survive: Restart Bookmarks,
+                a_pause_and_a_flush_survive: Restart Bookmarks,
                 bounds_count_what_was_there_before: Restart Bounds,
                 dead_letters_and_marks_to_cancel_survive: Restart Administration,
                 results_and_their_order_survive: Restart Administration Results,

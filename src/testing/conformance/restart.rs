@@ -1,10 +1,10 @@
 //! Clauses about what a restart keeps: everything that was answered.
 
-use super::bench::{Bench, assert_kind, at, claim_up_to, count, must, requests, secs};
+use super::bench::{Bench, Subject, assert_kind, at, claim_up_to, count, must, requests, secs};
 use crate::{
     batch::{Claim, Outcome, Then, Update},
     error::ErrorKind,
-    queue::{Cancelled, QueueOptions},
+    queue::{Cancelled, QueueExt as _, QueueOptions},
     request::{Bookmark, NewRequest, State},
 };
 
@@ -240,6 +240,23 @@ pub(super) async fn bookmarks_survive(bench: Bench) {
     let value = must("bookmark", queue.bookmark("file").await);
     assert_eq!(value.as_deref(), Some(&b"byte 17"[..]));
     assert_eq!(queue.look(at(0)).await.ready, 1);
+}
+
+pub(super) async fn a_pause_and_a_flush_survive(bench: Bench) {
+    let queue = bench.queue().await;
+    must("pause", queue.pause().await);
+    must("flush", queue.flush().await);
+    let shown = async |queue: &Subject| {
+        let stats = queue.look(at(0)).await;
+        (stats.paused_at, stats.flushed_at)
+    };
+    let before = shown(&queue).await;
+    let queue = bench.reopen(queue).await;
+    assert_eq!(shown(&queue).await, before);
+    assert!(before.0.is_some() && before.1.is_some());
+    must("resume", queue.resume().await);
+    let queue = bench.reopen(queue).await;
+    assert_eq!(shown(&queue).await, (None, before.1));
 }
 
 pub(super) async fn bounds_count_what_was_there_before(bench: Bench) {

@@ -8,7 +8,7 @@ use crate::{
     clock::Timestamp,
     error::{ErrorKind, Result},
     queue::{
-        Queue, QueueOptions,
+        Queue, QueueExt as _, QueueOptions,
         memory::MemoryQueue,
         transfer::{DumpFrom, Record, Transfer, lines},
     },
@@ -160,6 +160,7 @@ pub(super) async fn what_is_dumped_and_restored_is_dumped_the_same(bench: Bench)
         };
         let pushed = queue.push_from(at(THEN), Vec::new(), bookmark).await;
         must("push_from", pushed);
+        must("pause", queue.pause().await);
     }
     let memory = MemoryQueue::new(QueueOptions::default());
     carry(&*queue, &memory, at(THEN)).await;

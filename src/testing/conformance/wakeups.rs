@@ -5,6 +5,7 @@ use tokio::sync::watch;
 use super::bench::{Bench, Subject, at, must};
 use crate::{
     batch::{Outcome, Then, Update},
+    queue::QueueExt as _,
     request::NewRequest,
 };
 
@@ -95,4 +96,17 @@ pub(super) async fn every_receiver_sees_the_change(bench: Bench) {
     for changes in all {
         has_moved(changes).await;
     }
+}
+
+pub(super) async fn pausing_resuming_and_flushing_wake(bench: Bench) {
+    let queue = bench.queue().await;
+    let changes = watching(&queue);
+    must("pause", queue.pause().await);
+    has_moved(changes).await;
+    let changes = watching(&queue);
+    must("flush", queue.flush().await);
+    has_moved(changes).await;
+    let changes = watching(&queue);
+    must("resume", queue.resume().await);
+    has_moved(changes).await;
 }

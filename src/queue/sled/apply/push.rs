@@ -72,9 +72,11 @@ impl Step<'_> {
             let key = keys::text(self.queue.id, bookmark.source.as_bytes());
             self.write
                 .put(Tree::Bookmarks, key, &BookmarkV1 {}, &bookmark.value)?;
+            let Bookmark { source, value } = bookmark;
+            self.queue.directives.note(source, value);
         }
         if count > 0 || plan.bookmark.is_some() {
-            self.queue.wake |= count > 0;
+            self.queue.wake = true;
             self.put_queue();
         }
         Ok(pushed)

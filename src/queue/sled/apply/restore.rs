@@ -488,6 +488,7 @@ impl Step<'_> {
         self.write.delete(Tree::Meta, keys::incoming(self.queue.id));
         self.write.delete(Tree::Meta, keys::queue_record(before));
         self.commit()?;
+        self.queue.find_directives(self.db)?;
         self.queue.find_oldest(self.db)?;
         self.queue.find_next(self.db)
     }
