@@ -112,7 +112,7 @@ impl From<BatchId> for String {
 pub struct Fence(pub u64);
 
 /// What to claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The most requests of a new batch.
     pub max_requests: NonZeroU32,
@@ -159,7 +159,7 @@ impl Default for Claim {
 }
 
 /// When a queue is due for a new batch: as soon as any of these holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Due {
     /// This many requests are ready.
     pub requests: u64,
@@ -181,7 +181,7 @@ impl Due {
 }
 
 /// The handle of a claimed batch: all later calls on the batch carry it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The batch.
     pub batch: BatchId,
@@ -232,7 +232,7 @@ impl Lease {
 }
 
 /// Which members to read: the next ones after a position, up to both limits, but always at least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// The position of the last member of the page before; `None` for the first page.
     pub after: Option<Position>,
@@ -267,7 +267,7 @@ impl Default for Page {
 }
 
 /// A member of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The request.
     pub id: RequestId,
@@ -286,7 +286,7 @@ pub struct Member {
 }
 
 /// What became of a member. The first one recorded wins; later ones are ignored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It succeeded; visible at once, and kept for the queue's retention.
     Done {
@@ -340,7 +340,7 @@ impl Outcome {
 }
 
 /// One atomic step of a holder on its batch: everything in it, or nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Update {
     /// Outcomes to record; ids that are not members make the whole update `Invalid`.
     pub outcomes: Vec<(RequestId, Outcome)>,
@@ -373,7 +373,7 @@ impl Update {
 }
 
 /// What happens to the batch after an [`Update`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Then {
     /// The holder keeps it, until this time unless it says so again.
     Hold {
@@ -404,7 +404,7 @@ pub enum Then {
 }
 
 /// What becomes of members with a retry outcome when their batch ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retries {
     /// When they are ready again, or later if their outcome says so; in the past: at once.
     pub at: Timestamp,

@@ -145,6 +145,23 @@ pub struct RunningDispatcher {
     task: JoinHandle<Result<ShutdownReport>>,
 }
 
+/// What others may ask of a [`RunningDispatcher`]; it does not keep it running.
+#[derive(Clone, Debug)]
+pub struct DispatcherHandle {
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl DispatcherHandle {
+    /// As [`RunningDispatcher::explain`].
+    ///
+    /// # Errors
+    /// As [`RunningDispatcher::explain`].
+    pub async fn explain(&self, queue: &QueueName) -> Result<Explanation> {
+        let commands = self.commands.upgrade().ok_or_else(stopped)?;
+        ask(&commands, |answer| Command::Explain(queue.clone(), answer)).await?
+    }
+}
+
 /// What became of batches when a dispatcher shut down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -156,6 +173,13 @@ pub struct ShutdownReport {
 }
 
 impl RunningDispatcher {
+    /// For others that ask something of it.
+    pub fn handle(&self) -> DispatcherHandle {
+        DispatcherHandle {
+            commands: self.commands.downgrade(),
+        }
+    }
+
     /// The events from now on.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
@@ -242,9 +266,7 @@ impl RunningDispatcher {
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
-        let (answer, answered) = oneshot::channel();
-        self.tell(command(answer)).await?;
-        answered.await.map_err(|_| stopped())
+        ask(&self.commands, command).await
     }
 }
 
@@ -252,6 +274,16 @@ impl Drop for RunningDispatcher {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Result<T> {
+    let (answer, answered) = oneshot::channel();
+    let asked = commands.send(command(answer)).await;
+    asked.map_err(|_| stopped())?;
+    answered.await.map_err(|_| stopped())
 }
 
 fn stopped() -> Error {

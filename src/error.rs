@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::{error::Error as StdError, fmt};
 
+use serde::{Deserialize, Serialize};
+
 /// A [`Result`](std::result::Result) with Batchyard's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -18,7 +20,7 @@ pub struct Error {
 }
 
 /// The kinds of [`Error`]; each says what the caller should do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The queue was closed by this process. Open it again.

@@ -17,6 +17,8 @@ mod batch;
 #[doc(hidden)]
 pub mod bench;
 mod clock;
+#[cfg(feature = "control")]
+mod control;
 mod dispatcher;
 pub mod documentation;
 mod error;
@@ -40,6 +42,8 @@ pub mod testing;
 #[doc(hidden)]
 pub mod torture;
 
+#[cfg(feature = "control")]
+pub use self::control::{ControlQueue, ControlServer, ControlStore, serve_control};
 #[cfg(feature = "command")]
 pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]
@@ -61,7 +65,8 @@ pub use self::{
     },
     clock::{Timestamp, now},
     dispatcher::{
-        Dispatcher, DispatcherBuilder, Event, Explanation, RunningDispatcher, ShutdownReport,
+        Dispatcher, DispatcherBuilder, DispatcherHandle, Event, Explanation, RunningDispatcher,
+        ShutdownReport,
     },
     error::{Error, ErrorKind, Result},
     format::template::{RequestsType, Template},

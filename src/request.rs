@@ -209,7 +209,7 @@ hex_id! {
 ///     .ttl(Duration::from_secs(3600));
 /// assert_eq!(&request.payload[..], b"hello");
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewRequest {
     /// The bytes to hand to the handler; opaque, may be empty, at most [`MAX_PAYLOAD_BYTES`].
     pub payload: Bytes,
@@ -305,7 +305,7 @@ pub(crate) fn key_conflict(key: &str, id: RequestId) -> Error {
 }
 
 /// What `push` answers for each request, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pushed {
     /// The request's id for life.
     pub id: RequestId,
@@ -317,7 +317,7 @@ pub struct Pushed {
 ///
 /// A producer that pushes with [`push_from`](crate::Queue::push_from) and, after a crash, asks
 /// [`bookmark`](crate::Queue::bookmark) where it was, queues nothing twice and leaves nothing out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bookmark {
     /// The producer's name for its source, such as a file; at most 512 bytes.
     pub source: String,

@@ -154,3 +154,136 @@ mod embedded {
 batchyard::conformance!(sled_store, embedded::InFolders::new(embedded::Sled));
 #[cfg(feature = "journal")]
 batchyard::conformance!(journal_store, embedded::InFolders::new(embedded::Journal));
+
+/// Every verb through the control socket of another process, as far as this one can be another.
+#[cfg(feature = "control")]
+mod control {
+    use std::{collections::HashMap, path::PathBuf, sync::Mutex};
+
+    use batchyard::{ControlServer, ControlStore, QueueName, serve_control};
+    use tempfile::TempDir;
+
+    use super::{Arc, Harness, Queue, QueueOptions, Store, async_trait};
+
+    /// Makes an owner's store in a folder.
+    #[async_trait]
+    pub(super) trait Owner: Send + Sync + 'static {
+        async fn open(folder: PathBuf, options: QueueOptions) -> Arc<dyn Store>;
+    }
+
+    pub(super) struct Memory;
+
+    #[async_trait]
+    impl Owner for Memory {
+        async fn open(_folder: PathBuf, options: QueueOptions) -> Arc<dyn Store> {
+            Arc::new(super::MemoryStore::new(options))
+        }
+    }
+
+    #[cfg(feature = "journal")]
+    pub(super) struct Journal;
+
+    #[cfg(feature = "journal")]
+    #[async_trait]
+    impl Owner for Journal {
+        async fn open(folder: PathBuf, options: QueueOptions) -> Arc<dyn Store> {
+            let opening = batchyard::JournalStore::options().segment_bytes(1 << 20);
+            let opening = opening.offer_held(false).queues(options).open(folder);
+            Arc::new(opening.await.expect("the store opens"))
+        }
+    }
+
+    struct Owned {
+        folder: TempDir,
+        serving: Option<(ControlServer, Arc<dyn Store>)>,
+    }
+
+    /// Each queue in a store of its own, which is served in a folder that lives as long as the harness.
+    pub(super) struct Served<O> {
+        owners: Mutex<HashMap<QueueName, Owned>>,
+        _owner: O,
+    }
+
+    impl<O: Owner> Served<O> {
+        pub(super) fn new(owner: O) -> Self {
+            Self {
+                owners: Mutex::default(),
+                _owner: owner,
+            }
+        }
+
+        async fn serve(&self, folder: TempDir, name: QueueName, options: QueueOptions) -> PathBuf {
+            let path = folder.path().join("store");
+            std::fs::create_dir_all(&path).expect("a folder");
+            let store = O::open(path.clone(), options).await;
+            let server = serve_control(&path, Arc::clone(&store), None).expect("a socket");
+            let serving = Some((server, store));
+            let owned = Owned { folder, serving };
+            self.owners
+                .lock()
+                .expect("not poisoned")
+                .insert(name, owned);
+            path
+        }
+
+        async fn connect(path: PathBuf, name: &QueueName) -> Arc<dyn Queue> {
+            let store = ControlStore::connect(path).await.expect("an owner");
+            store.queue(name).await.expect("the queue opens")
+        }
+
+        fn fresh_name(&self) -> QueueName {
+            let number = self.owners.lock().expect("not poisoned").len();
+            format!("q{number}").parse().expect("a name")
+        }
+    }
+
+    #[async_trait]
+    impl<O: Owner> Harness for Served<O> {
+        async fn open(&self, options: QueueOptions) -> Arc<dyn Queue> {
+            let (name, folder) = (self.fresh_name(), TempDir::new().expect("a folder"));
+            let path = self.serve(folder, name.clone(), options).await;
+            Self::connect(path, &name).await
+        }
+
+        async fn reopen(
+            &self,
+            queue: Arc<dyn Queue>,
+            options: QueueOptions,
+        ) -> Option<Arc<dyn Queue>> {
+            let name = queue.name();
+            drop(queue);
+            let owned = self.owners.lock().expect("not poisoned").remove(&name)?;
+            let (server, store) = owned.serving?;
+            server.close().await;
+            store.close().await.expect("it closes");
+            drop(store);
+            let path = self.serve(owned.folder, name.clone(), options).await;
+            Some(Self::connect(path, &name).await)
+        }
+
+        async fn another(
+            &self,
+            queue: &Arc<dyn Queue>,
+            _options: QueueOptions,
+        ) -> Option<Arc<dyn Queue>> {
+            let path = {
+                let owners = self.owners.lock().expect("not poisoned");
+                owners.get(&queue.name())?.folder.path().join("store")
+            };
+            Some(Self::connect(path, &queue.name()).await)
+        }
+
+        async fn store(&self, options: QueueOptions) -> Option<Arc<dyn Store>> {
+            let (name, folder) = (self.fresh_name(), TempDir::new().expect("a folder"));
+            let path = self.serve(folder, name, options).await;
+            Some(Arc::new(
+                ControlStore::connect(path).await.expect("an owner"),
+            ))
+        }
+    }
+}
+
+#[cfg(feature = "control")]
+batchyard::conformance!(control_memory, control::Served::new(control::Memory));
+#[cfg(all(feature = "control", feature = "journal"))]
+batchyard::conformance!(control_journal, control::Served::new(control::Journal));

@@ -34,15 +34,20 @@ impl StoreArgs {
         &self,
         backend: Option<Backend>,
         queues: QueueOptions,
+        owned: Owned,
     ) -> Result<OpenStore, Failure> {
         match (&self.store, server_url()) {
             (Some(folder), _) if folder.to_string_lossy().contains("://") => Err(Failure::new(
                 Exit::Usage,
                 "--store is a folder; the URL of a server is given in BATCHYARD_REDIS_URL",
             )),
-            (Some(folder), _) => OpenStore::folder(folder, backend, queues)
-                .await
-                .map_err(Failure::or_share),
+            (Some(folder), _) => {
+                let opened = match owned {
+                    Owned::Here => OpenStore::folder(folder, backend, queues).await,
+                    Owned::Anywhere => OpenStore::shared_folder(folder, backend, queues).await,
+                };
+                opened.map_err(Failure::or_share)
+            }
             (None, Some(_)) if backend.is_some() => Err(Failure::new(
                 Exit::Usage,
                 "--backend is about a store in a folder, and BATCHYARD_REDIS_URL names a server; give --store DIR too",
@@ -81,8 +86,16 @@ impl StoreArgs {
         if let Some(folder) = &self.store {
             store::must_exist(folder)?;
         }
-        self.open(None, store::keep_all()).await
+        self.open(None, store::keep_all(), Owned::Anywhere).await
     }
+}
+
+/// Which process may have a store in a folder open.
+#[derive(Clone, Copy, Debug)]
+enum Owned {
+    Here,
+    /// This one, or another one that serves it.
+    Anywhere,
 }
 
 /// Which store to use, for verbs that make it if it is missing.
@@ -112,7 +125,15 @@ impl NewStoreArgs {
     /// # Errors
     /// As [`StoreArgs::open`], and if the store is there on another backend.
     pub(crate) async fn open(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
-        self.store.open(self.backend, queues).await
+        self.store.open(self.backend, queues, Owned::Anywhere).await
+    }
+
+    /// As [`open`](Self::open), for this process alone if it is in a folder.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and if another process has it open.
+    pub(crate) async fn own(&self, queues: QueueOptions) -> Result<OpenStore, Failure> {
+        self.store.open(self.backend, queues, Owned::Here).await
     }
 }
 

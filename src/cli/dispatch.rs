@@ -128,7 +128,7 @@ pub(super) async fn dispatch(args: DispatchArgs) -> Result<Exit, Failure> {
     args.policy.policy()?;
     args.handler.check()?;
     let mut stop = Stop::new()?;
-    let open = args.store.open(args.options()).await?;
+    let open = args.store.own(args.options()).await?;
     let result = serve(&args, &open, &mut stop).await;
     open.close(result).await
 }
@@ -137,6 +137,7 @@ async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result
     let source = args.source(open).await?;
     let before = source.settled(open).await?;
     let (running, events) = args.dispatcher(open, &source)?.start_observed();
+    let control = open.serve(Some(running.handle()));
     let mut watching = Watching::start(events, args.json);
     let end = wait(args, &running, &mut watching, stop).await;
     match end {
@@ -148,7 +149,11 @@ async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result
         End::Died => {}
     }
     // If it stopped by itself, this says why.
-    running.stopped().await?;
+    let stopped = running.stopped().await;
+    if let Some(control) = control {
+        control.close().await;
+    }
+    stopped?;
     watching.end().await?;
     let (done, dead) = source.settled(open).await?;
     // Others may have redriven some meanwhile.

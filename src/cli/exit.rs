@@ -63,6 +63,11 @@ impl Failure {
         Self::new(exit, format!("{path}: {error}"))
     }
 
+    /// Whether it ends the program like this.
+    pub(crate) fn is(&self, exit: Exit) -> bool {
+        self.exit == exit
+    }
+
     /// With the queue that it is about.
     pub(crate) fn about(mut self, queue: &QueueName) -> Self {
         self.text = format!("queue {queue:?}: {}", self.text);
@@ -76,6 +81,12 @@ impl Failure {
             self.text.push_str(hint);
         }
         self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 

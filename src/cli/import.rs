@@ -93,7 +93,7 @@ pub(super) async fn import(args: ImportArgs) -> Result<Exit, Failure> {
                 {
                     return Err(same_store());
                 }
-                OpenStore::folder(from, None, store::keep_all()).await?
+                OpenStore::shared_folder(from, None, store::keep_all()).await?
             };
             let result = take_store(&args, &source).await;
             source.close(result).await

@@ -30,7 +30,8 @@ use std::{
 };
 
 use batchyard::{
-    Batch, Dispatcher, List, Policy, Queue, RequestId, RunningDispatcher, State, Stats,
+    Batch, ControlServer, Dispatcher, List, Policy, Queue, RequestId, RunningDispatcher, State,
+    Stats,
 };
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
@@ -139,8 +140,10 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         unordered: args.unordered,
     };
     let output = Output::begin(&args.out, format, Arc::clone(&failures)).await?;
+    let dispatcher = dispatcher(&args, policy, &queue, &site)?;
     let yard = Yard {
-        dispatcher: dispatcher(&args, policy, &queue, &site)?,
+        control: site.open.serve(Some(dispatcher.handle())),
+        dispatcher,
         queue: Arc::clone(&queue),
     };
     let ended = yard.work(reader, output, ledger, &mut stop).await;
@@ -151,7 +154,7 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     summary.tell(&args)?;
     if let Some(exit) = ended.stopped {
         say("stopped; run the same command again to go on");
-        site.store.close().await?;
+        site.open.store.close().await?;
         return Ok(exit);
     }
     let ended = Ended {
@@ -249,7 +252,7 @@ fn dispatcher(
     queue: &Arc<dyn Queue>,
     site: &Site,
 ) -> Result<RunningDispatcher, Failure> {
-    let handler = args.handler.handler(&site.commands)?;
+    let handler = args.handler.handler(&site.open.commands)?;
     let handle = move |batch: Batch| {
         let handler = Arc::clone(&handler);
         async move { handler.handle(batch).await }
@@ -281,6 +284,7 @@ async fn for_each_page(
 /// The dispatcher at work on the run's queue.
 struct Yard {
     dispatcher: RunningDispatcher,
+    control: Option<ControlServer>,
     queue: Arc<dyn Queue>,
 }
 
@@ -300,7 +304,11 @@ impl Yard {
         ledger: Ledger,
         stop: &mut Stop,
     ) -> Result<WorkEnd, Failure> {
-        let Self { dispatcher, queue } = self;
+        let Self {
+            dispatcher,
+            control,
+            queue,
+        } = self;
         let (told, read) = watch::channel(ledger.clone());
         let (settled, all_settled) = watch::channel(None);
         let reading = async {
@@ -329,8 +337,12 @@ impl Yard {
                 dispatcher.begin_shut_down().await;
             }
         }
+        let shut_down = dispatcher.shut_down().await;
+        if let Some(control) = control {
+            control.close().await;
+        }
         // If the dispatcher stopped by itself, its reason says more than what failed here because of it.
-        dispatcher.shut_down().await?;
+        shut_down?;
         Ok(WorkEnd {
             stopped: stopped?,
             ledger: read.borrow().clone(),

@@ -7,10 +7,16 @@ use std::{
     time::Duration,
 };
 
-use batchyard::{Queue, QueueName, QueueOptions, SledStore, Store};
+use batchyard::{
+    ControlServer, ControlStore, DispatcherHandle, ErrorKind, Queue, QueueName, QueueOptions,
+    SledStore, Store, serve_control,
+};
 use clap::ValueEnum;
 
-use super::exit::{Exit, Failure};
+use super::{
+    exit::{Exit, Failure},
+    output::say,
+};
 
 /// What a store in a folder is. One that is there says so itself, in its `FORMAT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -127,6 +133,10 @@ pub(crate) struct OpenStore {
     pub(crate) damages: usize,
     /// Where the command handler keeps its locks and answers, for this store alone.
     pub(crate) commands: PathBuf,
+    /// The process that has it open, if that is another one.
+    pub(crate) owner: Option<Arc<ControlStore>>,
+    /// Where it is, if that is a folder.
+    folder: Option<PathBuf>,
 }
 
 impl OpenStore {
@@ -146,7 +156,61 @@ impl OpenStore {
             store,
             damages,
             commands: path.join(COMMANDS),
+            owner: None,
+            folder: Some(path.to_owned()),
         })
+    }
+
+    /// As [`folder`](Self::folder), or the same store through the control socket of the process that has it open.
+    ///
+    /// # Errors
+    /// As [`folder`](Self::folder), if that process serves no such socket.
+    pub(crate) async fn shared_folder(
+        path: &Path,
+        backend: Option<Backend>,
+        queues: QueueOptions,
+    ) -> Result<Self, Failure> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let opened = Self::folder(path, backend, queues).await;
+            let locked = match opened {
+                Err(failure) if failure.is(Exit::Conflict) => failure,
+                opened => return opened,
+            };
+            match ControlStore::connect(path).await {
+                Ok(owner) => {
+                    let owner = Arc::new(owner);
+                    return Ok(Self {
+                        store: Arc::clone(&owner) as _,
+                        commands: path.join(COMMANDS),
+                        owner: Some(owner),
+                        folder: None,
+                    });
+                }
+                // It may have begun or ended a moment ago, or be about to.
+                Err(error) if error.kind() == ErrorKind::NotFound && waited < OWNER_WAIT => {
+                    tokio::time::sleep(OWNER_POLL).await;
+                    waited += OWNER_POLL;
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(locked),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Lets other processes use it too, if it is in a folder.
+    pub(crate) fn serve(&self, dispatcher: Option<DispatcherHandle>) -> Option<ControlServer> {
+        let folder = self.folder.as_deref()?;
+        match serve_control(folder, Arc::clone(&self.store), dispatcher) {
+            Ok(control) => Some(control),
+            Err(error) => {
+                let why = Failure::from(error);
+                say(&format!(
+                    "other processes can't use the store meanwhile: {why}"
+                ));
+                None
+            }
+        }
     }
 
     /// The server at this URL.
@@ -164,6 +228,8 @@ impl OpenStore {
             store: Arc::new(store.with_options(queues)),
             damages: 0,
             commands: state_folder(url).join(COMMANDS),
+            owner: None,
+            folder: None,
         })
     }
 
@@ -265,5 +331,8 @@ fn state_folder(url: &str) -> PathBuf {
     states.join("batchyard").join(name)
 }
 
+/// For how long a store is waited for that is locked and not served.
+const OWNER_WAIT: Duration = Duration::from_secs(2);
+const OWNER_POLL: Duration = Duration::from_millis(20);
 const COMMANDS: &str = "commands";
 const FORMAT: &str = "FORMAT";

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     batch::BatchId,
@@ -68,7 +69,7 @@ pub trait Administration: Send + Sync {
 }
 
 /// Which requests to list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
     /// In this state.
     pub state: State,
@@ -115,7 +116,7 @@ impl List {
 }
 
 /// What is known of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The request.
     pub id: RequestId,
@@ -147,14 +148,14 @@ pub struct Entry {
 }
 
 /// A place in the order of settling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ResultCursor(pub u64, pub u64);
 
 /// A request that was settled.
 pub type Settled = Entry;
 
 /// A page of [`Administration::results`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettledPage {
     /// Done and dead requests, in the order in which they were settled.
     pub entries: Vec<Settled>,
@@ -163,7 +164,7 @@ pub struct SettledPage {
 }
 
 /// What [`Administration::cancel`] did to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cancelled {
     /// It was ready or delayed and is cancelled now.
     Now,

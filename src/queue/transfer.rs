@@ -11,6 +11,7 @@ pub mod lines;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Entry, ResultCursor};
@@ -63,7 +64,7 @@ pub trait Restore: Send {
 }
 
 /// Where a page of a dump begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DumpFrom {
     /// At the first record.
     #[default]
@@ -81,7 +82,7 @@ pub enum DumpFrom {
 }
 
 /// A page of a dump.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DumpPage {
     /// Its records; there may be none before the end.
     pub records: Vec<Record>,
@@ -90,7 +91,7 @@ pub struct DumpPage {
 }
 
 /// Something that a queue stores.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Record {
     /// A request in any state.
@@ -108,7 +109,7 @@ pub enum Record {
 }
 
 /// A request with all that is stored of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredRequest {
     /// What is known of it; with its payload, unless it is done and its batch has ended.
     pub entry: Entry,
@@ -131,7 +132,7 @@ impl StoredRequest {
 }
 
 /// What is stored of a member of an open batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMember {
     /// The attempts it had before this batch and those that this one was split from.
     pub attempts_before: u32,
@@ -142,7 +143,7 @@ pub struct StoredMember {
 }
 
 /// A batch that has not ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenBatch {
     /// The batch.
     pub id: BatchId,
@@ -166,7 +167,7 @@ pub struct OpenBatch {
 pub type Digest = [u8; 16];
 
 /// An idempotency key; what it was pushed with is told by digests alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownKey {
     /// The digest of the key.
     pub key: Digest,
@@ -179,7 +180,7 @@ pub struct KnownKey {
 }
 
 /// What a queue stores of itself; the counters that can't be told from its requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueEnd {
     /// The last position given.
     pub last_position: Position,

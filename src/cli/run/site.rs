@@ -15,9 +15,9 @@
 //! ```
 //! A run that is over is started over by the same command; `--retry-failed` takes `ENDED` back first.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use batchyard::{Queue, QueueName, QueueOptions, State, Store};
+use batchyard::{Queue, QueueName, QueueOptions, State};
 
 use super::{
     Exit, Failure, RunArgs,
@@ -34,8 +34,7 @@ use crate::cli::{
 
 /// The store of a run.
 pub(super) struct Site {
-    pub(super) store: Arc<dyn Store>,
-    pub(super) commands: PathBuf,
+    pub(super) open: OpenStore,
     place: Place,
 }
 
@@ -55,11 +54,7 @@ impl Site {
         }
         let open = OpenStore::folder(&place.folder, args.store.backend, options()).await?;
         place.forget_removal()?;
-        Ok(Self {
-            store: open.store,
-            commands: open.commands,
-            place,
-        })
+        Ok(Self { open, place })
     }
 
     /// The queue of the run that goes on, or of a new one.
@@ -106,7 +101,7 @@ impl Site {
             self.start_over().await?;
         }
         let number = last.as_ref().map_or(1, |(_, number)| number + 1);
-        let queue = self.store.queue(&run_name(number)?).await?;
+        let queue = self.open.store.queue(&run_name(number)?).await?;
         let ledger = Ledger {
             identity,
             ..Ledger::default()
@@ -144,28 +139,30 @@ impl Site {
 
     /// The queue of the latest run in this store, and its number.
     async fn last_run(&self) -> Result<Option<(Arc<dyn Queue>, u32)>, Failure> {
-        let names = self.store.queues(QUEUE).await?;
+        let names = self.open.store.queues(QUEUE).await?;
         let last = names.iter().filter_map(run_number).max();
         match last {
             None => Ok(None),
-            Some(number) => Ok(Some((self.store.queue(&run_name(number)?).await?, number))),
+            Some(number) => Ok(Some((
+                self.open.store.queue(&run_name(number)?).await?,
+                number,
+            ))),
         }
     }
 
     async fn start_over(&mut self) -> Result<(), Failure> {
-        self.store.close().await?;
+        self.open.store.close().await?;
         let backend = Backend::of(&self.place.folder);
         self.place.remove()?;
-        let open = OpenStore::folder(&self.place.folder, backend, options()).await?;
-        self.store = open.store;
+        self.open = OpenStore::folder(&self.place.folder, backend, options()).await?;
         Ok(())
     }
 
     /// Ends the run: nothing else is left to be done.
     pub(super) async fn finish(self, ended: &Ended) -> Result<(), Failure> {
-        let Self { store, place, .. } = self;
-        store.close().await?;
-        drop(store);
+        let Self { open, place } = self;
+        open.store.close().await?;
+        drop(open);
         place.end(ended)
     }
 }
