@@ -10,26 +10,34 @@
 //!                          ├ child   this program, started again
 //!                          ├ output  data on stdout, talk on stderr, the progress bar
 //!                          ├ entries a request as a line of JSON
+//!                          ├ look    finding requests, and describing them
 //!                          └ table   columns for people
 //! ```
 //! A new verb is one file here and one arm of [`Verb`].
 
 mod args;
 mod bench;
+mod cancel;
 mod child;
 mod dead;
 mod dispatch;
 mod entries;
 mod exit;
+mod explain;
 mod export;
 mod import;
 mod lines;
+mod look;
+mod ls;
 mod output;
 mod push;
+mod queues;
 mod repair;
 mod run;
 mod scratch;
+mod show;
 mod stats;
+mod steer;
 mod stop;
 mod store;
 mod table;
@@ -40,7 +48,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::exit::{Exit, Failure};
+use self::{
+    exit::{Exit, Failure},
+    steer::Steer,
+};
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -66,8 +77,26 @@ enum Verb {
     Push(push::PushArgs),
     /// Keep giving batches to a command, until asked to stop
     Dispatch(Box<dispatch::DispatchArgs>),
+    /// Print the names of all queues
+    Queues(queues::QueuesArgs),
     /// Show what queues hold
     Stats(stats::StatsArgs),
+    /// List requests
+    Ls(ls::LsArgs),
+    /// Show the requests that leave next, with their payloads
+    Peek(ls::PeekArgs),
+    /// Show all that is known of a request
+    Show(show::ShowArgs),
+    /// Tell why nothing has gone yet, and when it will
+    Explain(explain::ExplainArgs),
+    /// Let what is ready leave now
+    Flush(steer::SteerArgs),
+    /// Have dispatchers claim nothing, until resumed
+    Pause(steer::SteerArgs),
+    /// Let dispatchers go on
+    Resume(steer::SteerArgs),
+    /// Cancel requests
+    Cancel(cancel::CancelArgs),
     /// Print all that the store holds, as JSON Lines
     Export(export::ExportArgs),
     /// Take in what export printed, or another store, without loss
@@ -124,7 +153,16 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Run(args) => run::run(*args).await,
         Verb::Push(args) => push::push(args).await,
         Verb::Dispatch(args) => dispatch::dispatch(*args).await,
+        Verb::Queues(args) => queues::queues(args).await,
         Verb::Stats(args) => stats::stats(args).await,
+        Verb::Ls(args) => ls::ls(args).await,
+        Verb::Peek(args) => ls::peek(args).await,
+        Verb::Show(args) => show::show(args).await,
+        Verb::Explain(args) => explain::explain(args).await,
+        Verb::Flush(args) => steer::steer(args, Steer::Flush).await,
+        Verb::Pause(args) => steer::steer(args, Steer::Pause).await,
+        Verb::Resume(args) => steer::steer(args, Steer::Resume).await,
+        Verb::Cancel(args) => cancel::cancel(args).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Import(args) => import::import(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,

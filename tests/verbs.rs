@@ -510,7 +510,7 @@ fn what_can_never_work_is_refused_before_anything_is_made() {
         ("dead purge --store STORE --reason exhausted", "--all"),
         (
             "dead show --store STORE xyz",
-            "an id is 16 hexadecimal digits, as dead ls lists them",
+            "an id is 16 hexadecimal digits, as push and ls print them",
         ),
         ("repair redis://localhost other", "is a server"),
         (
@@ -689,15 +689,134 @@ fn a_store_in_use_names_its_owner_and_the_way_out() {
     let mut dispatch = yard.start("dispatch --store STORE --json -- cat");
     dispatch.event("serving");
     let pid = format!("pid {}", dispatch.child.id());
-    for verb in ["push", "stats", "export", "dead ls", "dispatch -- cat"] {
-        let (verb, rest) = verb.split_once(" --").unwrap_or((verb, ""));
-        let rest = if rest.is_empty() { "" } else { "-- cat" };
-        let line = format!("{verb} --store STORE {rest}");
+    yard.fails(
+        "dispatch --store STORE -- cat",
+        4,
+        &[&pid, "stop it", "Redis"],
+    );
+    // Without its socket nobody else gets in either.
+    fs::remove_file(yard.path("store/control.sock")).unwrap();
+    for verb in ["push", "export"] {
+        let line = format!("{verb} --store STORE");
         yard.fails(&line, 4, &[&pid, "stop it", "Redis"]);
     }
     dispatch.kill("TERM");
     assert_eq!(dispatch.end().code, Some(143));
     yard.ok("push --store STORE", b"1\n");
+}
+
+/// What verbs print about a store, one after the other.
+fn walk(yard: &Yard, ids: &[&str]) -> Vec<String> {
+    let [ready, delayed, dead, cancelled] = ids else {
+        panic!("four ids")
+    };
+    let lines = [
+        "queues --store STORE".to_owned(),
+        "stats --json --store STORE".to_owned(),
+        "ls --store STORE".to_owned(),
+        "ls --json --store STORE --state delayed --state dead".to_owned(),
+        "peek --store STORE --limit 1".to_owned(),
+        format!("show --store STORE {ready}"),
+        format!("show --json --store STORE {delayed}"),
+        format!("show --store STORE {dead}"),
+        format!("cancel --store STORE {cancelled} --dry-run"),
+        "dead ls --store STORE".to_owned(),
+        format!("dead show --json --store STORE {dead}"),
+        "dead redrive --all --dry-run --store STORE".to_owned(),
+        format!("explain --store STORE {dead}"),
+        "export --store STORE".to_owned(),
+    ];
+    lines.iter().map(|line| yard.ok(line, b"")).collect()
+}
+
+#[test]
+fn verbs_say_the_same_whether_the_store_is_open_elsewhere_or_not() {
+    for backend in ["sled", "journal"] {
+        let yard = Yard::new();
+        let push = format!("push --store STORE --backend {backend}");
+        let dead = yard.ok(&push, b"0\n");
+        yard.settle();
+        let delayed = yard.ok("push --store STORE --delay 1h", b"{\"later\":1}\n");
+        let ready = yard.ok("push --store STORE --attribute tenant=7", b"1\n2\n3\n");
+        yard.ok("push --store STORE --queue other", b"4\n");
+        let ready: Vec<&str> = ready.lines().collect();
+        let ids = [ready[0], delayed.trim(), dead.trim(), ready[2]];
+        yard.ok("pause --store STORE", b"");
+        let alone = walk(&yard, &ids);
+
+        let mut dispatch = yard.start("dispatch --store STORE --json --queue other -- cat");
+        dispatch.event("serving");
+        let served = walk(&yard, &ids);
+        for (alone, served) in alone.iter().zip(&served) {
+            assert_eq!(alone, served, "{backend}");
+        }
+        // And it changes what it is asked to change.
+        yard.ok(&format!("cancel --store STORE {}", ids[3]), b"");
+        yard.ok("dead purge --all --store STORE", b"");
+        yard.ok("push --store STORE", b"5\n6\n");
+        let stats = yard.ok("stats --json --store STORE --queue default", b"");
+        let stats: Value = serde_json::from_str(&stats).unwrap();
+        let counts = ["pushed", "ready", "delayed", "cancelled", "purged"].map(|name| &stats[name]);
+        assert_eq!(counts, [7, 4, 1, 1, 1], "{backend}: {stats}");
+        assert_eq!(yard.ok("import --store STORE", b""), "");
+        dispatch.kill("TERM");
+        assert_eq!(dispatch.end().code, Some(143));
+    }
+}
+
+#[test]
+fn a_dispatcher_that_runs_is_paused_resumed_flushed_and_explained() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n");
+    let mut dispatch = yard.start("dispatch --store STORE --json -- cat");
+    dispatch.event("serving");
+    let explained = yard.ok("explain --store STORE", b"");
+    assert!(
+        explained.contains("the next batch leaves in"),
+        "{explained}"
+    );
+    assert!(explained.contains("ready: 1 of 50000"), "{explained}");
+    let explained = yard.ok("explain --store STORE default --json", b"");
+    let explained: Value = serde_json::from_str(&explained).unwrap();
+    assert_eq!(explained["queue_threshold"], 50_000);
+    assert_eq!(explained["time_threshold_seconds"], 7200.0);
+
+    yard.ok("pause --store STORE", b"");
+    yard.ok("flush --store STORE", b"");
+    let id = yard.ok("push --store STORE", b"2\n");
+    let explained = yard.ok(&format!("explain --store STORE {}", id.trim()), b"");
+    assert!(explained.contains("waits for a batch"), "{explained}");
+    assert!(explained.contains("has been paused since"), "{explained}");
+    yard.ok("resume --store STORE", b"");
+    let claimed = dispatch.event("claimed");
+    assert_eq!(
+        (&claimed["trigger"], &claimed["requests"]),
+        (&"flush".into(), &2.into())
+    );
+    dispatch.kill("TERM");
+    dispatch.end();
+    let explained = yard.ok("explain --store STORE", b"");
+    assert!(explained.contains("no dispatcher"), "{explained}");
+    yard.fails("explain --store STORE other", 3, &["no queue", "other"]);
+    yard.fails("show --store STORE 0000000000000001", 3, &["no request"]);
+}
+
+#[test]
+fn cancelling_tells_what_became_of_each() {
+    let yard = Yard::new();
+    let ids = yard.ok("push --store STORE", b"1\n2\n");
+    let ids: Vec<&str> = ids.lines().collect();
+    let line = format!("cancel --store STORE {} {}", ids[0], ids[0]);
+    assert_eq!(yard.ok(&line, b""), format!("{}  now\n", ids[0]));
+    yard.fails(&line, 3, &["no request", ids[0]]);
+    let line = format!("cancel --store STORE --json {} {}", ids[0], ids[1]);
+    let ran = yard.run(&line, b"");
+    assert_eq!(ran.code, Some(5), "{}", ran.err);
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (&told["id"], &told["cancelled"]),
+        (&ids[1].into(), &"now".into())
+    );
 }
 
 #[test]

@@ -3,11 +3,10 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    num::NonZeroU32,
     sync::Arc,
 };
 
-use batchyard::{Administration, DeadReason, Entry, List, Queue, QueueName, RequestId, State};
+use batchyard::{DeadReason, Entry, List, Queue, QueueName, RequestId, State};
 use clap::{
     Args, Subcommand,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -18,6 +17,7 @@ use super::{
     args::StoreArgs,
     entries,
     exit::{Exit, Failure},
+    look,
     output::{print, say},
     store::OpenStore,
     table::Table,
@@ -67,7 +67,7 @@ pub(crate) struct LsArgs {
 #[command(after_help = "Example: batchyard dead show --store ./store 18a3c0de5f00a1b2")]
 pub(crate) struct ShowArgs {
     /// The id of the dead letter
-    #[arg(value_parser = id)]
+    #[arg(value_parser = look::id)]
     id: RequestId,
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
@@ -83,7 +83,7 @@ pub(crate) struct ShowArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PickArgs {
     /// The ids of dead letters
-    #[arg(value_name = "ID", value_parser = id)]
+    #[arg(value_name = "ID", value_parser = look::id)]
     ids: Vec<RequestId>,
     /// All dead letters
     #[arg(long, conflicts_with = "ids")]
@@ -147,7 +147,7 @@ async fn list(args: &LsArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let mut table = Table::new(&["id", "queue", "reason", "since", "error", "attempts"], 5);
     for queue in open.existing(args.queue.as_ref()).await? {
         let (name, mut list) = (queue.name(), List::new(State::Dead));
-        while let Some(page) = next_page(&*queue, &mut list).await? {
+        while let Some(page) = look::next_page(&*queue, &mut list).await? {
             let mut lines = Vec::new();
             for entry in page.iter().filter(|entry| fits(entry, args.reason)) {
                 if args.json {
@@ -184,75 +184,22 @@ fn shown_reason(entry: &Entry) -> String {
 
 async fn show(args: &ShowArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let queues = open.existing(args.queue.as_ref()).await?;
-    let Some(queue) = queue_of(&queues, args.id).await? else {
+    let Some((queue, entry)) = look::find(&queues, args.id, is_dead).await? else {
         return Err(Failure::new(Exit::NotFound, unknown(args.id)));
     };
-    let mut list = List::new(State::Dead)
-        .with_payloads()
-        .max_requests(NonZeroU32::MIN);
-    list.after = args.id.as_u64().checked_sub(1).map(RequestId::from_u64);
-    let page = administration(&**queue)?.list(queue.now(), &list).await?;
-    let Some(entry) = page.first().filter(|entry| entry.id == args.id) else {
-        return Err(Failure::new(Exit::NotFound, unknown(args.id)));
-    };
+    let entry = look::with_payload(&**queue, entry).await?;
     let mut text = Vec::new();
     if args.json {
-        entries::write_line(&queue.name(), entry, &mut text)?;
+        entries::write_line(&queue.name(), &entry, &mut text)?;
     } else {
-        describe(&queue.name(), entry, &mut text);
+        look::describe(&queue.name(), &entry, &mut text);
     }
     print(&text)?;
     Ok(Exit::Ok)
 }
 
-fn describe(queue: &QueueName, entry: &Entry, text: &mut Vec<u8>) {
-    let batch = entry.batch.map(|batch| batch.to_string());
-    let facts = [
-        ("id", entry.id.to_string()),
-        ("queue", queue.to_string()),
-        ("reason", shown_reason(entry)),
-        ("error", entry.error.clone().unwrap_or_default()),
-        ("attempts", entry.attempts.to_string()),
-        ("pushed", entry.pushed_at.to_string()),
-        ("dead since", entry.at.to_string()),
-        ("batch", batch.unwrap_or_default()),
-        ("bytes", entry.bytes.to_string()),
-    ];
-    let facts = facts.into_iter().filter(|(_, value)| !value.is_empty());
-    for (name, value) in facts {
-        text.extend_from_slice(
-            format!("{name:<12}{}\n", entries::short(&value, usize::MAX)).as_bytes(),
-        );
-    }
-    for (name, value) in &entry.attributes {
-        let value = entries::short(&format!("{name}={value}"), usize::MAX);
-        text.extend_from_slice(format!("{:<12}{value}\n", "attribute").as_bytes());
-    }
-    if let Some(payload) = &entry.payload {
-        let (name, value) = entries::payload(payload);
-        text.extend_from_slice(format!("{name:<12}{value}\n").as_bytes());
-    }
-}
-
-/// The one queue that has this dead letter.
-async fn queue_of(
-    queues: &[Arc<dyn Queue>],
-    id: RequestId,
-) -> Result<Option<&Arc<dyn Queue>>, Failure> {
-    let mut found: Option<&Arc<dyn Queue>> = None;
-    for queue in queues {
-        let entry = administration(&**queue)?.status(queue.now(), id).await?;
-        if entry.is_none_or(|entry| entry.state != State::Dead) {
-            continue;
-        }
-        if let Some(other) = found {
-            let (one, two) = (other.name(), queue.name());
-            let text = format!("queues {one:?} and {two:?} both have {id}; say which with --queue");
-            return Err(Failure::new(Exit::Usage, text));
-        }
-        found = Some(queue);
-    }
-    Ok(found)
+fn is_dead(entry: &Entry) -> bool {
+    entry.state == State::Dead
 }
 
 async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exit, Failure> {
@@ -261,7 +208,7 @@ async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exi
     if args.all {
         for queue in &queues {
             let mut list = List::new(State::Dead);
-            while let Some(page) = next_page(&**queue, &mut list).await? {
+            while let Some(page) = look::next_page(&**queue, &mut list).await? {
                 let page = page.iter().filter(|entry| fits(entry, args.reason));
                 let ids: Vec<RequestId> = page.map(|entry| entry.id).collect();
                 args.apply(change, &**queue, &ids, &mut changed).await?;
@@ -270,7 +217,7 @@ async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exi
     } else {
         let mut picked: BTreeMap<QueueName, (&Arc<dyn Queue>, Vec<RequestId>)> = BTreeMap::new();
         for id in &args.ids {
-            let Some(queue) = queue_of(&queues, *id).await? else {
+            let Some((queue, _)) = look::find(&queues, *id, is_dead).await? else {
                 say(&unknown(*id));
                 missing += 1;
                 continue;
@@ -312,7 +259,7 @@ impl PickArgs {
         ids: &[RequestId],
         changed: &mut u64,
     ) -> Result<(), Failure> {
-        let admin = administration(queue)?;
+        let admin = look::administration(queue)?;
         *changed += match change {
             _ if self.dry_run => ids.len() as u64,
             Change::Redrive => admin.redrive(queue.now(), ids).await?,
@@ -344,38 +291,12 @@ impl PickArgs {
     }
 }
 
-/// The next page of a list, and moves the list past it; `None` at the end.
-async fn next_page(queue: &dyn Queue, list: &mut List) -> Result<Option<Vec<Entry>>, Failure> {
-    let page = administration(queue)?.list(queue.now(), list).await?;
-    let Some(end) = page.last() else {
-        return Ok(None);
-    };
-    *list = list.after(end.id);
-    Ok(Some(page))
-}
-
 fn fits(entry: &Entry, reason: Option<DeadReason>) -> bool {
     reason.is_none() || entry.reason == reason
 }
 
 fn unknown(id: RequestId) -> String {
     format!("{id} is no dead letter; dead ls lists them")
-}
-
-/// The verbs that look into a queue.
-///
-/// # Errors
-/// If this backend has none.
-fn administration(queue: &dyn Queue) -> Result<&dyn Administration, Failure> {
-    queue.admin().ok_or_else(|| {
-        let text = "this store can't list its requests; use another backend";
-        Failure::new(Exit::Usage, text)
-    })
-}
-
-fn id(text: &str) -> Result<RequestId, String> {
-    let unknown = |_| "an id is 16 hexadecimal digits, as dead ls lists them".to_owned();
-    text.parse().map_err(unknown)
 }
 
 /// Parses reasons as they are printed.

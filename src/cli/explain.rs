@@ -1,0 +1,145 @@
+//! `explain`: why nothing has gone yet, and when it will.
+
+use batchyard::{Entry, ErrorKind, Explanation, Queue, QueueName, RequestId, State};
+use clap::Args;
+
+use super::{
+    args::StoreArgs,
+    exit::{Exit, Failure},
+    look,
+    output::{print, print_json},
+    show,
+    store::OpenStore,
+};
+
+/// Options of `explain`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The answer is that of the dispatcher that serves the queue, if the process that has the store open can be asked. \
+On a server nobody can: what the queue holds is explained there.\n\nExample: batchyard explain --store ./store emails"
+)]
+pub(crate) struct ExplainArgs {
+    /// The name of a queue, or the id of a request [default: all queues]
+    #[arg(value_name = "QUEUE|ID")]
+    what: Option<String>,
+    /// Print a line of JSON for each queue
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Explains it.
+pub(super) async fn explain(args: ExplainArgs) -> Result<Exit, Failure> {
+    let open = args.store.existing().await?;
+    let result = explain_all(&args, &open).await;
+    open.close(result).await
+}
+
+async fn explain_all(args: &ExplainArgs, open: &OpenStore) -> Result<Exit, Failure> {
+    let Some(what) = &args.what else {
+        return args.explain_queues(open, None).await;
+    };
+    let name: QueueName = what.parse()?;
+    let has_queue = open.store.queues(what).await?.contains(&name);
+    match what.parse::<RequestId>() {
+        Ok(id) if !has_queue => args.explain_request(open, id).await,
+        _ => args.explain_queues(open, Some(&name)).await,
+    }
+}
+
+impl ExplainArgs {
+    async fn explain_queues(
+        &self,
+        open: &OpenStore,
+        name: Option<&QueueName>,
+    ) -> Result<Exit, Failure> {
+        for queue in open.existing(name).await? {
+            let explanation = explain_queue(open, &*queue).await?;
+            self.print(&explanation)?;
+        }
+        Ok(Exit::Ok)
+    }
+
+    fn print(&self, explanation: &Explanation) -> Result<(), Failure> {
+        if self.json {
+            print_json(explanation)?;
+        } else {
+            print(format!("{explanation}\n").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// What a request waits for, and then its queue.
+    async fn explain_request(&self, open: &OpenStore, id: RequestId) -> Result<Exit, Failure> {
+        let queues = open.existing(None).await?;
+        let Some((queue, entry)) = look::find(&queues, id, |_| true).await? else {
+            return Err(Failure::new(Exit::NotFound, show::unknown(id)));
+        };
+        if !self.json {
+            print(format!("{}\n", sentence(&entry)).as_bytes())?;
+        }
+        if matches!(entry.state, State::Delayed | State::Ready | State::InFlight) {
+            let explanation = explain_queue(open, &**queue).await?;
+            self.print(&explanation)?;
+        } else if self.json {
+            let mut line = Vec::new();
+            super::entries::write_line(&queue.name(), &entry, &mut line)?;
+            print(&line)?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// What the dispatcher says that serves this queue, or what the queue itself shows.
+pub(super) async fn explain_queue(
+    open: &OpenStore,
+    queue: &dyn Queue,
+) -> Result<Explanation, Failure> {
+    let name = queue.name();
+    if let Some(owner) = &open.owner {
+        match owner.explain(&name).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            explained => return Ok(explained?),
+        }
+    }
+    let now = queue.now();
+    let stats = queue.stats(now).await?;
+    Ok(Explanation::unserved(name, stats, now))
+}
+
+/// Where a request is, in words.
+fn sentence(entry: &Entry) -> String {
+    let Entry {
+        id, at, attempts, ..
+    } = entry;
+    let batch = entry
+        .batch
+        .map_or_else(String::new, |batch| batch.to_string());
+    let error = entry.error.as_deref();
+    let after = match (attempts, error) {
+        (0, _) => String::new(),
+        (_, None) => format!(", after {attempts} attempts"),
+        (_, Some(error)) => {
+            format!(", after {attempts} attempts, of which the last ended with: {error}")
+        }
+    };
+    match entry.state {
+        State::Delayed => format!("request {id} is delayed until {at}{after}"),
+        State::Ready => {
+            format!("request {id} has been ready since {at}, and waits for a batch{after}")
+        }
+        State::InFlight => {
+            format!("request {id} is in batch {batch}, which was formed at {at}{after}")
+        }
+        State::Done => format!("request {id} has been done since {at}"),
+        State::Dead => format!(
+            "request {id} has been a dead letter since {at} ({}): {}",
+            entry
+                .reason
+                .map_or_else(String::new, |reason| reason.to_string()),
+            error.unwrap_or("no error was given")
+        ),
+        state => format!("request {id} is {state}"),
+    }
+}
