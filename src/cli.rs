@@ -25,10 +25,12 @@ mod entries;
 mod exit;
 mod explain;
 mod export;
+mod health;
 mod import;
 mod lines;
 mod look;
 mod ls;
+mod manual;
 mod output;
 mod push;
 mod queues;
@@ -46,7 +48,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::{
     exit::{Exit, Failure},
@@ -89,6 +91,8 @@ enum Verb {
     Show(show::ShowArgs),
     /// Tell why nothing has gone yet, and when it will
     Explain(explain::ExplainArgs),
+    /// Tell whether the store is served, and well
+    Health(health::HealthArgs),
     /// Let what is ready leave now
     Flush(steer::SteerArgs),
     /// Have dispatchers claim nothing, until resumed
@@ -112,6 +116,10 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Prove on this machine's disk that nothing answered is lost, by killing this program again and again
     Torture(torture::TortureArgs),
+    /// Print the completions of a shell
+    Completions(manual::CompletionsArgs),
+    /// Print or write manual pages
+    Man(manual::ManArgs),
 }
 
 impl Verb {
@@ -159,6 +167,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Peek(args) => ls::peek(args).await,
         Verb::Show(args) => show::show(args).await,
         Verb::Explain(args) => explain::explain(args).await,
+        Verb::Health(args) => health::health(args).await,
         Verb::Flush(args) => steer::steer(args, Steer::Flush).await,
         Verb::Pause(args) => steer::steer(args, Steer::Pause).await,
         Verb::Resume(args) => steer::steer(args, Steer::Resume).await,
@@ -170,13 +179,13 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Verify(args) => verify::verify(args).await,
         Verb::Bench(args) => bench::bench(*args).await,
         Verb::Torture(args) => torture::torture(args).await,
+        Verb::Completions(args) => manual::completions(&args, Cli::command()),
+        Verb::Man(args) => manual::man(&args, Cli::command()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// All words that the program knows, and some that it does not, in any order.

@@ -781,6 +781,42 @@ fn a_dispatcher_that_runs_is_paused_resumed_flushed_and_explained() {
     assert_eq!(explained["queue_threshold"], 50_000);
     assert_eq!(explained["time_threshold_seconds"], 7200.0);
 
+    let health = yard.ok("health --store STORE", b"");
+    let pid = format!(
+        "well, served by the process with pid {}",
+        dispatch.child.id()
+    );
+    assert!(health.contains(&pid), "{health}");
+    assert!(
+        health.contains("queue default: the next batch leaves in"),
+        "{health}"
+    );
+    let health = yard.ok("health --store STORE --json", b"");
+    let health: Value = serde_json::from_str(&health).unwrap();
+    assert_eq!(
+        (&health["well"], &health["queues"][0]["well"]),
+        (&true.into(), &true.into())
+    );
+
+    let mut watch = yard.start("stats --store STORE --watch 10ms --json");
+    let first: Value = serde_json::from_str(&watch.line()).unwrap();
+    assert_eq!(
+        (&first["pushed_per_second"], &first["queue_threshold"]),
+        (&Value::Null, &50_000.into())
+    );
+    let second: Value = serde_json::from_str(&watch.line()).unwrap();
+    assert_eq!(
+        (&second["pushed_per_second"], &second["stats"]["ready"]),
+        (&0.0.into(), &1.into())
+    );
+    assert!(second["disk_bytes"].as_u64().unwrap() > 0, "{second}");
+    watch.kill("INT");
+    assert_eq!(watch.end().code, Some(130));
+    let mut watch = yard.start("stats --store STORE --watch 10ms");
+    while !watch.line().contains("1/50000") {}
+    watch.kill("TERM");
+    assert_eq!(watch.end().code, Some(143));
+
     yard.ok("pause --store STORE", b"");
     yard.ok("flush --store STORE", b"");
     let id = yard.ok("push --store STORE", b"2\n");
@@ -797,8 +833,36 @@ fn a_dispatcher_that_runs_is_paused_resumed_flushed_and_explained() {
     dispatch.end();
     let explained = yard.ok("explain --store STORE", b"");
     assert!(explained.contains("no dispatcher"), "{explained}");
+    yard.fails(
+        "health --store STORE",
+        3,
+        &["nobody serves", "control.sock"],
+    );
+    yard.fails("stats --store STORE --watch", 3, &["nobody serves"]);
     yard.fails("explain --store STORE other", 3, &["no queue", "other"]);
     yard.fails("show --store STORE 0000000000000001", 3, &["no request"]);
+}
+
+#[test]
+fn shells_and_man_are_told_of_every_verb() {
+    let yard = Yard::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = yard.ok(&format!("completions {shell}"), b"");
+        for word in ["dispatch", "redrive", "queue-threshold"] {
+            assert!(script.contains(word), "{shell} lacks {word}");
+        }
+    }
+    yard.fails("completions cobol", 2, &["bash"]);
+    assert!(yard.ok("man", b"").contains("batchyard"));
+    yard.ok("man --dir pages", b"");
+    for page in [
+        "batchyard.1",
+        "batchyard-dispatch.1",
+        "batchyard-dead-redrive.1",
+    ] {
+        let text = fs::read_to_string(yard.path("pages").join(page)).unwrap();
+        assert!(text.contains("Example"), "{page}");
+    }
 }
 
 #[test]

@@ -90,6 +90,27 @@ impl StoreArgs {
     }
 }
 
+impl StoreArgs {
+    /// The folder that is named, if one is.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.store.as_deref()
+    }
+
+    /// As [`existing`](Self::existing), and not found if it is in a folder and no process serves it.
+    ///
+    /// # Errors
+    /// As [`existing`](Self::existing), and if nobody serves it.
+    pub(crate) async fn served(&self) -> Result<OpenStore, Failure> {
+        match &self.store {
+            Some(folder) => {
+                store::must_exist(folder)?;
+                OpenStore::served(folder).await
+            }
+            None => self.existing().await,
+        }
+    }
+}
+
 /// Which process may have a store in a folder open.
 #[derive(Clone, Copy, Debug)]
 enum Owned {

@@ -29,7 +29,7 @@ use super::{
 #[command(
     override_usage = "batchyard dispatch [OPTIONS] -- COMMAND...\n       batchyard dispatch [OPTIONS] --handler http:URL",
     after_help = "The first SIGINT, SIGTERM or SIGHUP lets batches finish until --shutdown-timeout; the second stops them at \
-once. A store in a folder belongs to one process at a time; several may serve one on Redis.\n\n\
+once. A store in a folder is served by one process at a time, which lets the other verbs in meanwhile; several may serve one on Redis.\n\n\
 Example: batchyard dispatch --store ./store --prefix tenant- --time-threshold 10s -- ./send-emails"
 )]
 pub(crate) struct DispatchArgs {

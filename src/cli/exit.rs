@@ -63,9 +63,9 @@ impl Failure {
         Self::new(exit, format!("{path}: {error}"))
     }
 
-    /// Whether it ends the program like this.
-    pub(crate) fn is(&self, exit: Exit) -> bool {
-        self.exit == exit
+    /// How it ends the program.
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
     }
 
     /// With the queue that it is about.

@@ -1,5 +1,7 @@
 //! `stats`: what queues hold.
 
+mod watch;
+
 use std::time::Duration;
 
 use batchyard::{Queue, QueueName, Stats, Timestamp};
@@ -7,9 +9,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    args::StoreArgs,
+    args::{StoreArgs, duration},
     exit::{Exit, Failure},
     output::{print, print_json, say},
+    stop::Stop,
     store::OpenStore,
     table::Table,
 };
@@ -17,7 +20,9 @@ use super::{
 /// Options of `stats`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: batchyard stats --store ./store --json | jq 'select(.dead > 0) | .queue'"
+    after_help = "With --watch: what is ready and how old the oldest is, each beside what lets a batch leave; when something \
+happens at the latest; how much was pushed and settled a second; and what the folder takes on its disk.\n\n\
+Example: batchyard stats --store ./store --json | jq 'select(.dead > 0) | .queue'"
 )]
 pub(crate) struct StatsArgs {
     /// Only this queue [default: all queues]
@@ -26,6 +31,9 @@ pub(crate) struct StatsArgs {
     /// Print a line of JSON for each queue
     #[arg(long)]
     json: bool,
+    /// Show them again and again [default: every 1s]; a store in a folder has to be served by dispatch or run
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", value_parser = duration)]
+    watch: Option<Duration>,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -40,6 +48,12 @@ struct Line {
 
 /// Shows them.
 pub(super) async fn stats(args: StatsArgs) -> Result<Exit, Failure> {
+    if let Some(every) = args.watch {
+        let mut stop = Stop::new()?;
+        let open = args.store.served().await?;
+        let result = watch::watch(&args, &open, every, &mut stop).await;
+        return open.close(result).await;
+    }
     let open = args.store.existing().await?;
     let result = show(&args, &open).await;
     open.close(result).await

@@ -8,8 +8,8 @@ use std::{
 };
 
 use batchyard::{
-    ControlServer, ControlStore, DispatcherHandle, ErrorKind, Queue, QueueName, QueueOptions,
-    SledStore, Store, serve_control,
+    ControlServer, ControlStore, DispatcherHandle, Queue, QueueName, QueueOptions, SledStore,
+    Store, serve_control,
 };
 use clap::ValueEnum;
 
@@ -174,28 +174,35 @@ impl OpenStore {
         loop {
             let opened = Self::folder(path, backend, queues).await;
             let locked = match opened {
-                Err(failure) if failure.is(Exit::Conflict) => failure,
+                Err(failure) if failure.exit() == Exit::Conflict => failure,
                 opened => return opened,
             };
-            match ControlStore::connect(path).await {
-                Ok(owner) => {
-                    let owner = Arc::new(owner);
-                    return Ok(Self {
-                        store: Arc::clone(&owner) as _,
-                        commands: path.join(COMMANDS),
-                        owner: Some(owner),
-                        folder: None,
-                    });
-                }
-                // It may have begun or ended a moment ago, or be about to.
-                Err(error) if error.kind() == ErrorKind::NotFound && waited < OWNER_WAIT => {
+            match Self::served(path).await {
+                Err(failure) if failure.exit() == Exit::NotFound && waited < OWNER_WAIT => {
+                    // It may have begun or ended a moment ago, or be about to.
                     tokio::time::sleep(OWNER_POLL).await;
                     waited += OWNER_POLL;
                 }
-                Err(error) if error.kind() == ErrorKind::NotFound => return Err(locked),
-                Err(error) => return Err(error.into()),
+                Err(failure) if failure.exit() == Exit::NotFound => return Err(locked),
+                served => return served,
             }
         }
+    }
+
+    /// The store in this folder through the socket of the process that has it open.
+    ///
+    /// # Errors
+    /// As [`ControlStore::connect`].
+    pub(crate) async fn served(path: &Path) -> Result<Self, Failure> {
+        let owner = Arc::new(ControlStore::connect(path).await?);
+        Ok(Self {
+            store: Arc::clone(&owner) as _,
+            // The owner told them in its log.
+            damages: 0,
+            commands: path.join(COMMANDS),
+            owner: Some(owner),
+            folder: None,
+        })
     }
 
     /// Lets other processes use it too, if it is in a folder.

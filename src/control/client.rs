@@ -68,7 +68,7 @@ impl ControlStore {
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound): nobody serves it. [`Unavailable`](crate::ErrorKind::Unavailable): who does, answers
-    /// nothing within 5 seconds, refuses this user, or is of a version that speaks otherwise.
+    /// nothing within 30 seconds, refuses this user, or is of a version that speaks otherwise.
     pub async fn connect(folder: impl AsRef<Path>) -> Result<Self> {
         let owner = Owner {
             folder: folder.as_ref().to_owned(),
@@ -494,7 +494,7 @@ impl Owner {
     }
 }
 
-const GREETING: Duration = Duration::from_secs(5);
+const GREETING: Duration = Duration::from_secs(30);
 /// Well before the owner gives one up.
 const FRESH: Duration = server::IDLE.checked_div(2).expect("not zero");
 const MAX_IDLE: usize = 8;

@@ -415,7 +415,7 @@ const CONNECTIONS: usize = 256;
 const FRAME_UNIT_BYTES: usize = 1 << 20;
 /// Two of the largest frames.
 const FRAME_UNITS: usize = 2 * wire::MAX_FRAME_BYTES / FRAME_UNIT_BYTES;
-const GREETING: Duration = Duration::from_secs(5);
+const GREETING: Duration = Duration::from_secs(30);
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 const CLOSING: Duration = Duration::from_secs(5);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);

@@ -8,7 +8,7 @@ use crate::{
     clock::Timestamp,
     error::{ErrorKind, Result},
     queue::{
-        Queue, QueueExt as _, QueueOptions,
+        Queue, QueueOptions,
         memory::MemoryQueue,
         transfer::{DumpFrom, Record, Transfer, lines},
     },
@@ -154,13 +154,17 @@ const THEN: u64 = 8;
 pub(super) async fn what_is_dumped_and_restored_is_dumped_the_same(bench: Bench) {
     let queue = lived_in(&bench).await;
     if queue.capabilities().bookmarks {
-        let bookmark = Bookmark {
-            source: "file".into(),
-            value: "7".into(),
-        };
-        let pushed = queue.push_from(at(THEN), Vec::new(), bookmark).await;
-        must("push_from", pushed);
-        must("pause", queue.pause().await);
+        // A directive comes along as well, and is shown.
+        let paused = at(THEN).to_string();
+        for (source, value) in [("file", "7"), ("batchyard:paused", &paused)] {
+            let bookmark = Bookmark {
+                source: source.into(),
+                value: value.to_owned().into(),
+            };
+            let pushed = queue.push_from(at(THEN), Vec::new(), bookmark).await;
+            must("push_from", pushed);
+        }
+        assert_eq!(queue.look(at(THEN)).await.paused_at, Some(at(THEN)));
     }
     let memory = MemoryQueue::new(QueueOptions::default());
     carry(&*queue, &memory, at(THEN)).await;
