@@ -105,6 +105,9 @@ sled.locked | the folder of the store is locked, nothing was looked at
 sled.format | a new FORMAT is named
 sled.format_named | a new FORMAT was named, the folder was not synced
 sled.database_folder | the folder of a new database is made
+sled.snapshot | what sled recovers from is made durable, before it opens its database
+sled.snapshot_kept | a copy of sled's snapshot was made and synced
+sled.snapshot_made | sled has made a snapshot of the end of its log, whose name was not synced
 sled.opened | sled has opened its database
 sled.proved | the database is the one that belongs here
 sled.unmark | the mark of a clean close is removed

@@ -12,6 +12,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | whose folder it is, the lock, proofs against damage, what a crash left |
+//! | `recovery` | opening sled itself, so that a power cut meanwhile costs nothing |
 //! | `anew` | what can be read is made durable before sled builds on it |
 //! | `clean` | the note of a clean close |
 //! | `copy` | copying a database that is not to be changed |
@@ -77,6 +78,7 @@ mod queue;
 mod range;
 mod reader;
 mod record;
+mod recovery;
 mod repair;
 mod rows;
 mod sentinel;

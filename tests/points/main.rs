@@ -59,8 +59,10 @@ async fn child_that_leads_a_life() {
 }
 
 /// What was written, and what opening again passes.
-const SLED_OPENS: [&str; 8] = [
+const SLED_OPENS: [&str; 10] = [
     "sled.locked",
+    "sled.snapshot_kept",
+    "sled.snapshot_made",
     "sled.opened",
     "sled.proved",
     "sled.unmarked",

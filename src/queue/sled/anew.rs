@@ -10,16 +10,13 @@ use std::{
 use super::open::{database, unusable};
 use crate::{error::Result, fault::step, queue::lock};
 
-/// Makes durable what can be read of the database, before sled reads it and builds on it; and removes snapshots that
-/// were never finished, for sled would take the last one for a damaged one.
+/// Makes durable what can be read of the database, before sled reads it and builds on it.
 pub(super) fn prepare(path: &Path, lock: &File) -> Result<()> {
     let is_unsynced = lock::is_unsynced(lock);
     let prepare = || -> io::Result<()> {
         for entry in fs::read_dir(database(path))? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
-                fs::remove_file(entry.path())?;
-            } else if entry.file_type()?.is_file() {
+            if entry.file_type()?.is_file() {
                 let mut options = OpenOptions::new();
                 let file = options.read(true).write(true).open(entry.path())?;
                 if is_unsynced && step("sled.write_anew")? {
@@ -54,7 +51,5 @@ fn write_anew(file: &File) -> io::Result<()> {
     }
 }
 
-/// How the name of a snapshot ends that sled has not finished.
-const UNFINISHED: &str = ".generating";
 /// How much is written anew at a time.
 const ANEW_BYTES: usize = 1 << 20;

@@ -9,6 +9,7 @@ use std::{
 use super::{
     open::{self, unusable},
     progress::Pulse,
+    recovery,
 };
 use crate::error::Result;
 
@@ -29,7 +30,7 @@ fn copy_folder((from, to): (&Path, &Path), snapshots: bool, pulse: &Pulse) -> io
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy_folder((&entry.path(), &target), snapshots, pulse)?;
-        } else if snapshots || !entry.file_name().to_string_lossy().starts_with("snap.") {
+        } else if snapshots || !recovery::is_snapshot(&entry.file_name()) {
             let (mut from, mut to) = (File::open(entry.path())?, File::create(target)?);
             loop {
                 let copied = io::copy(&mut (&mut from).take(COPIED_BYTES), &mut to)?;

@@ -18,12 +18,10 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    thread,
-    time::Duration,
 };
 
+pub(super) use super::recovery::open_sled;
 use super::{
     anew,
     apply::{self, Step},
@@ -33,6 +31,7 @@ use super::{
     plan::Redo,
     progress::Pulse,
     record::{QueueV1, StoreV1},
+    recovery::{self, SEGMENT_BYTES, refuse_blobs},
     state::{Live, QueueState},
     synced::{SYNCED, Synced},
     write::Write,
@@ -43,7 +42,7 @@ use crate::{
     fault::{point, step},
     queue::{
         QueueOptions,
-        lock::{self, LOCK, LOCK_POLL, OWN_LOCK_WAIT},
+        lock::{self, LOCK},
         stated::{self, FORMAT, SLED, names_a_store},
     },
 };
@@ -51,8 +50,6 @@ use crate::{
 const FORMAT_NEW: &str = "FORMAT.new";
 const DATABASE: &str = "sled";
 const VERSION: u32 = 1;
-/// Pages over a quarter of a segment go to files that sled never syncs, so segments are large.
-const SEGMENT_BYTES: usize = 8 << 20;
 /// A store with up to so many entries is counted at every open: that takes a moment only.
 const ALWAYS_COUNTED: u64 = 20_000;
 /// What a store that is only filled keeps in memory.
@@ -353,62 +350,14 @@ pub(super) fn open_database(
         Synced::open(path, !format.made).map_err(io)?,
         Redo::of(path),
     );
+    if format.made {
+        recovery::advance(&folder)?;
+    }
     let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, notes)?;
     point("sled.opened");
     let proved = or_let_go(db, |db| prove(db, path, format, pulse))?;
     point("sled.proved");
     Ok(proved.0)
-}
-
-/// Opens it; its configuration tells which error its threads met.
-pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<(sled::Db, sled::Config)> {
-    let config = sled::Config::new()
-        .path(folder)
-        .segment_size(SEGMENT_BYTES)
-        .cache_capacity(cache_bytes)
-        .mode(sled::Mode::HighThroughput)
-        .flush_every_ms(None);
-    let damaged = |why: &dyn std::fmt::Display| {
-        Error::corrupt(format!(
-            "the database in {} does not open ({why}); run `repair` to save what can be read",
-            folder.display()
-        ))
-    };
-    let mut waited = Duration::ZERO;
-    loop {
-        match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => return Ok((db, config)),
-            // The store is locked for us, so whoever has sled's own lock is a thread of ours that ends.
-            Ok(Err(sled::Error::Io(error))) if is_locked(&error) && waited < OWN_LOCK_WAIT => {
-                thread::sleep(LOCK_POLL);
-                waited += LOCK_POLL;
-            }
-            // The system refused to read or write: that is no damage.
-            Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => {
-                return Err(unusable(folder, "can't be read or written", error));
-            }
-            Ok(Err(error)) => return Err(damaged(&error).with_source(error)),
-            Err(panic) => return Err(damaged(&db::panic_text(&*panic))),
-        }
-    }
-}
-
-fn is_locked(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock
-        || error.to_string().contains("could not acquire lock")
-}
-
-/// sled writes pages over a quarter of a segment to `blobs/` and never syncs them. Ours never are.
-fn refuse_blobs(folder: &Path) -> Result<()> {
-    let blobs = folder.join("blobs");
-    let any = fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some());
-    if any {
-        return Err(Error::corrupt(format!(
-            "{} is not empty, and what sled keeps there does not survive power loss; run `repair` to move to a new store",
-            blobs.display()
-        )));
-    }
-    Ok(())
 }
 
 /// A made store holds its uuid and as many entries as it wrote; a new one gets its uuid.
