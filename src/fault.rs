@@ -131,6 +131,7 @@ sled.checkpoint | a checkpoint is put beside its batch
 sled.finish | a batch is ended
 sled.flush | sled writes what it has in memory
 sled.sync | what sled wrote is synced
+sled.make_way | what is unsynced is synced, before much more is written
 sled.sync_folder | the files and folders of a store that was just opened are synced
 sled.write_anew | what a failed sync has left in memory only is written anew
 sled.synced | a group was synced, nobody was answered

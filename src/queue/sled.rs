@@ -319,7 +319,7 @@ impl SledStore {
     }
 
     /// How many syncs have reached the disk since the store was opened: one for each group of calls
-    /// that changed something.
+    /// that changed something, and more for a large one.
     pub fn sync_count(&self) -> u64 {
         self.handle.syncs()
     }

@@ -13,7 +13,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -53,6 +53,8 @@ pub(super) struct Db {
     dropped: Mutex<BTreeSet<(u32, u64)>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
+    /// What was given to sled since the last sync.
+    unsynced: AtomicUsize,
     synced: Synced,
     redo: Redo,
     /// Looks after `sled`.
@@ -79,6 +81,7 @@ impl Db {
             dropped: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
+            unsynced: AtomicUsize::new(0),
             synced,
             redo,
             _sentinel: sentinel,
@@ -353,6 +356,7 @@ impl Db {
                 after.entries[Tree::Requests as usize] += 1;
                 let first = rows[0].0;
                 let value = rows::encode((id, first), &rows, record.clone(), after.clone())?;
+                self.make_way(value.len())?;
                 self.guard("a write", || {
                     let (_, tree) = self.windows.tail(id, first, value.len())?;
                     tree.insert(first.to_be_bytes(), value)
@@ -400,6 +404,7 @@ impl Db {
             let index = plan.tree(tree, (0, 0), || self.tree(tree).clone());
             plan.changes.push((index, key, value));
         }
+        self.make_way(plan.bytes())?;
         let mut begun = None;
         let after = self.guard("a write", || plan.run(&before, &mut begun));
         if let (Err(_), Some(begun)) = (&after, &begun) {
@@ -510,8 +515,25 @@ impl Db {
             Ok(())
         })
         .inspect_err(|error| self.fail(error.to_string()))?;
+        self.unsynced.store(0, Ordering::Release);
         self.synced.note(commits);
         self.syncs.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Syncs first if too much would be unsynced with so many bytes more.
+    ///
+    /// sled takes for granted that what it wrote before its last two segments is on the disk: it looks for the end of its
+    /// log there only, and writes over a segment when what has replaced it lies further back. With less than a segment
+    /// unsynced that is so. Else a disk that keeps some of it leaves a gap that sled does not see, or keeps what was written
+    /// over a segment and loses what had replaced it.
+    fn make_way(&self, bytes: usize) -> Result<()> {
+        let unsynced = self.unsynced.load(Ordering::Acquire);
+        let is_too_much = unsynced > 0 && unsynced + bytes > MAX_UNSYNCED_BYTES;
+        if is_too_much && self.guard("a sync", || Ok(step("sled.make_way")?))? {
+            self.sync()?;
+        }
+        self.unsynced.fetch_add(bytes, Ordering::AcqRel);
         Ok(())
     }
 
@@ -550,6 +572,9 @@ impl Db {
         Ok(())
     }
 }
+
+/// sled was seen to write up to five times as much, and a segment is eight times as large.
+const MAX_UNSYNCED_BYTES: usize = 1 << 20;
 
 /// By chunk: the rows that are left of it.
 type Left = BTreeMap<u64, Vec<(u64, IVec)>>;

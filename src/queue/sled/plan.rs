@@ -49,6 +49,14 @@ impl Plan {
         })
     }
 
+    /// How many bytes sled is given, with what each change costs it beside them.
+    pub(super) fn bytes(&self) -> usize {
+        let changes = self.changes.iter();
+        let bytes = changes
+            .map(|(_, key, value)| CHANGE_BYTES + key.len() + value.as_ref().map_or(0, Vec::len));
+        bytes.sum()
+    }
+
     /// Does it; what the store counts after it, also in `begun` once some of it may be there. The first tree is `meta`.
     pub(super) fn run(
         &self,
@@ -205,6 +213,9 @@ impl<'a> Rest<'a> {
         Some(u64::from_le_bytes(*self.take(8)?.first_chunk()?))
     }
 }
+
+/// Whatever is changed, sled writes that much more, as if it had been given it.
+const CHANGE_BYTES: usize = 2 << 10;
 
 #[cfg(test)]
 mod tests {

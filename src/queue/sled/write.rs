@@ -151,5 +151,6 @@ pub(super) fn sorted(rows: Rows) -> (Added, Vec<(u32, u64)>) {
 
 /// A transaction holds up to this many entries before it is time to commit: sled needs about 10 KiB
 /// of memory for each until it is through.
-const MAX_WRITE_ENTRIES: usize = 1024;
-const MAX_WRITE_BYTES: usize = 4 << 20;
+const MAX_WRITE_ENTRIES: usize = 512;
+/// And so many bytes, which together with what sled adds to them fit into a segment.
+const MAX_WRITE_BYTES: usize = 1 << 20;
