@@ -15,6 +15,7 @@ mod ext4;
 mod forgets;
 mod fresh;
 mod full;
+mod grown;
 mod life;
 mod long;
 mod planted;

@@ -37,8 +37,17 @@ fn a_sync_that_is_left_out_is_found_by_the_next_power_cut() {
                 "fresh::no_power_cut_on_the_journal_loses_or_changes_what_was_answered"
             }
         };
-        all_are_found(caught(backend), test);
+        all_are_found(caught(backend), test, &[]);
     }
+}
+
+#[test]
+fn what_sled_takes_for_durable_and_is_not_is_found() {
+    let all = [("BATCHYARD_STRIDE", "1"), ("BATCHYARD_CYCLES", "8")];
+    let test = "grown::a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_its_opening";
+    all_are_found(&["sled.snapshot=skip"], test, &all);
+    let test = "grown::a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_writes";
+    all_are_found(&["sled.make_way=skip"], test, &all[1..]);
 }
 
 #[test]
@@ -48,12 +57,12 @@ fn what_is_taken_for_durable_after_an_error_is_found() {
             Backend::Sled => "errors::no_error_of_the_disk_costs_what_sled_answered",
             Backend::Journal => "errors::no_error_of_the_disk_costs_what_the_journal_answered",
         };
-        all_are_found(caught_by_errors(backend), test);
+        all_are_found(caught_by_errors(backend), test, &[]);
     }
 }
 
-/// Runs the test with each fault, and sees it fail by what is lost.
-fn all_are_found(faults: &[&str], test: &str) {
+/// Runs the test with each fault, and so set, and sees it fail by what is lost.
+fn all_are_found(faults: &[&str], test: &str, set: &[(&str, &str)]) {
     if Disk::new().is_none() {
         return;
     }
@@ -61,6 +70,7 @@ fn all_are_found(faults: &[&str], test: &str) {
         let mut command = Command::new(env::current_exe().unwrap());
         command
             .args(["--exact", test, "--nocapture"])
+            .envs(set.iter().copied())
             .env("FAILPOINTS", fault.replace("skip", "return(skip)"));
         let output = command.output().unwrap();
         let said =

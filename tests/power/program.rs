@@ -28,12 +28,8 @@ fn every_id_that_was_printed_is_there_after_the_power_went() {
                 .set_rules([Rules::Strict, Rules::Ext4][random.usize(..2)]);
             let printed = push_until_cut(&disk, backend, cycle, random.usize(1..300));
             acknowledged.extend(printed);
-            disk.forgetful.restore(match backend {
-                // See `long`: sled does not hold on a disk that keeps some of what was not synced.
-                Backend::Sled => Loss::All,
-                Backend::Journal => Loss::Torn {
-                    seed: random.u64(..),
-                },
+            disk.forgetful.restore(Loss::Torn {
+                seed: random.u64(..),
             });
             let found = export(&disk);
             for (id, payload) in &acknowledged {
