@@ -50,9 +50,10 @@
 //! lists, in the order of settling, is a tree of pages of ids beside it.
 //!
 //! # Limits
-//! The file never shrinks: freed space is used again, and a smaller file is a new store, into which each
-//! queue is taken ([`transfer`](crate::transfer)). That keeps requests which are not where they were pushed
-//! (retried, redriven) in memory until their turn has come, without what is in parts of their payloads.
+//! The file shrinks only where its end is unused: freed space is used again, so it is about as large as its busiest
+//! moments made it. A smaller file is a new store, into which each queue is taken ([`transfer`](crate::transfer)).
+//! That keeps requests which are not where they were pushed (retried, redriven) in memory until their turn has come,
+//! without what is in parts of their payloads.
 //! Opening takes seconds for each GB of file, and after a crash it also counts every entry. Error texts
 //! are cut after 8 KiB, also those that come with a dump.
 

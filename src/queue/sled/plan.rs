@@ -215,7 +215,7 @@ impl<'a> Rest<'a> {
 }
 
 /// Whatever is changed, sled writes that much more, as if it had been given it.
-const CHANGE_BYTES: usize = 2 << 10;
+const CHANGE_BYTES: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
