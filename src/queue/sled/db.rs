@@ -573,7 +573,7 @@ impl Db {
     }
 }
 
-/// sled was seen to write up to seven times as much, and a segment is eight times as large.
+/// sled was seen to write up to five times as much, and a segment is eight times as large.
 const MAX_UNSYNCED_BYTES: usize = 1 << 20;
 
 /// By chunk: the rows that are left of it.
