@@ -8,18 +8,20 @@
 //! [`lines`] has the records as JSON Lines.
 
 pub mod lines;
+mod order;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::order::Order;
 use super::{Entry, ResultCursor};
 use crate::{
     batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
     error::{Error, Result},
-    request::{Position, RequestId, State},
+    request::{Position, RequestId},
     stats::Stats,
 };
 
@@ -57,8 +59,8 @@ pub trait Restore: Send {
     /// there, durably, in one step.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid): a record that does not fit to those before, counts that don't
-    /// add up, or a queue that was used meanwhile; nothing is taken in. Others as every verb of
+    /// [`Invalid`](crate::ErrorKind::Invalid): a record that does not fit to those before, or that no queue can have
+    /// dumped, counts that don't add up, or a queue that was used meanwhile; nothing is taken in. Others as every verb of
     /// [`Queue`](crate::Queue).
     async fn add(&mut self, records: Vec<Record>) -> Result<()>;
 }
@@ -207,66 +209,6 @@ pub(crate) fn digest(bytes: &[u8]) -> Digest {
     digest
 }
 
-/// Checks the order of records, for all backends; what they say is for the backend to take in.
-#[derive(Debug, Default)]
-pub(crate) struct Order {
-    kind: u8,
-    last: Option<RequestId>,
-    is_over: bool,
-}
-
-impl Order {
-    pub(crate) fn check(&mut self, record: &Record) -> Result<()> {
-        let kind = match record {
-            Record::Request(_) => 0,
-            Record::Batch(_) => 1,
-            Record::Settled(_) => 2,
-            Record::Key(_) => 3,
-            Record::Bookmark(_) => 4,
-            Record::Queue(_) => 5,
-        };
-        if self.is_over || kind < self.kind {
-            return Err(Error::invalid(
-                "the records of a dump are not in its order; bring in a whole dump, as it was written",
-            ));
-        }
-        self.kind = kind;
-        self.is_over = kind == 5;
-        if let Record::Request(request) = record {
-            let id = request.entry.id;
-            if self.last.is_some_and(|last| last >= id) {
-                return Err(unfit(id, "stands behind a later one"));
-            }
-            self.last = Some(id);
-            request.check()?;
-        }
-        Ok(())
-    }
-}
-
-impl StoredRequest {
-    /// Whether it has what its state needs.
-    fn check(&self) -> Result<()> {
-        let entry = &self.entry;
-        let missing = match entry.state {
-            State::Delayed | State::Ready if self.position.is_none() => "position",
-            State::Delayed | State::Ready | State::Dead if entry.payload.is_none() => "payload",
-            State::InFlight if self.member.is_none() => "membership",
-            State::Dead if entry.reason.is_none() => "reason",
-            State::Done if self.member.is_none() && self.kept_until.is_none() => "time to keep it",
-            State::InFlight | State::Done if entry.batch.is_none() => "batch",
-            State::Expired | State::Cancelled => "place: it is counted only",
-            _ if self.member.is_some() && self.position.is_none() => "position",
-            _ if self.member.is_some() && entry.payload.is_none() => "payload",
-            _ => return Ok(()),
-        };
-        Err(unfit(
-            entry.id,
-            &format!("is {} and has no {missing}", entry.state),
-        ))
-    }
-}
-
 /// Checks that all batches of a dump are one queue's: the lower half of their ids is the same.
 #[cfg(any(feature = "sled", feature = "redis"))]
 #[derive(Debug, Default)]
@@ -333,7 +275,7 @@ pub(crate) fn check_unused(pushed: u64, has_bookmarks: bool) -> Result<()> {
 
 /// Fails unless what was taken in is as much as the end of the dump says.
 pub(crate) fn check_sums(stats: &Stats) -> Result<()> {
-    if stats.pushed > MOST {
+    if stats.pushed > MOST_COUNTED {
         return Err(Error::invalid(
             "the counts of the dump leave no room for others",
         ));
@@ -357,6 +299,8 @@ pub(crate) fn check_sums(stats: &Stats) -> Result<()> {
 
 /// Nobody counts as far as this; positions, batches and fences are below it for 200 years to come.
 pub(crate) const MOST: u64 = u64::MAX / 2;
+/// No counter goes beyond it, so that all of them can be summed up.
+pub(crate) const MOST_COUNTED: u64 = MOST >> 2;
 /// A page of a dump ends after so many records, or about so many bytes of payloads.
 pub(crate) const PAGE_RECORDS: usize = 1000;
 pub(crate) const PAGE_BYTES: usize = 4 << 20;

@@ -36,11 +36,9 @@ impl Restore for Restoring<'_> {
     async fn add(&mut self, records: Vec<Record>) -> Result<()> {
         // What fails is forgotten.
         let mut incoming = self.incoming.take().ok_or_else(is_over)?;
-        for record in records {
-            if let Some(state) = incoming.take_in(record)? {
-                self.queue.at(Timestamp::EPOCH)?.replace_with(state)?;
-                self.queue.changed();
-            }
+        if let Some(state) = incoming.take_in(records)? {
+            self.queue.at(Timestamp::EPOCH)?.replace_with(state)?;
+            self.queue.changed();
         }
         self.incoming = Some(incoming);
         Ok(())

@@ -146,8 +146,8 @@ impl Restore for Restoring<'_> {
     async fn add(&mut self, records: Vec<Record>) -> Result<()> {
         // What fails is forgotten.
         let mut incoming = self.incoming.take().ok_or_else(is_over)?;
+        incoming.order.check(&records)?;
         for record in records {
-            incoming.order.check(&record)?;
             match record {
                 Record::Request(request) => incoming.take_in_request(*request)?,
                 Record::Batch(batch) => incoming.take_in_batch(batch)?,

@@ -427,6 +427,7 @@ macro_rules! __clauses {
                 a_restored_queue_survives_a_restart: Transfer Administration Restart,
                 a_restore_without_its_end_leaves_nothing: Transfer,
                 a_dump_that_is_not_whole_is_invalid_and_leaves_nothing: Transfer,
+                what_no_queue_dumps_is_invalid_and_leaves_nothing: Transfer,
                 a_queue_in_use_takes_no_dump: Transfer,
                 a_handle_from_before_a_restore_gives_batches_their_ids: Transfer Shared,
                 a_random_life_goes_on_in_other_queues: Transfer Bounds,

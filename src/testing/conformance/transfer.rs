@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use super::bench::{Bench, Subject, assert_kind, at, must, requests};
 use crate::{
-    batch::{Lease, Outcome, Retries, Then, Update},
+    batch::{BatchId, Lease, Outcome, Retries, Then, Update},
     clock::Timestamp,
     error::{ErrorKind, Result},
     queue::{
         Queue, QueueOptions,
         memory::MemoryQueue,
-        transfer::{DumpFrom, Record, Transfer, lines},
+        transfer::{DumpFrom, MOST, Record, StoredRequest, Transfer, lines},
     },
-    request::{Bookmark, NewRequest, QueueName, RequestId},
+    request::{Bookmark, NewRequest, Position, QueueName, RequestId, State},
     testing::random,
 };
 
@@ -303,6 +303,35 @@ pub(super) async fn a_dump_that_is_not_whole_is_invalid_and_leaves_nothing(bench
     assert_kind(restore(&*other, &twice).await, ErrorKind::Invalid);
 }
 
+pub(super) async fn what_no_queue_dumps_is_invalid_and_leaves_nothing(bench: Bench) {
+    let queue = lived_in(&bench).await;
+    let records = dump(&*queue, at(THEN)).await;
+    let other = bench.queue().await;
+    for (what, spoil) in SPOILS {
+        let mut some = records.clone();
+        some.iter_mut().for_each(spoil);
+        assert_ne!(some, records, "nothing is spoilt by {what}");
+        let restored = restore(&*other, &some).await;
+        assert!(restored.is_err(), "{what}");
+        assert_kind(restored, ErrorKind::Invalid);
+        assert_eq!(other.look(at(THEN)).await, crate::Stats::default());
+    }
+    let keys = records.iter().filter(|one| matches!(one, Record::Key(_)));
+    let end = records.len() - 1;
+    let key_twice = [
+        &records[..end],
+        &keys.cloned().collect::<Vec<_>>(),
+        &records[end..],
+    ]
+    .concat();
+    assert_kind(restore(&*other, &key_twice).await, ErrorKind::Invalid);
+    let behind_the_end = [&records[..], &records[..1]].concat();
+    let mut at_once = must("restore", transfer(&*other).restore().await);
+    assert_kind(at_once.add(behind_the_end).await, ErrorKind::Invalid);
+    drop(at_once);
+    assert_eq!(other.look(at(THEN)).await, crate::Stats::default());
+}
+
 pub(super) async fn a_queue_in_use_takes_no_dump(bench: Bench) {
     let queue = lived_in(&bench).await;
     let records = dump(&*queue, at(THEN)).await;
@@ -347,3 +376,66 @@ pub(super) async fn a_random_life_goes_on_in_other_queues(bench: Bench) {
 
 /// Fewer than of a life in one queue: all of it is moved now and then.
 const STEPS: u32 = 300;
+
+/// What is wrong, and what makes a record so.
+type Spoil = (&'static str, fn(&mut Record));
+
+/// What could not come out again as it came in.
+const SPOILS: [Spoil; 10] = [
+    ("a position before its id", |record| {
+        of(record, State::Ready, |one| {
+            one.position = Some(Position::from_u64(0));
+        });
+    }),
+    ("one position for two", |record| {
+        of(record, State::Ready, |one| {
+            one.position = Some(Position::from_u64(MOST));
+        });
+    }),
+    ("more attempts than its batch has", |record| {
+        of(record, State::InFlight, |one| one.entry.attempts += 1);
+    }),
+    ("a result of what is ready", |record| {
+        of(record, State::Ready, |one| {
+            one.entry.result = Some("7".into());
+        });
+    }),
+    ("an error of what is done", |record| {
+        of(record, State::Done, |one| {
+            one.entry.error = Some("no".into());
+        });
+    }),
+    ("a dead letter without its error", |record| {
+        of(record, State::Dead, |one| one.entry.error = None);
+    }),
+    ("a time to live of what is dead", |record| {
+        of(record, State::Dead, |one| one.expires_at = Some(at(9)));
+    }),
+    (
+        "a batch that is offered from the beginning of time",
+        |record| {
+            if let Record::Batch(batch) = record {
+                batch.offered_from = Some(Timestamp::EPOCH);
+            }
+        },
+    ),
+    ("requests behind the last position", |record| {
+        if let Record::Queue(end) = record {
+            end.last_position = Position::from_u64(0);
+        }
+    }),
+    ("batches behind the last one", |record| {
+        if let Record::Queue(end) = record {
+            end.last_batch = BatchId::new(0, end.last_batch.halves().1);
+        }
+    }),
+];
+
+/// Changes a request in this state.
+fn of(record: &mut Record, state: State, change: impl FnOnce(&mut StoredRequest)) {
+    if let Record::Request(request) = record
+        && request.entry.state == state
+    {
+        change(request);
+    }
+}

@@ -5,9 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::queue::journal::{
-    fold::DONE,
-    state::{Members, Moved, NEVER, Open, QueueState, Settled, Stand, Stored},
+use crate::queue::{
+    journal::{
+        fold::DONE,
+        state::{Members, Moved, NEVER, Open, QueueState, Settled, Stand, Stored},
+    },
+    transfer::MOST_COUNTED,
 };
 
 impl QueueState {
@@ -187,7 +190,7 @@ impl Stored {
             &mut counts.cancelled,
             &mut counts.purged,
         ] {
-            *counter = (*counter).min(NEVER >> 8);
+            *counter = (*counter).min(MOST_COUNTED);
         }
         counts.pushed = [
             counts.ready,

@@ -19,7 +19,8 @@ use crate::{
             fold::{DONE, STRETCH_BYTES, STRETCH_REQUESTS},
             record::{self, Draft, Outcome as Stored, Roster},
             state::{
-                Dead, DeadPage, Key, Moved, NEVER, Open, Page, QueueState, Settled, Stand, Stretch,
+                Dead, DeadPage, Ended, Key, Moved, NEVER, Open, Page, QueueState, Settled, Stand,
+                Stretch,
             },
         },
         transfer::{
@@ -85,10 +86,10 @@ impl Step<'_> {
         records: Vec<Record>,
     ) -> Result<Incoming> {
         self.check_space()?;
+        incoming.order.check(&records)?;
         let mut requests = Vec::new();
         let mut bytes = 0;
         for record in records {
-            incoming.order.check(&record)?;
             if let Record::Request(request) = record {
                 bytes += request.entry.payload.as_ref().map_or(0, Bytes::len);
                 requests.push(*request);
@@ -210,8 +211,8 @@ impl Step<'_> {
         incoming.queue.stored.absent.insert(id);
         let batch = entry.batch.map(|batch| incoming.batch(batch)).transpose()?;
         let position = position.map_or(id, Position::as_u64);
-        let error = entry.error.filter(|_| entry.state != State::Done);
-        let error = error.map(|error| self.blob(&error));
+        let is_done = entry.state == State::Done;
+        let error = entry.error.map(|error| self.blob(&error));
         let moved = Moved {
             id,
             bytes,
@@ -220,7 +221,6 @@ impl Step<'_> {
             attempts: (member.as_ref()).map_or(entry.attempts, |member| member.attempts_before),
             error: error.filter(|_| entry.state != State::Dead),
         };
-        let is_done = entry.state == State::Done;
         let queue = &mut incoming.queue;
         match (entry.state, member, batch) {
             (State::Delayed, ..) => queue.delay(entry.at.as_nanos(), position, moved),
@@ -253,8 +253,17 @@ impl Step<'_> {
             (_, None, Some(batch)) => {
                 queue.place(id, Some(Stand::Done((batch, id))));
                 let until = kept_until.map_or(NEVER, Timestamp::as_nanos);
-                let ended = queue.stored.ended.entry(batch).or_default();
-                ended.until = ended.until.max(until);
+                let ended = queue.stored.ended.entry(batch);
+                let ended = ended.or_insert_with(|| Ended {
+                    until,
+                    ..Ended::default()
+                });
+                if ended.until != until {
+                    return Err(unfit(
+                        entry.id,
+                        "is kept until another time than others of its batch",
+                    ));
+                }
                 ended.members.requests += 1;
                 let done = Moved {
                     bytes: 0,
@@ -283,6 +292,12 @@ impl Step<'_> {
 
     fn take_in_batch(&mut self, incoming: &mut Incoming, batch: OpenBatch) -> Result<()> {
         let id = incoming.batch(batch.id)?;
+        if incoming.queue.stored.ended.contains_key(&id) {
+            return Err(Error::invalid(format!(
+                "batch {} of the dump has ended, and has not",
+                batch.id
+            )));
+        }
         let parent = batch
             .parent
             .map(|parent| incoming.batch(parent))

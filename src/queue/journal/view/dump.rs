@@ -113,6 +113,10 @@ impl Step<'_> {
             member: None,
             kept_until: None,
         };
+        if request.entry.state == State::Done {
+            // Only that something of it is damaged.
+            request.entry.error = None;
+        }
         let batch = request.entry.batch.map(|batch| batch.halves().0);
         let member = match stored.places.get(&id) {
             Some(Stand::Delayed(at)) => {

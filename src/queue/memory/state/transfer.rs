@@ -235,9 +235,17 @@ pub(in super::super) struct Incoming {
 }
 
 impl Incoming {
-    /// Takes in a record; with the last one, the whole state.
-    pub(in super::super) fn take_in(&mut self, record: Record) -> Result<Option<State>> {
-        self.order.check(&record)?;
+    /// Takes in records; with the last one, the whole state.
+    pub(in super::super) fn take_in(&mut self, records: Vec<Record>) -> Result<Option<State>> {
+        self.order.check(&records)?;
+        let mut state = None;
+        for record in records {
+            state = self.take_in_one(record)?;
+        }
+        Ok(state)
+    }
+
+    fn take_in_one(&mut self, record: Record) -> Result<Option<State>> {
         let state = &mut self.state;
         match record {
             Record::Request(request) => state.take_in_request(*request),

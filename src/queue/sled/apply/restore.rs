@@ -64,7 +64,6 @@ struct Rest {
     /// Settled requests whose place in the order of settling is still to come.
     unordered: u64,
     first_ready: Option<u64>,
-    last_position: u64,
     end: bool,
 }
 
@@ -147,8 +146,8 @@ impl Step<'_> {
             queue,
             low_space: self.low_space,
         };
+        rest.order.check(&records)?;
         for record in records {
-            rest.order.check(&record)?;
             apart.take_in_one(rest, record)?;
             if apart.write.is_large() {
                 apart.db.commit(apart.write)?;
@@ -179,7 +178,6 @@ impl Step<'_> {
         let entry = &stored.entry;
         let (id, state) = (entry.id.as_u64(), entry.state);
         let position = stored.position.map_or(id, Position::as_u64);
-        rest.last_position = rest.last_position.max(position);
         entry.batch.map(|id| rest.of.formed(id)).transpose()?;
         let is_done = state == State::Done;
         if is_done {
@@ -449,11 +447,6 @@ impl Step<'_> {
             }
         }
         let record = &mut self.queue.record;
-        if rest.last_position > end.last_position.as_u64() {
-            return Err(Error::invalid(
-                "the dump has requests behind its last position",
-            ));
-        }
         record.cursor = check_ranges(&self.queue.open, rest.first_ready)?;
         record.last_position = end.last_position.as_u64();
         (record.last_batch, record.salt) = end.last_batch.halves();
