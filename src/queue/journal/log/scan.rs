@@ -110,7 +110,8 @@ impl Scan<'_> {
                 let next = self.later(at.segment);
                 let is_first = at <= Place::start_of(1) && self.last.is_none();
                 if next.is_some() || !is_first {
-                    self.damage(at, 0, format!("segment {} is missing", at.segment))?;
+                    let what = format!("segment {} is missing", at.segment);
+                    self.damage(at, 0, next, what)?;
                 }
                 match next {
                     Some(next) => at = self.skip_to(next),
@@ -151,20 +152,23 @@ impl Scan<'_> {
             self.sequence = last.map_or(0, |last| last.sequence);
             return Ok(None);
         }
-        let body = Place {
-            offset: frame.place.offset + HEADER,
+        let at = |offset: u32| Place {
+            offset,
             ..frame.place
         };
+        let (body, behind) = (at(frame.place.offset + HEADER), at(end));
         if !events_good {
             self.damage(
                 frame.place,
                 u64::from(end - frame.place.offset),
+                Some(behind),
                 "a group does not match its checksum".to_owned(),
             )?;
         } else if !body_good {
             self.damage(
                 body,
                 frame.body_bytes.into(),
+                Some(behind),
                 "the body of a group does not match its checksum".to_owned(),
             )?;
         }
@@ -176,10 +180,7 @@ impl Scan<'_> {
                 events: &self.events,
             })?;
         }
-        Ok(Some(Place {
-            offset: end,
-            ..frame.place
-        }))
+        Ok(Some(behind))
     }
 
     /// Where groups go on behind something that is none; nothing if there are no more.
@@ -205,7 +206,7 @@ impl Scan<'_> {
                 next.offset, next.segment
             )
         };
-        self.damage(at, bytes, what)?;
+        self.damage(at, bytes, Some(next), what)?;
         Ok(Some(self.skip_to(next)))
     }
 
@@ -356,8 +357,9 @@ impl Scan<'_> {
         hasher.finalize() == frame.body_checksum
     }
 
-    fn damage(&mut self, from: Place, bytes: u64, what: String) -> Result<()> {
-        if from < self.emit_from {
+    /// Tells of damage, behind which the scan goes on at `to`, unless all of it lies where it is silent.
+    fn damage(&mut self, from: Place, bytes: u64, to: Option<Place>, what: String) -> Result<()> {
+        if to.is_some_and(|to| to <= self.emit_from) {
             return Ok(());
         }
         (self.each)(Scanned::Damage { from, bytes, what })
