@@ -10,7 +10,7 @@ pub(in crate::queue::journal) struct Known {
     pub(in crate::queue::journal) salt: u64,
     /// Ids that were pushed, which is known because they don't stand where they say, or have an outcome.
     pub(in crate::queue::journal) real: BTreeSet<u64>,
-    /// Ids of which nothing is kept any more.
+    /// Ids of which nothing is kept any more, and positions of members that were moved there: no id is like them.
     pub(in crate::queue::journal) gone: BTreeSet<u64>,
     /// Up to here nothing is ready where its id says.
     pub(in crate::queue::journal) cursor: u64,
@@ -52,9 +52,12 @@ impl QueueState {
             let ended = ended.filter_map(|(_, batch)| stored.ended.get(batch));
             let ended = ended.map(|ended| &ended.members);
             let ended = ended.take_while(|members| members.root < stretch.last);
-            let holes = open
-                .chain(ended)
-                .flat_map(|members| members.holes.range(range.clone()));
+            let members = open.chain(ended);
+            let moved = members
+                .clone()
+                .flat_map(|members| members.moved.range(range.clone()));
+            known.gone.extend(moved.map(|(at, _)| *at));
+            let holes = members.flat_map(|members| members.holes.range(range.clone()));
             let left = holes.chain(stored.absent.range(range.clone()));
             // Of those that were carried only what is needed is there.
             if stretch.carried {
