@@ -45,7 +45,9 @@ pub fn journal_recovery(data: &[u8]) {
     // Reading all of it finds something or not, and changes nothing.
     let verified = store.verify();
     let mut again = Simulated::open(store.image(), options()).expect("it could be opened before");
-    assert_eq!(see(&mut again).map_err(|error| error.kind()), first);
+    let again = see(&mut again).map_err(|error| error.kind());
+    // A header that lies about which segments are needed has them freed: that is no damage.
+    assert!(is_forged || again == first, "{again:?} after {first:?}");
     let Ok(seen) = first else {
         assert!(is_forged, "what is damaged can still be looked at");
         return;
@@ -139,16 +141,8 @@ impl Seen {
         if is_forged {
             return;
         }
-        // Where events are missing, or even ids, it is known how many there are of each kind, but not which.
-        let is_known = !told.iter().any(|line| {
-            let signs = [
-                "don't fit",
-                "missing",
-                "none of the log's",
-                "what was stored of it",
-            ];
-            signs.iter().any(|sign| line.contains(sign))
-        });
+        // Of requests whose ids are gone it is known how many there are of each kind, but not which.
+        let is_known = !told.iter().any(|line| line.contains("even its id"));
         let count = |state: State| {
             let entries = self.entries.values();
             entries.filter(|entry| entry.state == state).count() as u64

@@ -324,6 +324,17 @@ impl Found {
         self.loss.is_some()
     }
 
+    /// What is damaged besides its payload.
+    pub(super) fn lost_of_it(&self) -> Option<&'static str> {
+        Some(match self.loss? {
+            Loss::Extras => "its stored attributes are damaged",
+            Loss::Header => "what was stored of it is damaged",
+            Loss::Id => {
+                "what was stored of it is damaged, even its id, for which this one stands in"
+            }
+        })
+    }
+
     /// What else was pushed, as far as it is legible.
     pub(super) fn extras(&self, stretch: &[u8]) -> Result<Extras> {
         match self.extras {
@@ -339,15 +350,8 @@ impl Found {
 
     /// Its payload, if all of it is as it was pushed; or what is damaged.
     pub(super) fn payload(&self, stretch: &Bytes) -> Result<Bytes, &'static str> {
-        match self.loss {
-            Some(Loss::Extras) => return Err("its stored attributes are damaged"),
-            Some(Loss::Header) => return Err("what was stored of it is damaged"),
-            Some(Loss::Id) => {
-                return Err(
-                    "what was stored of it is damaged, even its id, for which this one stands in",
-                );
-            }
-            None => {}
+        if let Some(loss) = self.lost_of_it() {
+            return Err(loss);
         }
         #[expect(clippy::cast_possible_truncation, reason = "it lies in memory")]
         let payload = stretch.slice(self.payload..self.payload + self.bytes as usize);

@@ -181,9 +181,9 @@ impl<'a> Lines<'a> {
     fn look(&mut self, queue: &QueueState, stretch: &Stretch, loaded: &Loaded) {
         for found in &loaded.requests {
             let damage = match queue.need(found.id) {
-                Need::Bare if found.is_lost() => Some("what was stored of it is damaged"),
+                Need::Bare => found.lost_of_it(),
                 Need::Whole => found.payload(&loaded.bytes).err(),
-                Need::Bare | Need::Nothing => None,
+                Need::Nothing => None,
             };
             if let Some(damage) = damage {
                 let id = RequestId::from_u64(found.id);

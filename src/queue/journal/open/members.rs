@@ -119,12 +119,14 @@ fn unsettled(
         let read = reader.read(place_of(stretch), stretch.bytes);
         let loaded = Loaded::read(read, stretch, &known)?;
         for found in &loaded.requests {
-            lost.remove(&found.id);
             let is_member = members.has_natural(found.id)
                 && !queue.stored.places.contains_key(&found.id)
-                && (queue.natural_batch(found.id)).is_some_and(|(first, _)| first == batch)
-                && !open.recorded.contains_key(&found.id);
-            if is_member && natural.insert(found.id) {
+                && (queue.natural_batch(found.id)).is_some_and(|(first, _)| first == batch);
+            if !is_member {
+                continue;
+            }
+            lost.remove(&found.id);
+            if !open.recorded.contains_key(&found.id) && natural.insert(found.id) {
                 bytes = bytes.saturating_add(found.bytes);
             }
         }
