@@ -267,7 +267,7 @@ impl Found {
                     "{name} has format {version}, which this version of batchyard does not know; it was left untouched"
                 )));
             }
-            Head::Header(header) => {
+            Head::Header(header) if header.number <= MOST_SEGMENTS => {
                 self.epoch = self.epoch.max(header.epoch);
                 self.oldest = self.oldest.max(header.oldest);
                 if header.length > length {
@@ -367,7 +367,8 @@ fn recognise(file: &Arc<dyn DiskFile>, length: u32, salt: u64) -> Option<FrameHe
     let mut window = Window::new(file.clone(), length);
     let frames = (PAGE..length).step_by(SECTOR as usize).filter_map(|at| {
         let frame = FrameHeader::decode_anywhere(window.bytes(at, HEADER), salt)?;
-        (frame.place.offset == at).then_some(frame)
+        let is_one = frame.place.offset == at && frame.place.segment <= MOST_SEGMENTS;
+        is_one.then_some(frame)
     });
     frames.max_by_key(|frame| frame.place.segment)
 }
@@ -378,6 +379,8 @@ pub(super) fn unreadable(what: &str, error: io::Error) -> Error {
 
 /// The file with the two slots of the root.
 pub(super) const ROOT: &str = "root";
+/// No log is as long; what says so is damaged.
+pub(super) const MOST_SEGMENTS: u32 = u32::MAX / 2;
 /// So many are named.
 const MOST_MISSING: usize = 100;
 /// A header, and a page for what comes behind it.

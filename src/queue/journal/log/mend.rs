@@ -211,7 +211,7 @@ impl Found {
         let bytes = 2 * SLOT + all.map(|file| u64::from(file.length)).sum::<u64>();
         drop(live);
         let ready = self.keep_spares().map_err(failed)?;
-        let epoch = tail.epoch + 1;
+        let epoch = tail.epoch.saturating_add(1);
         let (slot, root) = self.slot.unwrap_or((
             1,
             RootSlot {

@@ -8,13 +8,13 @@
 //!                                            └ no ─► the end
 //! ```
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc};
 
 use super::{
     Place,
     fault::{self, Fault},
     format::{CLOSING, FrameHeader, HEADER, Kind, PAGE, SECTOR},
-    found::Found,
+    found::{Found, MOST_SEGMENTS},
     read::Segment,
 };
 use crate::{error::Result, queue::journal::disk::DiskFile};
@@ -113,10 +113,11 @@ impl Scan<'_> {
                     let what = format!("segment {} is missing", at.segment);
                     self.damage(at, 0, next, what)?;
                 }
-                match next {
-                    Some(next) => at = self.skip_to(next),
-                    None => return Ok(self.tail(Place::start_of(at.segment.max(1)))),
-                }
+                let Some(next) = next else {
+                    let end = at.segment.clamp(1, MOST_SEGMENTS);
+                    return Ok(self.tail(Place::start_of(end)));
+                };
+                at = self.skip_to(next);
                 continue;
             }
             let next = match self.frame(at.offset) {
@@ -286,7 +287,7 @@ impl Scan<'_> {
             || self.is_plausible(frame),
             |last| {
                 frame.previous == last.checksum
-                    && frame.sequence == last.sequence + 1
+                    && last.sequence.checked_add(1) == Some(frame.sequence)
                     && frame.epoch >= last.epoch
             },
         )
@@ -313,7 +314,8 @@ impl Scan<'_> {
 
     /// The first plausible frame in a later segment.
     fn later(&mut self, than: u32) -> Option<Place> {
-        let later = self.found.segments.range(than + 1..);
+        let behind = (Bound::Excluded(than), Bound::Unbounded);
+        let later = self.found.segments.range(behind);
         let at_hand = self.segment.take();
         let place = later.into_iter().find_map(|later| {
             self.enter(later.number);

@@ -99,7 +99,7 @@ impl Log {
     pub(in crate::queue::journal) fn set_root(&mut self, root: Root) -> Result<()> {
         self.check()?;
         let slot = RootSlot {
-            generation: self.root.generation + 1,
+            generation: self.root.generation.saturating_add(1),
             epoch: self.epoch,
             root,
         };
@@ -296,7 +296,7 @@ impl Log {
             kind,
             place,
             epoch: self.epoch,
-            sequence: self.last.sequence + 1,
+            sequence: self.last.sequence.saturating_add(1),
             previous: self.last.checksum,
             body_bytes: length(body_bytes)?,
             events_bytes: length(events.len())?,
