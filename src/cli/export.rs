@@ -1,7 +1,7 @@
 //! `export`: all that the store holds, as JSON Lines.
 
 use batchyard::{
-    Queue, QueueName, State,
+    Queue, QueueName, RequestId, State,
     transfer::{DumpFrom, Record, Transfer, lines},
 };
 use clap::Args;
@@ -75,7 +75,7 @@ async fn print_dump(
         let mut text = Vec::new();
         for record in &page.records {
             lines::encode(&name, record, &mut text)?;
-            missing.note(&name, record);
+            missing.note(&name, record, &page.damaged);
         }
         print(&text)?;
         from = page.next;
@@ -92,15 +92,17 @@ struct Missing {
 }
 
 impl Missing {
-    fn note(&mut self, queue: &QueueName, record: &Record) {
+    fn note(&mut self, queue: &QueueName, record: &Record, damaged: &[RequestId]) {
         let Record::Request(request) = record else {
             return;
         };
         let entry = &request.entry;
-        // A done request has an error only if its result is damaged, and a payload as long as its batch is open.
+        // A done request has a payload as long as its batch is open.
         let has_payload = entry.payload.is_some();
         let is_whole = match entry.state {
-            State::Done => entry.error.is_none() && (has_payload || request.member.is_none()),
+            State::Done => {
+                !damaged.contains(&entry.id) && (has_payload || request.member.is_none())
+            }
             _ => has_payload,
         };
         if is_whole {

@@ -88,6 +88,8 @@ pub enum DumpFrom {
 pub struct DumpPage {
     /// Its records; there may be none before the end.
     pub records: Vec<Record>,
+    /// Those done requests of them whose result is damaged, and therefore not on their record.
+    pub damaged: Vec<RequestId>,
     /// Where the next page begins; `None`: this was the last.
     pub next: Option<DumpFrom>,
 }

@@ -42,6 +42,7 @@ impl Transfer for RedisQueue {
                 let ids: Vec<_> = page.entries.iter().map(|entry| entry.id).collect();
                 let records = (!ids.is_empty()).then_some(Record::Settled(ids));
                 Ok(DumpPage {
+                    damaged: Vec::new(),
                     records: records.into_iter().collect(),
                     next: Some(match page.next {
                         Some(next) => DumpFrom::Settled(Some(next)),
@@ -115,6 +116,7 @@ impl RedisQueue {
             records.push(Record::Request(Box::new(request)));
         }
         Ok(DumpPage {
+            damaged: Vec::new(),
             records,
             next: Some(next),
         })
@@ -179,6 +181,7 @@ impl RedisQueue {
         }
         batches.sort_unstable_by_key(|batch| batch.id);
         Ok(DumpPage {
+            damaged: Vec::new(),
             records: batches.into_iter().map(Record::Batch).collect(),
             next: Some(DumpFrom::Settled(None)),
         })
@@ -202,6 +205,7 @@ impl RedisQueue {
             }))
         });
         Ok(DumpPage {
+            damaged: Vec::new(),
             records: known.collect::<Result<_>>()?,
             next: Some(match &last[..] {
                 b"" => DumpFrom::Bookmarks,
@@ -248,6 +252,7 @@ impl RedisQueue {
             purged: parse_decimal(purged)?,
         }));
         Ok(DumpPage {
+            damaged: Vec::new(),
             records,
             next: None,
         })

@@ -36,6 +36,7 @@ impl Step<'_> {
                 let page = self.results(now, after, SETTLED)?;
                 let ids: Vec<_> = page.entries.iter().map(|entry| entry.id).collect();
                 Ok(DumpPage {
+                    damaged: Vec::new(),
                     records: (!ids.is_empty())
                         .then_some(Record::Settled(ids))
                         .into_iter()
@@ -58,6 +59,7 @@ impl Step<'_> {
                     expires_at: Timestamp::from_nanos(known.expires_at),
                 });
                 Ok(DumpPage {
+                    damaged: Vec::new(),
                     records: known.map(Record::Key).collect(),
                     next: Some(last.unwrap_or(DumpFrom::Bookmarks)),
                 })
@@ -67,7 +69,7 @@ impl Step<'_> {
     }
 
     fn dump_requests(&self, mut after: u64) -> Result<DumpPage> {
-        let mut records = Vec::new();
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         loop {
             let stretch = {
@@ -76,19 +78,26 @@ impl Step<'_> {
             };
             let Some(stretch) = stretch else {
                 return Ok(DumpPage {
+                    damaged,
                     records,
                     next: Some(DumpFrom::Batches),
                 });
             };
             let loaded = self.load(&stretch)?;
             for found in loaded.requests.iter().filter(|found| found.id > after) {
-                if let Some(request) = self.dumped(found.id, &loaded)? {
+                if let Some(mut request) = self.dumped(found.id, &loaded)? {
                     bytes += request.bytes();
+                    // Of a done request an error says that its result is damaged, and no backend stores that.
+                    let is_done = request.entry.state == State::Done;
+                    if is_done && request.entry.error.take().is_some() {
+                        damaged.push(request.entry.id);
+                    }
                     records.push(Record::Request(Box::new(request)));
                 }
                 if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {
                     let next = RequestId::from_u64(found.id);
                     return Ok(DumpPage {
+                        damaged,
                         records,
                         next: Some(DumpFrom::Request(next)),
                     });
@@ -113,10 +122,6 @@ impl Step<'_> {
             member: None,
             kept_until: None,
         };
-        if request.entry.state == State::Done {
-            // Only that something of it is damaged.
-            request.entry.error = None;
-        }
         let batch = request.entry.batch.map(|batch| batch.halves().0);
         let member = match stored.places.get(&id) {
             Some(Stand::Delayed(at)) => {
@@ -190,6 +195,7 @@ impl Step<'_> {
             })
         });
         Ok(DumpPage {
+            damaged: Vec::new(),
             records: batches.collect(),
             next: Some(DumpFrom::Settled(None)),
         })
@@ -213,6 +219,7 @@ impl Step<'_> {
             purged: stored.counts.purged,
         }));
         Ok(DumpPage {
+            damaged: Vec::new(),
             records,
             next: None,
         })

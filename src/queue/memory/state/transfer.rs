@@ -32,6 +32,7 @@ impl State {
             DumpFrom::Batches => {
                 let batches = self.batches.iter();
                 DumpPage {
+                    damaged: Vec::new(),
                     records: batches
                         .map(|(id, batch)| Record::Batch(batch.dumped(*id)))
                         .collect(),
@@ -45,10 +46,12 @@ impl State {
                 let ids = page.iter().map(|(_, id)| **id).collect();
                 match page.last() {
                     Some((last, _)) => DumpPage {
+                        damaged: Vec::new(),
                         records: vec![Record::Settled(ids)],
                         next: Some(DumpFrom::Settled(Some(ResultCursor(**last, 0)))),
                     },
                     None => DumpPage {
+                        damaged: Vec::new(),
                         records: Vec::new(),
                         next: Some(DumpFrom::Keys(None)),
                     },
@@ -66,6 +69,7 @@ impl State {
                     expires_at: known.expires_at,
                 });
                 DumpPage {
+                    damaged: Vec::new(),
                     records: known.map(Record::Key).collect(),
                     next: Some(last.unwrap_or(DumpFrom::Bookmarks)),
                 }
@@ -78,6 +82,7 @@ impl State {
                 let mut records: Vec<_> = bookmarks.map(Record::Bookmark).collect();
                 records.push(Record::Queue(self.end_of_dump()));
                 DumpPage {
+                    damaged: Vec::new(),
                     records,
                     next: None,
                 }
@@ -110,12 +115,14 @@ impl State {
             }
             if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {
                 return DumpPage {
+                    damaged: Vec::new(),
                     records,
                     next: Some(DumpFrom::Request(*id)),
                 };
             }
         }
         DumpPage {
+            damaged: Vec::new(),
             records,
             next: Some(DumpFrom::Batches),
         }

@@ -40,6 +40,7 @@ impl View<'_> {
                 let ids: Vec<_> = page.entries.iter().map(|entry| entry.id).collect();
                 let records = (!ids.is_empty()).then_some(Record::Settled(ids));
                 Ok(DumpPage {
+                    damaged: Vec::new(),
                     records: records.into_iter().collect(),
                     next: Some(match page.next {
                         Some(next) => DumpFrom::Settled(Some(next)),
@@ -69,6 +70,7 @@ impl View<'_> {
             let next = [&rows, &places, &outcomes, &dead];
             let Some(id) = next.into_iter().filter_map(Ids::id).min() else {
                 return Ok(DumpPage {
+                    damaged: Vec::new(),
                     records,
                     next: Some(DumpFrom::Batches),
                 });
@@ -98,6 +100,7 @@ impl View<'_> {
             records.push(Record::Request(Box::new(request)));
             if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {
                 return Ok(DumpPage {
+                    damaged: Vec::new(),
                     records,
                     next: Some(DumpFrom::Request(RequestId::from_u64(id))),
                 });
@@ -209,6 +212,7 @@ impl View<'_> {
         let batches = self.queue.open.iter();
         let records = batches.map(|(id, batch)| self.dumped_batch(*id, batch).map(Record::Batch));
         Ok(DumpPage {
+            damaged: Vec::new(),
             records: records.collect::<Result<_>>()?,
             next: Some(DumpFrom::Settled(None)),
         })
@@ -257,6 +261,7 @@ impl View<'_> {
             next = DumpFrom::Keys(Some(known_as));
         }
         Ok(DumpPage {
+            damaged: Vec::new(),
             records,
             next: Some(next),
         })
@@ -287,6 +292,7 @@ impl View<'_> {
             purged: record.purged,
         }));
         Ok(DumpPage {
+            damaged: Vec::new(),
             records,
             next: None,
         })
