@@ -360,15 +360,15 @@ impl Connection {
     async fn exchange(&mut self, frame: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let written = wire::write(&mut self.stream, frame).await;
         // An answer takes as long as it takes; a bye is there even if nothing can be written any more.
-        self.stream.readable().await?;
-        let length = match wire::read_length(&mut self.stream).await {
-            Ok(Some(length)) => length,
+        let first = match wire::read_first(&mut self.stream).await {
+            Ok(Some(first)) => first,
             nothing => {
                 written?;
                 nothing?;
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         };
+        let length = wire::read_length(&mut self.stream, first).await?;
         if length == 0 {
             return Ok(None);
         }
@@ -433,34 +433,12 @@ impl Owner {
     }
 
     async fn dial(&self) -> Result<(Connection, Welcome)> {
-        let stream = self.connect().await.map_err(|error| {
+        let silent = |_| {
             let socket = socket(&self.folder);
-            let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
-            let failed = if nobody.contains(&error.kind()) {
-                Error::not_found(format!("nobody serves {}", socket.display()))
-            } else {
-                let socket = socket.display();
-                let text = format!(
-                    "{socket} can't be connected to; it answers the user who serves it, and root"
-                );
-                Error::unavailable(text)
-            };
-            failed.with_source(error)
-        })?;
-        let mut connection = Connection {
-            stream,
-            used: Instant::now(),
+            Error::unavailable(format!("who serves {} does not answer", socket.display()))
         };
-        let hello = wire::encode(&Call::Hello { protocol: PROTOCOL })?;
-        let silent = || {
-            Error::unavailable(format!(
-                "who serves {} does not answer",
-                socket(&self.folder).display()
-            ))
-        };
-        let greeting = self.ask::<Welcome>(&mut connection, &hello);
-        let greeting = timeout(GREETING, greeting).await.map_err(|_| silent())?;
-        let welcome = greeting?.ok_or_else(silent)??;
+        let greeting = timeout(GREETING, self.greet()).await;
+        let (connection, welcome) = greeting.map_err(silent)??;
         if welcome.protocol == PROTOCOL {
             return Ok((connection, welcome));
         }
@@ -471,6 +449,36 @@ impl Owner {
             welcome.version,
             env!("CARGO_PKG_VERSION")
         )))
+    }
+
+    /// A new connection, as soon as there is a place for it.
+    async fn greet(&self) -> Result<(Connection, Welcome)> {
+        let hello = wire::encode(&Call::Hello { protocol: PROTOCOL })?;
+        loop {
+            let stream = self.connect().await.map_err(|error| self.nobody(error))?;
+            let mut connection = Connection {
+                stream,
+                used: Instant::now(),
+            };
+            if let Some(welcome) = self.ask(&mut connection, &hello).await? {
+                return Ok((connection, welcome?));
+            }
+        }
+    }
+
+    fn nobody(&self, error: io::Error) -> Error {
+        let socket = socket(&self.folder);
+        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        let failed = if nobody.contains(&error.kind()) {
+            Error::not_found(format!("nobody serves {}", socket.display()))
+        } else {
+            let socket = socket.display();
+            let text = format!(
+                "{socket} can't be connected to; it answers the user who serves it, and root"
+            );
+            Error::unavailable(text)
+        };
+        failed.with_source(error)
     }
 
     async fn connect(&self) -> io::Result<UnixStream> {

@@ -223,22 +223,24 @@ impl Served {
 
     /// The next call; `None` if there is none, or this client is not waited for any longer.
     async fn next_call(&self, stream: &mut UnixStream) -> io::Result<Option<Call>> {
-        let has_come = tokio::select! {
-            ready = stream.readable() => ready.map(|()| true)?,
-            () = self.stop.cancelled() => false,
-            () = self.crowded.notified() => false,
-            () = sleep(IDLE) => false,
+        let first = tokio::select! {
+            first = wire::read_first(stream) => first?,
+            () = self.stop.cancelled() => self.say_bye(stream).await?,
+            () = self.crowded.notified() => self.say_bye(stream).await?,
+            () = sleep(IDLE) => self.say_bye(stream).await?,
         };
-        if !has_come {
-            wire::write(stream, &wire::BYE).await?;
-            return Ok(None);
-        }
-        let Some(length) = wire::read_length(stream).await? else {
+        let Some(first) = first else {
             return Ok(None);
         };
+        let length = wire::read_length(stream, first).await?;
         let _room = self.room(length).await;
         let body = wire::read_body(stream, length).await?;
         wire::decode(&body).map(Some)
+    }
+
+    /// Tells a client that nothing more is read.
+    async fn say_bye(&self, stream: &mut UnixStream) -> io::Result<Option<u8>> {
+        wire::write(stream, &wire::BYE).await.map(|()| None)
     }
 
     /// Room in memory for a frame; small ones need none.

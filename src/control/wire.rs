@@ -177,23 +177,24 @@ pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 /// What a server says that will not read on.
 pub(super) const BYE: [u8; LENGTH_BYTES] = [0; LENGTH_BYTES];
 
-/// How many bytes the next frame has; `None` at the end of the stream.
-pub(super) async fn read_length(stream: &mut UnixStream) -> io::Result<Option<usize>> {
-    let mut length = [0; LENGTH_BYTES];
-    let mut filled = 0;
-    while filled < length.len() {
-        match in_time(stream.read(&mut length[filled..])).await? {
-            0 if filled == 0 => return Ok(None),
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => filled += read,
-        }
-    }
+/// Waits for the next frame, for however long; its first byte, or `None` at the end of the stream. Cancel safe.
+pub(super) async fn read_first(stream: &mut UnixStream) -> io::Result<Option<u8>> {
+    // That it is readable would not do: it may be said of a stream that is not.
+    let mut first = [0];
+    let read = stream.read(&mut first).await?;
+    Ok((read > 0).then_some(first[0]))
+}
+
+/// How many bytes the frame has that begins so.
+pub(super) async fn read_length(stream: &mut UnixStream, first: u8) -> io::Result<usize> {
+    let mut length = [first, 0, 0, 0];
+    in_time(stream.read_exact(&mut length[1..])).await?;
     let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
     if length > MAX_FRAME_BYTES {
         let text = format!("a frame of {length} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    Ok(Some(length))
+    Ok(length)
 }
 
 /// The body of a frame. Memory is taken as bytes come, whatever the length says.
