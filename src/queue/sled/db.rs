@@ -7,6 +7,8 @@
 //! a failed write or a failed sync nothing is known of what is on the disk: the store is poisoned,
 //! and a sync is never tried again.
 
+mod count;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -22,7 +24,6 @@ use sled::IVec;
 use super::{
     keys::{self, Tree},
     plan::{Change, Plan, Redo},
-    progress::{Pulse, VerifyPhase},
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
     rows::{self, Rows, Windows},
@@ -541,35 +542,6 @@ impl Db {
     pub(super) fn lost_commits(&self) -> u64 {
         let synced = self.synced.found.unwrap_or(0);
         synced.saturating_sub(self.commits())
-    }
-
-    /// Counts every entry and compares.
-    pub(super) fn verify_counts(&self, pulse: &Pulse) -> Result<()> {
-        let expected = held(&self.counts).entries.clone();
-        pulse.begin(VerifyPhase::Counting, self.entries());
-        for (tree, name) in Tree::ALL {
-            let mut found = 0;
-            if tree == Tree::Requests {
-                for window in self.windows.all().values() {
-                    let chunks = self.guard("a read", || rows::count(window))?;
-                    found += chunks;
-                    pulse.add(chunks)?;
-                }
-            }
-            for key in self.guard("a read", || Ok(self.tree(tree).iter().keys()))? {
-                let key = self.guard("a read", || key)?;
-                let own = tree == Tree::Meta && key.as_ref() == keys::COUNTS;
-                found += u64::from(!own);
-                pulse.add(1)?;
-            }
-            if found != expected[tree as usize] {
-                return Err(Error::corrupt(format!(
-                    "{name:?} holds {found} entries where {} were written; run `repair` to save what can be read",
-                    expected[tree as usize]
-                )));
-            }
-        }
-        Ok(())
     }
 }
 
