@@ -47,6 +47,7 @@ impl Directives {
     }
 
     /// Takes note of a bookmark.
+    #[cfg(feature = "sled")]
     pub(crate) fn note(&mut self, source: &str, value: &[u8]) {
         match source {
             PAUSED => self.paused_at = parse(value),
