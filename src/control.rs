@@ -25,7 +25,7 @@ use std::{
 
 pub use self::{
     client::{ControlQueue, ControlStore},
-    server::{ControlServer, serve_control},
+    server::{ControlAccess, ControlServer, serve_control},
 };
 
 /// Where the socket of a store is.

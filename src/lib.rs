@@ -43,7 +43,7 @@ pub mod testing;
 pub mod torture;
 
 #[cfg(feature = "control")]
-pub use self::control::{ControlQueue, ControlServer, ControlStore, serve_control};
+pub use self::control::{ControlAccess, ControlQueue, ControlServer, ControlStore, serve_control};
 #[cfg(feature = "command")]
 pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]

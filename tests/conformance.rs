@@ -160,7 +160,7 @@ batchyard::conformance!(journal_store, embedded::InFolders::new(embedded::Journa
 mod control {
     use std::{collections::HashMap, path::PathBuf, sync::Mutex};
 
-    use batchyard::{ControlServer, ControlStore, QueueName, serve_control};
+    use batchyard::{ControlAccess, ControlServer, ControlStore, QueueName, serve_control};
     use tempfile::TempDir;
 
     use super::{Arc, Harness, Queue, QueueOptions, Store, async_trait};
@@ -216,7 +216,8 @@ mod control {
             let path = folder.path().join("store");
             std::fs::create_dir_all(&path).expect("a folder");
             let store = O::open(path.clone(), options).await;
-            let server = serve_control(&path, Arc::clone(&store), None).expect("a socket");
+            let server = serve_control(&path, Arc::clone(&store), None, ControlAccess::All)
+                .expect("a socket");
             let serving = Some((server, store));
             let owned = Owned { folder, serving };
             self.owners

@@ -18,9 +18,9 @@ use std::{
 
 use async_trait::async_trait;
 use batchyard::{
-    Claim, ControlServer, ControlStore, Dispatcher, ErrorKind, HandlerError, Lease, List, Member,
-    MemoryStore, NewRequest, Page, Pushed, Queue, QueueExt, QueueName, QueueOptions, Report,
-    Result, State, Stats, Store, Timestamp, Update, serve_control,
+    Claim, ControlAccess, ControlServer, ControlStore, Dispatcher, ErrorKind, HandlerError, Lease,
+    List, Member, MemoryStore, NewRequest, Page, Pushed, Queue, QueueExt, QueueName, QueueOptions,
+    Report, Result, State, Stats, Store, Timestamp, Update, serve_control,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -36,7 +36,8 @@ impl Owner {
     fn new(options: QueueOptions) -> Self {
         let folder = TempDir::new().unwrap();
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new(options));
-        let control = serve_control(folder.path(), Arc::clone(&store), None).unwrap();
+        let control =
+            serve_control(folder.path(), Arc::clone(&store), None, ControlAccess::All).unwrap();
         Self {
             folder,
             store,
@@ -196,7 +197,13 @@ async fn next_is(tells: &mut mpsc::UnboundedReceiver<&'static str>, what: &str) 
 async fn a_call_that_is_dropped_is_given_up_by_the_owner() {
     let (told, mut tells) = mpsc::unbounded_channel();
     let folder = TempDir::new().unwrap();
-    let control = serve_control(folder.path(), Arc::new(Stuck(told)), None).unwrap();
+    let control = serve_control(
+        folder.path(),
+        Arc::new(Stuck(told)),
+        None,
+        ControlAccess::All,
+    )
+    .unwrap();
     let client = ControlStore::connect(folder.path()).await.unwrap();
     let queue = client.queue(&QueueName::default()).await.unwrap();
     let calling = Arc::clone(&queue);
@@ -227,7 +234,7 @@ async fn an_owner_that_closes_or_is_gone_is_told_of_and_replaced() {
     control.close().await;
     assert!(!folder.path().join("control.sock").exists());
     let error = queue.stats(queue.now()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     while changes.changed().await.is_ok() {}
 
     // A socket that a killed owner left is in nobody's way.
@@ -235,7 +242,8 @@ async fn an_owner_that_closes_or_is_gone_is_told_of_and_replaced() {
     drop(stale.unwrap());
     let error = ControlStore::connect(folder.path()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    let control = serve_control(folder.path(), Arc::clone(&store), None).unwrap();
+    let control =
+        serve_control(folder.path(), Arc::clone(&store), None, ControlAccess::All).unwrap();
     let socket = folder.path().join("control.sock").metadata().unwrap();
     assert!(socket.file_type().is_socket());
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
@@ -255,7 +263,7 @@ async fn a_folder_with_a_long_name_is_served_too() {
     let long = folder.path().join("x".repeat(120)).join("y".repeat(120));
     std::fs::create_dir_all(&long).unwrap();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(QueueOptions::default()));
-    let control = serve_control(&long, store, None).unwrap();
+    let control = serve_control(&long, store, None, ControlAccess::All).unwrap();
     let client = ControlStore::connect(&long).await.unwrap();
     assert_eq!(client.pid(), std::process::id());
     control.close().await;
@@ -312,7 +320,13 @@ async fn a_dispatcher_explains_what_it_serves_and_nothing_else() {
         .build()
         .unwrap()
         .start();
-    let control = serve_control(folder.path(), store, Some(running.handle())).unwrap();
+    let control = serve_control(
+        folder.path(),
+        store,
+        Some(running.handle()),
+        ControlAccess::All,
+    )
+    .unwrap();
     let client = ControlStore::connect(folder.path()).await.unwrap();
     assert_eq!(
         client.explain(&name).await.unwrap().summary,
@@ -324,6 +338,54 @@ async fn a_dispatcher_explains_what_it_serves_and_nothing_else() {
     running.shut_down().await.unwrap();
     let error = client.explain(&name).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    control.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_served_to_be_looked_at_is_not_changed() {
+    let folder = TempDir::new().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(QueueOptions::default()));
+    let name = QueueName::default();
+    let own = store.queue(&name).await.unwrap();
+    let id = own.push_one(NewRequest::new("a")).await.unwrap().id;
+    let control =
+        serve_control(folder.path(), Arc::clone(&store), None, ControlAccess::Look).unwrap();
+    let client = ControlStore::connect(folder.path()).await.unwrap();
+    let queue = client.queue(&name).await.unwrap();
+    let (admin, now) = (queue.admin().unwrap(), queue.now());
+    let bookmark = |source: &str| batchyard::Bookmark {
+        source: source.into(),
+        value: "7".into(),
+    };
+    let refused = [
+        queue.push_one(NewRequest::new("b")).await.map(drop),
+        queue
+            .push_from(now, Vec::new(), bookmark("mine"))
+            .await
+            .map(drop),
+        queue
+            .push_from(
+                now,
+                vec![NewRequest::new("b")],
+                bookmark("batchyard:paused"),
+            )
+            .await
+            .map(drop),
+        queue.claim(now, &Claim::new()).await.map(drop),
+        admin.cancel(now, &[id]).await.map(drop),
+        admin.purge(now, &[id]).await.map(drop),
+        admin.redrive(now, &[id]).await.map(drop),
+        queue.transfer().unwrap().restore().await.map(drop),
+    ];
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+    queue.pause().await.unwrap();
+    let stats = queue.stats(now).await.unwrap();
+    assert_eq!((stats.pushed, stats.ready), (1, 1), "{stats:?}");
+    assert!(own.stats(now).await.unwrap().paused_at.is_some());
+    assert!(admin.status(now, id).await.unwrap().is_some());
     control.close().await;
 }
 
@@ -348,7 +410,7 @@ async fn only_its_own_user_and_root_are_answered() {
     };
     open(&folder, 0o755);
     // By its mode alone, and then without that.
-    for mode in [0o600, 0o666] {
+    for (mode, told) in [(0o600, "told: Unavailable"), (0o666, "told: NotFound")] {
         open(&folder.join("control.sock"), mode);
         let mut asking = Command::new(std::env::current_exe().unwrap());
         asking
@@ -360,8 +422,8 @@ async fn only_its_own_user_and_root_are_answered() {
             .unwrap();
         match asked {
             Ok(asked) => {
-                let told = String::from_utf8_lossy(&asked.stdout);
-                assert!(told.contains("told: Unavailable"), "{mode:o}: {asked:?}");
+                let printed = String::from_utf8_lossy(&asked.stdout);
+                assert!(printed.contains(told), "{mode:o}: {asked:?}");
             }
             Err(error) => {
                 println!("skipped: no program can be run as another user here: {error}");

@@ -43,7 +43,7 @@ impl StoreArgs {
             )),
             (Some(folder), _) => {
                 let opened = match owned {
-                    Owned::Here => OpenStore::folder(folder, backend, queues).await,
+                    Owned::Here => OpenStore::own_folder(folder, backend, queues).await,
                     Owned::Anywhere => OpenStore::shared_folder(folder, backend, queues).await,
                 };
                 opened.map_err(Failure::or_share)

@@ -9,7 +9,9 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use batchyard::{Batch, Dispatcher, Event, Queue, QueueName, QueueOptions, RunningDispatcher};
+use batchyard::{
+    Batch, ControlAccess, Dispatcher, Event, Queue, QueueName, QueueOptions, RunningDispatcher,
+};
 use clap::Args;
 use tokio::{
     sync::broadcast::{self, error::RecvError},
@@ -137,7 +139,7 @@ async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result
     let source = args.source(open).await?;
     let before = source.settled(open).await?;
     let (running, events) = args.dispatcher(open, &source)?.start_observed();
-    let control = open.serve(Some(running.handle()));
+    let control = open.serve(running.handle(), ControlAccess::All);
     let mut watching = Watching::start(events, args.json);
     let end = wait(args, &running, &mut watching, stop).await;
     match end {

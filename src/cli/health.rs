@@ -56,7 +56,11 @@ async fn tell(args: &HealthArgs, open: &OpenStore) -> Result<Exit, Failure> {
     for name in open.store.queues("").await? {
         let explained = look(open, &name).await;
         if let Err(failure) = &explained {
-            exit = failure.exit();
+            // Of several the worst, which has the largest code.
+            exit = [exit, failure.exit()]
+                .into_iter()
+                .max_by_key(|exit| *exit as u8)
+                .unwrap_or(exit);
         }
         queues.push(Line {
             queue: name,

@@ -135,7 +135,7 @@ impl WhichArgs {
         let is_cut = !self.json && look::next_page(queue, &mut list).await?.is_some();
         if is_cut {
             say(&format!(
-                "queue {name:?} has more requests that are {state}: give --limit, or --json for all"
+                "queue {name:?} has more requests that are {state}: give a larger --limit, or --json for all"
             ));
         }
         Ok(())

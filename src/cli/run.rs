@@ -30,8 +30,8 @@ use std::{
 };
 
 use batchyard::{
-    Batch, ControlServer, Dispatcher, List, Policy, Queue, RequestId, RunningDispatcher, State,
-    Stats,
+    Batch, ControlAccess, ControlServer, Dispatcher, List, Policy, Queue, RequestId,
+    RunningDispatcher, State, Stats,
 };
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
@@ -142,7 +142,8 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let output = Output::begin(&args.out, format, Arc::clone(&failures)).await?;
     let dispatcher = dispatcher(&args, policy, &queue, &site)?;
     let yard = Yard {
-        control: site.open.serve(Some(dispatcher.handle())),
+        // What is in there, and nothing else, becomes the output.
+        control: site.open.serve(dispatcher.handle(), ControlAccess::Look),
         dispatcher,
         queue: Arc::clone(&queue),
     };

@@ -8,8 +8,8 @@ use std::{
 };
 
 use batchyard::{
-    ControlServer, ControlStore, DispatcherHandle, Queue, QueueName, QueueOptions, SledStore,
-    Store, serve_control,
+    ControlAccess, ControlServer, ControlStore, DispatcherHandle, Queue, QueueName, QueueOptions,
+    SledStore, Store, serve_control,
 };
 use clap::ValueEnum;
 
@@ -161,6 +161,23 @@ impl OpenStore {
         })
     }
 
+    /// As [`folder`](Self::folder), after waiting a moment for a verb that has it open.
+    ///
+    /// # Errors
+    /// As [`folder`](Self::folder).
+    pub(crate) async fn own_folder(
+        path: &Path,
+        backend: Option<Backend>,
+        queues: QueueOptions,
+    ) -> Result<Self, Failure> {
+        Self::patiently(path, backend, queues, |locked, served| match served {
+            // Who serves it stays.
+            Ok(_) => Err(locked),
+            Err(failure) => Err(failure),
+        })
+        .await
+    }
+
     /// As [`folder`](Self::folder), or the same store through the control socket of the process that has it open.
     ///
     /// # Errors
@@ -169,6 +186,16 @@ impl OpenStore {
         path: &Path,
         backend: Option<Backend>,
         queues: QueueOptions,
+    ) -> Result<Self, Failure> {
+        Self::patiently(path, backend, queues, |_, served| served).await
+    }
+
+    /// Opens it, or does with who serves it what is asked for.
+    async fn patiently(
+        path: &Path,
+        backend: Option<Backend>,
+        queues: QueueOptions,
+        if_served: impl Fn(Failure, Result<Self, Failure>) -> Result<Self, Failure>,
     ) -> Result<Self, Failure> {
         let mut waited = Duration::ZERO;
         loop {
@@ -184,7 +211,7 @@ impl OpenStore {
                     waited += OWNER_POLL;
                 }
                 Err(failure) if failure.exit() == Exit::NotFound => return Err(locked),
-                served => return served,
+                served => return if_served(locked, served),
             }
         }
     }
@@ -206,9 +233,13 @@ impl OpenStore {
     }
 
     /// Lets other processes use it too, if it is in a folder.
-    pub(crate) fn serve(&self, dispatcher: Option<DispatcherHandle>) -> Option<ControlServer> {
+    pub(crate) fn serve(
+        &self,
+        dispatcher: DispatcherHandle,
+        access: ControlAccess,
+    ) -> Option<ControlServer> {
         let folder = self.folder.as_deref()?;
-        match serve_control(folder, Arc::clone(&self.store), dispatcher) {
+        match serve_control(folder, Arc::clone(&self.store), Some(dispatcher), access) {
             Ok(control) => Some(control),
             Err(error) => {
                 let why = Failure::from(error);

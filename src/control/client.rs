@@ -29,7 +29,7 @@ use crate::{
     batch::{Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     dispatcher::Explanation,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     queue::{
         Administration, Cancelled, Capabilities, Entry, List, Queue, ResultCursor, SettledPage,
         Store, Transfer,
@@ -261,7 +261,7 @@ impl Transfer for ControlQueue {
     }
 
     async fn restore(&self) -> Result<Box<dyn Restore + '_>> {
-        let mut connection = self.owner.dial().await?.0;
+        let mut connection = self.owner.dial_again().await?;
         let call = wire::encode(&Call::To(self.name.clone(), Verb::Restore))?;
         self.owner.check_open()?;
         let begun = self.owner.ask(&mut connection, &call).await?;
@@ -385,7 +385,7 @@ impl Owner {
         loop {
             let mut connection = match self.take() {
                 Some(connection) => connection,
-                None => self.dial().await?.0,
+                None => self.dial_again().await?,
             };
             if let Some(answer) = self.ask(&mut connection, &frame).await? {
                 self.put_back(connection);
@@ -432,6 +432,18 @@ impl Owner {
         Error::unavailable(text).with_source(error)
     }
 
+    /// A new connection to an owner that was there.
+    async fn dial_again(&self) -> Result<Connection> {
+        match self.dial().await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::unavailable(format!(
+                "the process that had {} open is gone, or closes it; this call had no effect",
+                self.folder.display()
+            ))
+            .with_source(error)),
+            dialled => dialled.map(|(connection, _)| connection),
+        }
+    }
+
     async fn dial(&self) -> Result<(Connection, Welcome)> {
         let silent = |_| {
             let socket = socket(&self.folder);
@@ -460,23 +472,30 @@ impl Owner {
                 stream,
                 used: Instant::now(),
             };
-            if let Some(welcome) = self.ask(&mut connection, &hello).await? {
-                return Ok((connection, welcome?));
-            }
+            // Who ends before the welcome is about to be gone.
+            let answer = connection.exchange(&hello).await;
+            let Some(answer) = answer.map_err(|error| self.nobody(error))? else {
+                continue;
+            };
+            let welcome: Result<Welcome, Failed> =
+                wire::decode(&answer).map_err(|error| self.lost(error))?;
+            return Ok((connection, welcome.map_err(Failed::into_error)?));
         }
     }
 
     fn nobody(&self, error: io::Error) -> Error {
         let socket = socket(&self.folder);
-        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
-        let failed = if nobody.contains(&error.kind()) {
-            Error::not_found(format!("nobody serves {}", socket.display()))
-        } else {
-            let socket = socket.display();
-            let text = format!(
-                "{socket} can't be connected to; it answers the user who serves it, and root"
-            );
-            Error::unavailable(text)
+        let socket = socket.display();
+        let failed = match error.kind() {
+            io::ErrorKind::PermissionDenied => Error::unavailable(format!(
+                "{socket} answers nobody but the user who serves it, and root"
+            )),
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => Error::not_found(format!("nobody serves {socket}")),
+            _ => Error::unavailable(format!("{socket} can't be connected to")),
         };
         failed.with_source(error)
     }

@@ -24,21 +24,23 @@ use super::{
 use crate::{
     dispatcher::DispatcherHandle,
     error::{Error, Result},
-    queue::{Administration, Queue, Store, Transfer},
+    queue::{Administration, Queue, Store, Transfer, directive},
     request::QueueName,
 };
 
 /// Serves an open store at the socket in its folder, until it is closed or dropped.
 ///
-/// Every queue of the store is served, whoever opened it. With the handle of a dispatcher its queues can be explained as well.
+/// Every queue of the store is served, whoever opened it, as far as `access` allows. With the handle of a dispatcher its queues
+/// can be explained as well.
 ///
 /// ```no_run
 /// # async fn serve(dispatcher: batchyard::RunningDispatcher) -> batchyard::Result<()> {
 /// use std::sync::Arc;
-/// use batchyard::{SledStore, Store};
+/// use batchyard::{ControlAccess, SledStore, Store};
 ///
 /// let store: Arc<dyn Store> = Arc::new(SledStore::open("./store").await?);
-/// let control = batchyard::serve_control("./store", Arc::clone(&store), Some(dispatcher.handle()))?;
+/// let (served, handle) = (Arc::clone(&store), Some(dispatcher.handle()));
+/// let control = batchyard::serve_control("./store", served, handle, ControlAccess::All)?;
 /// // ... later, and then the store itself
 /// control.close().await;
 /// store.close().await
@@ -54,6 +56,7 @@ pub fn serve_control(
     folder: impl AsRef<Path>,
     store: Arc<dyn Store>,
     dispatcher: Option<DispatcherHandle>,
+    access: ControlAccess,
 ) -> Result<ControlServer> {
     let folder = folder.as_ref();
     let listener = listen(folder).map_err(|error| {
@@ -64,6 +67,7 @@ pub fn serve_control(
     let served = Arc::new(Served {
         store,
         dispatcher,
+        access,
         frames: Arc::new(Semaphore::new(FRAME_UNITS)),
         connections: Arc::new(Semaphore::new(CONNECTIONS)),
         crowded: Notify::new(),
@@ -76,10 +80,45 @@ pub fn serve_control(
     })
 }
 
+/// What others may do to a store that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ControlAccess {
+    /// Whatever its owner may.
+    All,
+    /// Look, explain, pause, resume and flush: the owner counts on it that what is in there is its own.
+    Look,
+}
+
+impl ControlAccess {
+    /// Fails if this verb is not for others.
+    fn check(self, verb: &Verb) -> Result<()> {
+        let changes = match verb {
+            Verb::PushFrom(_, requests, bookmark) => {
+                !requests.is_empty() || !directive::is_one(&bookmark.source)
+            }
+            Verb::Push(..)
+            | Verb::Claim(..)
+            | Verb::Update(..)
+            | Verb::Cancel(..)
+            | Verb::Redrive(..)
+            | Verb::Purge(..)
+            | Verb::Restore => true,
+            _ => false,
+        };
+        if changes && self == Self::Look {
+            return Err(Error::invalid(
+                "the process that has this store open is the only one to change what is in it; it may be looked at, paused, resumed and flushed",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A control socket that is served.
 ///
 /// At most 256 calls are served at the same time; one more takes the place of one that asks for nothing, or waits for it. What clients are
-/// sending takes at most 320 MiB of memory. A client that stops in the middle of a call or an answer is left after 30 seconds, and
+/// sending in frames of 1 MiB and more takes at most 320 MiB of memory. A call that is not whole after 30 seconds ends its connection, and
 /// one that asks for nothing after a minute.
 ///
 /// Dropping it cuts off the clients, and removes the socket.
@@ -133,6 +172,7 @@ fn listen(folder: &Path) -> io::Result<UnixListener> {
 struct Served {
     store: Arc<dyn Store>,
     dispatcher: Option<DispatcherHandle>,
+    access: ControlAccess,
     /// For frames that are large, in units.
     frames: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -209,8 +249,10 @@ impl Served {
             return Ok(());
         }
         while let Some(call) = self.next_call(&mut stream).await? {
-            if let Call::To(queue, Verb::Restore) = call {
-                return self.restore(&queue, &mut stream).await;
+            if let Call::To(queue, Verb::Restore) = &call
+                && self.access.check(&Verb::Restore).is_ok()
+            {
+                return self.restore(queue, &mut stream).await;
             }
             let frame = tokio::select! {
                 frame = self.obey(call) => frame,
@@ -232,10 +274,36 @@ impl Served {
         let Some(first) = first else {
             return Ok(None);
         };
-        let length = wire::read_length(stream, first).await?;
-        let _room = self.room(length).await;
-        let body = wire::read_body(stream, length).await?;
-        wire::decode(&body).map(Some)
+        self.rest_of(stream, first).await
+    }
+
+    /// The call that begins so; it comes soon, and makes way as long as it is not whole.
+    async fn rest_of(&self, stream: &mut UnixStream, first: u8) -> io::Result<Option<Call>> {
+        let whole = async {
+            let length = wire::read_length(stream, first).await?;
+            let _room = self.room(length).await;
+            wire::read_body(stream, length).await
+        };
+        let body = tokio::select! {
+            body = timeout(FRAME, whole) => Some(body??),
+            () = self.crowded.notified() => None,
+        };
+        match body {
+            Some(body) => wire::decode(&body).map(Some),
+            None => self.say_bye(stream).await.map(|_| None),
+        }
+    }
+
+    /// The next part of a dump, for however long it takes to come.
+    async fn next_part(&self, stream: &mut UnixStream) -> io::Result<Option<Call>> {
+        let first = tokio::select! {
+            first = wire::read_first(stream) => first?,
+            () = self.stop.cancelled() => self.say_bye(stream).await?,
+        };
+        match first {
+            Some(first) => self.rest_of(stream, first).await,
+            None => Ok(None),
+        }
     }
 
     /// Tells a client that nothing more is read.
@@ -261,11 +329,16 @@ impl Served {
             Call::Hello { .. } => answer::<()>(Err(out_of_place())),
             Call::Queues(prefix) => answer(self.store.queues(&prefix).await),
             Call::Open(name) => answer(self.open(&name).await),
-            Call::To(name, verb) => match self.store.queue(&name).await {
+            Call::To(name, verb) => match self.allowed(&name, &verb).await {
                 Ok(queue) => self.ask(&*queue, verb).await,
                 Err(error) => answer::<()>(Err(error)),
             },
         }
+    }
+
+    async fn allowed(&self, name: &QueueName, verb: &Verb) -> Result<Arc<dyn Queue>> {
+        self.access.check(verb)?;
+        self.store.queue(name).await
     }
 
     async fn open(&self, name: &QueueName) -> Result<Opened> {
@@ -345,7 +418,7 @@ impl Served {
             Err(error) => return wire::write(stream, &answer::<()>(Err(error))).await,
         };
         wire::write(stream, &answer(Ok(()))).await?;
-        while let Some(call) = self.next_call(stream).await? {
+        while let Some(call) = self.next_part(stream).await? {
             let added = match call {
                 Call::To(queue, Verb::Add(records)) if queue == *name => restore.add(records).await,
                 _ => Err(out_of_place()),
@@ -419,5 +492,7 @@ const FRAME_UNIT_BYTES: usize = 1 << 20;
 const FRAME_UNITS: usize = 2 * wire::MAX_FRAME_BYTES / FRAME_UNIT_BYTES;
 const GREETING: Duration = Duration::from_secs(30);
 pub(super) const IDLE: Duration = Duration::from_secs(60);
+/// How long a frame may take from its first byte to its last.
+const FRAME: Duration = Duration::from_secs(30);
 const CLOSING: Duration = Duration::from_secs(5);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);

@@ -12,6 +12,12 @@ pub(super) const PAUSED: &str = "batchyard:paused";
 /// Up to when what became ready is to leave at once.
 pub(super) const FLUSHED: &str = "batchyard:flushed";
 
+/// Whether a bookmark of this source is a directive.
+#[cfg(feature = "control")]
+pub(crate) fn is_one(source: &str) -> bool {
+    [PAUSED, FLUSHED].contains(&source)
+}
+
 /// The value of a directive that was given at a time, or taken back.
 pub(super) fn value(at: Option<Timestamp>) -> Bytes {
     at.map(|at| at.to_string()).unwrap_or_default().into()

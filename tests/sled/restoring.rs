@@ -172,8 +172,8 @@ async fn a_dump_whose_positions_can_not_be_is_refused() {
     };
     let behind = Position::from_u64(ready.entry.id.as_u64() + 1);
     let cases = [
-        (Position::from_u64(1), "before its id"),
-        (ready.position.expect("a position"), "position of another"),
+        (Position::from_u64(1), "stands where it can't"),
+        (ready.position.expect("a position"), "stands where it can't"),
         (behind, "not apart"),
     ];
     for (position, why) in cases {

@@ -133,7 +133,8 @@ fn cells(explanation: &Explanation, pushed: Option<f64>, settled: Option<f64>) -
     let of =
         |is: String, most: Option<String>| most.map_or(is.clone(), |most| format!("{is}/{most}"));
     let oldest = stats.oldest_ready_at.map(|oldest| age(at.since(oldest)));
-    let threshold = time_threshold_seconds.map(|seconds| age(Duration::from_secs_f64(seconds)));
+    let threshold = time_threshold_seconds
+        .map(|seconds| age(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)));
     let rate = |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.0}"));
     let next = match (stats.paused_at, next) {
         (Some(_), _) => "paused".to_owned(),
