@@ -5,7 +5,7 @@ use std::{
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -15,7 +15,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    runtime::Handle,
     sync::watch,
     task::JoinHandle,
     time::{Instant, timeout},
@@ -74,6 +76,7 @@ impl ControlStore {
             folder: folder.as_ref().to_owned(),
             idle: Mutex::default(),
             is_closed: AtomicBool::new(false),
+            ending: Mutex::default(),
         };
         let (connection, welcome) = owner.dial().await?;
         owner.put_back(connection);
@@ -264,11 +267,12 @@ impl Transfer for ControlQueue {
         let mut connection = self.owner.dial_again().await?;
         let call = wire::encode(&Call::To(self.name.clone(), Verb::Restore))?;
         self.owner.check_open()?;
+        self.owner.wait_for_those_that_end().await;
         let begun = self.owner.ask(&mut connection, &call).await?;
         let () = begun.ok_or_else(|| self.owner.said_bye())??;
         Ok(Box::new(Restoring {
             queue: self,
-            connection,
+            connection: Some(connection),
         }))
     }
 }
@@ -276,7 +280,17 @@ impl Transfer for ControlQueue {
 /// A dump on its way in, by a connection of its own: when that ends, so does what is not whole.
 struct Restoring<'a> {
     queue: &'a ControlQueue,
-    connection: Connection,
+    /// Until it is dropped.
+    connection: Option<Connection>,
+}
+
+impl Drop for Restoring<'_> {
+    fn drop(&mut self) {
+        if let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current()) {
+            let ending = runtime.spawn(connection.end());
+            held(&self.queue.owner.ending).push(ending);
+        }
+    }
 }
 
 #[async_trait]
@@ -284,9 +298,9 @@ impl Restore for Restoring<'_> {
     async fn add(&mut self, records: Vec<Record>) -> Result<()> {
         let call = Call::To(self.queue.name.clone(), Verb::Add(records));
         let owner = &self.queue.owner;
-        let added = owner
-            .ask(&mut self.connection, &wire::encode(&call)?)
-            .await?;
+        let ended = || Error::closed("this restore has ended");
+        let connection = self.connection.as_mut().ok_or_else(ended)?;
+        let added = owner.ask(connection, &wire::encode(&call)?).await?;
         added.ok_or_else(|| owner.said_bye())?
     }
 }
@@ -333,6 +347,8 @@ struct Owner {
     idle: Mutex<Vec<Connection>>,
     /// By its user; the owner's store stays open.
     is_closed: AtomicBool,
+    /// Dumps that were given up, until the owner has seen it.
+    ending: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Owner {
@@ -350,6 +366,16 @@ struct Connection {
 }
 
 impl Connection {
+    /// Ends it, and waits until the owner has.
+    async fn end(mut self) {
+        let ended = async {
+            self.stream.shutdown().await?;
+            self.stream.read_to_end(&mut Vec::new()).await
+        };
+        // If nothing is heard the owner is gone, or as good as that.
+        let _ = timeout(GREETING, ended).await;
+    }
+
     /// Whether the owner has not ended it, such as to make room for another client.
     fn is_open(&self) -> bool {
         let read = self.stream.try_read(&mut [0]);
@@ -406,6 +432,15 @@ impl Owner {
         };
         let result: Result<T, Failed> = wire::decode(&answer).map_err(|error| self.lost(error))?;
         Ok(Some(result.map_err(Failed::into_error)))
+    }
+
+    /// A dump that this process has given up is in no other's way.
+    async fn wait_for_those_that_end(&self) {
+        let ending = std::mem::take(&mut *held(&self.ending));
+        for ended in ending {
+            // It does not panic, and is not stopped.
+            let _ = ended.await;
+        }
     }
 
     fn check_open(&self) -> Result<()> {
@@ -507,18 +542,22 @@ impl Owner {
 
     /// A connection that waits for a call, and that the owner has not given up meanwhile.
     fn take(&self) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = held(&self.idle);
         let is_fresh = |connection: &Connection| connection.used.elapsed() < FRESH;
         idle.pop()
             .filter(|connection| is_fresh(connection) && connection.is_open())
     }
 
     fn put_back(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = held(&self.idle);
         if idle.len() < MAX_IDLE {
             idle.push(connection);
         }
     }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const GREETING: Duration = Duration::from_secs(30);
