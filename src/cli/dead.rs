@@ -187,14 +187,7 @@ async fn show(args: &ShowArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let Some((queue, entry)) = look::find(&queues, args.id, is_dead).await? else {
         return Err(Failure::new(Exit::NotFound, unknown(args.id)));
     };
-    let entry = look::with_payload(&**queue, entry).await?;
-    let mut text = Vec::new();
-    if args.json {
-        entries::write_line(&queue.name(), &entry, &mut text)?;
-    } else {
-        look::describe(&queue.name(), &entry, &mut text);
-    }
-    print(&text)?;
+    look::print_whole(&**queue, entry, args.json).await?;
     Ok(Exit::Ok)
 }
 

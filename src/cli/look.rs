@@ -7,6 +7,7 @@ use batchyard::{Administration, Entry, List, Queue, QueueName, RequestId, State}
 use super::{
     entries,
     exit::{Exit, Failure},
+    output::print,
 };
 
 /// The verbs that look into a queue.
@@ -61,11 +62,31 @@ pub(crate) async fn find(
     Ok(found)
 }
 
+/// Prints all of a request, its payload included: for people, or as a line of JSON.
+///
+/// # Errors
+/// As [`Administration::list`], or if it can't be printed.
+pub(crate) async fn print_whole(
+    queue: &dyn Queue,
+    entry: Entry,
+    json: bool,
+) -> Result<(), Failure> {
+    let entry = with_payload(queue, entry).await?;
+    let mut text = Vec::new();
+    if json {
+        entries::write_line(&queue.name(), &entry, &mut text)?;
+    } else {
+        describe(&queue.name(), &entry, &mut text);
+    }
+    print(&text)?;
+    Ok(())
+}
+
 /// The same with its payload, if that is still held and the request where it was.
 ///
 /// # Errors
 /// As [`Administration::list`].
-pub(crate) async fn with_payload(queue: &dyn Queue, entry: Entry) -> Result<Entry, Failure> {
+async fn with_payload(queue: &dyn Queue, entry: Entry) -> Result<Entry, Failure> {
     let mut list = List::new(entry.state)
         .with_payloads()
         .max_requests(NonZeroU32::MIN);
@@ -76,7 +97,7 @@ pub(crate) async fn with_payload(queue: &dyn Queue, entry: Entry) -> Result<Entr
 }
 
 /// Describes a request for people, a fact a line.
-pub(crate) fn describe(queue: &QueueName, entry: &Entry, text: &mut Vec<u8>) {
+fn describe(queue: &QueueName, entry: &Entry, text: &mut Vec<u8>) {
     let batch = entry.batch.map(|batch| batch.to_string());
     let reason = entry.reason.map(|reason| reason.to_string());
     let since = match entry.state {

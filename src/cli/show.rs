@@ -5,10 +5,8 @@ use clap::Args;
 
 use super::{
     args::StoreArgs,
-    entries,
     exit::{Exit, Failure},
     look,
-    output::print,
     store::OpenStore,
 };
 
@@ -44,14 +42,7 @@ async fn print_request(args: &ShowArgs, open: &OpenStore) -> Result<Exit, Failur
     let Some((queue, entry)) = look::find(&queues, args.id, |_| true).await? else {
         return Err(Failure::new(Exit::NotFound, unknown(args.id)));
     };
-    let entry = look::with_payload(&**queue, entry).await?;
-    let mut text = Vec::new();
-    if args.json {
-        entries::write_line(&queue.name(), &entry, &mut text)?;
-    } else {
-        look::describe(&queue.name(), &entry, &mut text);
-    }
-    print(&text)?;
+    look::print_whole(&**queue, entry, args.json).await?;
     Ok(Exit::Ok)
 }
 

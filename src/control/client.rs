@@ -46,8 +46,8 @@ use crate::{
 /// What it answers is as durable as the owner's answers are. Options of queues are the owner's.
 ///
 /// # Errors
-/// Every verb fails with [`Unavailable`](crate::ErrorKind::Unavailable) when the owner is gone; whether the verb took effect is
-/// unknown then.
+/// Every verb fails with [`Unavailable`](crate::ErrorKind::Unavailable) when the owner is gone; the error says whether the verb had
+/// no effect, or whether that is unknown.
 ///
 /// # Cancel safety
 /// As [`Queue`] says: a verb whose future is dropped is given up by the owner as well, unless it has taken effect.

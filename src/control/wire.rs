@@ -148,7 +148,7 @@ impl Failed {
 /// # Errors
 /// If it is too large for one.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    let frame = postcard::to_extend(value, vec![0; LENGTH_BYTES])
+    let mut frame = postcard::to_extend(value, vec![0; LENGTH_BYTES])
         .map_err(|error| Error::internal("a call can't be written").with_source(error))?;
     let length = frame.len() - LENGTH_BYTES;
     if length > MAX_FRAME_BYTES {
@@ -156,7 +156,6 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
             "a call of {length} bytes is too large for the control socket, which takes {MAX_FRAME_BYTES}; use smaller pieces"
         )));
     }
-    let mut frame = frame;
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
     Ok(frame)
