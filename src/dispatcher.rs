@@ -34,7 +34,7 @@ pub use self::{builder::DispatcherBuilder, event::Event, explain::Explanation};
 use crate::{
     error::{Error, Result},
     handler::BatchHandler,
-    policy::Policy,
+    policy::{Policies, Policy},
     queue::{Queue, Store},
     request::QueueName,
 };
@@ -64,7 +64,7 @@ use crate::{
 /// ```
 pub struct Dispatcher {
     source: Source,
-    choose: Box<dyn Fn(&QueueName) -> Policy + Send + Sync>,
+    policies: Policies,
     max_in_flight_total: Option<NonZeroU32>,
     /// The encoded template, for batches formed from now on.
     context: Bytes,
@@ -117,11 +117,11 @@ impl Dispatcher {
         (running, observed)
     }
 
-    /// The policy for what is not about one queue of several: that of its only queue, or of `default`.
-    fn default_policy(&self) -> Policy {
+    /// The policy for what is not about one queue of several: that of its only queue, or the general one.
+    fn own_policy(&self) -> &Policy {
         match &self.source {
-            Source::Queue(queue) => (self.choose)(&queue.name()),
-            Source::Store(..) => (self.choose)(&QueueName::default()),
+            Source::Queue(queue) => self.policies.of(&queue.name()),
+            Source::Store(..) => &self.policies.general,
         }
     }
 }

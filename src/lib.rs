@@ -74,7 +74,7 @@ pub use self::{
         Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, JsonBatch, JsonHandler,
         Report, Rest, json_handler,
     },
-    policy::{Decision, Policy, Trigger, decide},
+    policy::{Decision, Policies, Policy, Trigger, decide},
     queue::{
         Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, QueueExt,
         QueueOptions, ResultCursor, Settled, SettledPage, Store, WhenFull,

@@ -1,5 +1,7 @@
 //! When a batch leaves, and how it may fail: a [`Policy`] and the pure decisions made with it.
 
+mod policies;
+
 use std::{
     num::{NonZeroU32, NonZeroU64},
     time::Duration,
@@ -7,6 +9,7 @@ use std::{
 
 use serde::Serialize;
 
+pub use self::policies::Policies;
 use crate::{
     batch::Due,
     clock::Timestamp,

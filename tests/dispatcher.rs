@@ -15,9 +15,9 @@ use std::{
 
 use batchyard::{
     Batch, BatchHandler, BatchId, Claim, DeadReason, Dispatcher, Entry, Error, Event, HandlerError,
-    Lease, List, Member, MemoryQueue, MemoryStore, NewRequest, Outcome, Page, Policy, Pushed,
-    Queue, QueueExt, QueueName, QueueOptions, Report, RequestId, RequestsType, RunningDispatcher,
-    State, Stats, Store, Then, Timestamp, Trigger, Update,
+    Lease, List, Member, MemoryQueue, MemoryStore, NewRequest, Outcome, Page, Policies, Policy,
+    Pushed, Queue, QueueExt, QueueName, QueueOptions, Report, RequestId, RequestsType,
+    RunningDispatcher, State, Stats, Store, Then, Timestamp, Trigger, Update,
 };
 use tokio::sync::{Semaphore, broadcast, watch};
 
@@ -758,6 +758,87 @@ async fn one_dispatcher_serves_every_queue_of_a_prefix_present_and_future() {
         (10, 10)
     );
     assert_eq!(stats(&*other).await.ready, 10);
+}
+
+/// Of `threshold` requests a batch, so many batches at a time.
+fn limits(threshold: u32, in_flight: u32) -> Policy {
+    Policy {
+        queue_threshold: count(threshold),
+        max_in_flight: count(in_flight),
+        ..policy()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_queue_has_its_own_policy_and_all_of_them_one_total() {
+    let store = Arc::new(MemoryStore::new(QueueOptions::default()));
+    let may_end = Arc::new(Semaphore::new(0));
+    let gate = may_end.clone();
+    let handler = move |_: Batch| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, HandlerError>(Report::done())
+        }
+    };
+    let policies = Policies::new(limits(10, 4))
+        .prefix("tenant.", limits(3, 1))
+        .queue("tenant.big".parse().unwrap(), limits(5, 2));
+    let dispatcher = Dispatcher::over(store.clone(), "")
+        .policies(policies)
+        .max_in_flight_total(count(6))
+        .handler(handler)
+        .build()
+        .unwrap();
+    let (dispatcher, mut events) = dispatcher.start_observed();
+    // The last is made while the others are served.
+    for (name, batch, batches) in [("tenant.a", 3, 1), ("tenant.big", 5, 2), ("other", 10, 3)] {
+        let name: QueueName = name.parse().unwrap();
+        let queue = store.queue(&name).await.unwrap();
+        push(&*queue, 0..40).await;
+        for _ in 0..batches {
+            let (of, requests) = event(&mut events, |event| match event {
+                Event::Claimed {
+                    queue, requests, ..
+                } => Some((queue, requests)),
+                _ => None,
+            })
+            .await;
+            assert_eq!((&of, requests), (&name, batch));
+        }
+    }
+    // Six are in handlers: `other` would have a slot of its own left, the tenants have none.
+    for (name, slots) in [
+        ("tenant.a", "all 1 slots of the queue"),
+        ("tenant.big", "all 2 slots of the queue"),
+        ("other", "all slots of the dispatcher"),
+    ] {
+        let explained = dispatcher.explain(&name.parse().unwrap()).await.unwrap();
+        assert!(explained.summary.contains(slots), "{explained}");
+    }
+    may_end.add_permits(100);
+    dispatcher.drain().await.unwrap();
+    for name in store.queues("").await.unwrap() {
+        let queue = store.queue(&name).await.unwrap();
+        assert_eq!(stats(&*queue).await.done, 40, "{name}");
+    }
+}
+
+#[test]
+fn a_dispatcher_is_not_built_with_a_policy_that_does_not_fit_together() {
+    let bad = Policy {
+        time_interval: Duration::ZERO,
+        ..policy()
+    };
+    let policies = Policies::new(policy()).prefix("tenant.", bad);
+    let builder = Dispatcher::builder(queue())
+        .policies(policies)
+        .handler(done);
+    let error = builder.build().unwrap_err().to_string();
+    assert!(
+        error.contains("tenant.") && error.contains("time_interval"),
+        "{error}"
+    );
 }
 
 /// A store that does not answer as often as it is told, and tells of no new queue.

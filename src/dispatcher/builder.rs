@@ -9,12 +9,8 @@ use crate::{
     error::{Error, Result},
     format::template::{RequestsType, Template},
     handler::{Batch, BatchHandler, HandlerError, Report},
-    policy::Policy,
-    request::QueueName,
+    policy::{Policies, Policy},
 };
-
-/// Chooses the policy of a queue by its name.
-type ChoosePolicy = dyn Fn(&QueueName) -> Policy + Send + Sync;
 
 /// Collects what a [`Dispatcher`] needs; [`build`](Self::build) checks it.
 ///
@@ -23,8 +19,7 @@ type ChoosePolicy = dyn Fn(&QueueName) -> Policy + Send + Sync;
 /// partial, `request_kwargs` empty.
 pub struct DispatcherBuilder {
     source: Source,
-    policy: Policy,
-    choose: Option<Box<ChoosePolicy>>,
+    policies: Policies,
     max_in_flight_total: Option<NonZeroU32>,
     requests_type: RequestsType,
     request_kwargs: String,
@@ -35,8 +30,7 @@ impl DispatcherBuilder {
     pub(super) fn new(source: Source) -> Self {
         Self {
             source,
-            policy: Policy::default(),
-            choose: None,
+            policies: Policies::default(),
             max_in_flight_total: None,
             requests_type: RequestsType::default(),
             request_kwargs: String::new(),
@@ -44,41 +38,40 @@ impl DispatcherBuilder {
         }
     }
 
-    /// The policy as a whole; the shorthands below change single fields of it.
+    /// The general policy as a whole; the shorthands below change single fields of it.
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
+        self.policies.general = policy;
         self
     }
 
-    /// A policy for each queue by its name, in place of the one for all.
+    /// A policy for each queue by its name, present and future, with a general one for those that have no other.
+    /// Limits of a policy count for each queue by itself;
+    /// [`max_in_flight_total`](Self::max_in_flight_total) counts over all.
     #[must_use]
-    pub fn policy_for(
-        mut self,
-        choose: impl Fn(&QueueName) -> Policy + Send + Sync + 'static,
-    ) -> Self {
-        self.choose = Some(Box::new(choose));
+    pub fn policies(mut self, policies: Policies) -> Self {
+        self.policies = policies;
         self
     }
 
     /// How many ready requests make a batch leave. Default: 50,000.
     #[must_use]
     pub fn queue_threshold(mut self, requests: NonZeroU32) -> Self {
-        self.policy.queue_threshold = requests;
+        self.policies.general.queue_threshold = requests;
         self
     }
 
     /// How old the oldest ready request may get. Default: 2 hours.
     #[must_use]
     pub fn time_threshold(mut self, age: Duration) -> Self {
-        self.policy.time_threshold = age;
+        self.policies.general.time_threshold = age;
         self
     }
 
     /// How often the queue is looked at even if nothing woke the dispatcher. Default: 10 minutes.
     #[must_use]
     pub fn time_interval(mut self, interval: Duration) -> Self {
-        self.policy.time_interval = interval;
+        self.policies.general.time_interval = interval;
         self
     }
 
@@ -135,16 +128,13 @@ impl DispatcherBuilder {
     /// [`Invalid`](crate::ErrorKind::Invalid): no handler, a policy whose fields don't fit together, or
     /// `request_kwargs` that are no JSON object.
     pub fn build(self) -> Result<Dispatcher> {
-        self.policy.validate()?;
+        self.policies.validate()?;
         let handler = self
             .handler
             .ok_or_else(|| Error::invalid("a dispatcher needs a handler"))?;
-        let policy = self.policy;
         Ok(Dispatcher {
             source: self.source,
-            choose: self
-                .choose
-                .unwrap_or_else(|| Box::new(move |_| policy.clone())),
+            policies: self.policies,
             max_in_flight_total: self.max_in_flight_total,
             context: Template::new(self.requests_type, &self.request_kwargs)?.encode(),
             handler,
@@ -156,7 +146,7 @@ impl fmt::Debug for DispatcherBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DispatcherBuilder")
             .field("source", &self.source)
-            .field("policy", &self.policy)
+            .field("policies", &self.policies)
             .finish_non_exhaustive()
     }
 }

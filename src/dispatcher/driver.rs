@@ -148,7 +148,7 @@ impl Driver {
             return Some(RESCAN_AFTER);
         }
         let is_silent = matches!(created, Created::Silent);
-        is_silent.then(|| self.dispatcher.default_policy().time_interval)
+        is_silent.then(|| self.dispatcher.own_policy().time_interval)
     }
 
     /// Looks for new queues; a store that is away for a moment is asked again, and ends nothing.
@@ -179,7 +179,7 @@ impl Driver {
 
     fn serve(&mut self, queue: Arc<dyn Queue>) {
         let name = queue.name();
-        let policy = Arc::new((self.dispatcher.choose)(&name));
+        let policy = Arc::new(self.dispatcher.policies.of(&name).clone());
         self.engine.serve(name.clone(), policy);
         if let Some(mut changed) = queue.pushed() {
             let (changes, name) = (self.changes.clone(), name.clone());
@@ -372,7 +372,7 @@ impl Driver {
     async fn shut_down(mut self) -> ShutdownReport {
         self.events.emit(Event::ShuttingDown);
         self.engine.stop();
-        let limit = self.dispatcher.default_policy().shutdown_timeout;
+        let limit = self.dispatcher.own_policy().shutdown_timeout;
         let (shutdown, mut handles_gone) = (self.shutdown.clone(), false);
         let out_of_time = sleep(limit);
         tokio::pin!(out_of_time);
