@@ -10,6 +10,7 @@
 //!                          ├ child   this program, started again
 //!                          ├ output  data on stdout, talk on stderr, the progress bar
 //!                          ├ entries a request as a line of JSON
+//!                          ├ dumped  a moment of a store, queue by queue
 //!                          ├ look    finding requests, and describing them
 //!                          └ table   columns for people
 //! ```
@@ -21,6 +22,7 @@ mod cancel;
 mod child;
 mod dead;
 mod dispatch;
+mod dumped;
 mod entries;
 mod exit;
 mod explain;

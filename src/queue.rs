@@ -35,7 +35,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub(crate) use self::transfer::Transfer;
+pub(crate) use self::transfer::{Moment, Transfer};
 pub use self::{
     admin::{Administration, Cancelled, Entry, List, ResultCursor, Settled, SettledPage},
     ext::QueueExt,
@@ -238,6 +238,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// A counter that moves when a queue was made, as [`Queue::pushed`]; `None`: ask now and then.
     fn created(&self) -> Option<watch::Receiver<u64>> {
         None
+    }
+
+    /// All that is stored as of `now`, of all queues at one moment, to be dumped while the store goes on; `None` if this
+    /// backend can't hold a moment, and dumps queue by queue and page by page only.
+    ///
+    /// # Errors
+    /// [`Unavailable`](crate::ErrorKind::Unavailable): there are as many moments as there may be. Others as every verb of [`Queue`].
+    async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
+        let _ = now;
+        Ok(None)
     }
 
     /// Closes every queue and lets go of the store.

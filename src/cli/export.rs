@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::{
     args::StoreArgs,
+    dumped::Dumped,
     exit::{Exit, Failure},
     output::{print, say},
     store::OpenStore,
@@ -19,8 +20,9 @@ use super::{
     after_help = "A payload is `payload` if it is JSON, else `payload_text`, or `payload_base64` if it is no text \
 either, or so that its white space comes through; so are results. Done requests have no payload any more. Lines \
 that are no requests have a `record`: batches, the order of results, idempotency keys, bookmarks and, last of each \
-queue, its counters; `batchyard import` takes all of it to another store, on whatever backend, without loss. On a \
-server, let nothing else use the queue meanwhile: what others change may come twice or not at all, and import \
+queue, its counters; `batchyard import` takes all of it to another store, on whatever backend, without loss. A journal \
+is exported as it was at one moment, all queues of it, also while a dispatcher has it open and goes on. Of other \
+stores, let nothing else use the queue meanwhile: what others change may come twice or not at all, and import \
 refuses what does not add up. What is damaged and can't be printed is told on stderr, and the exit code is 8 then.\n\n\
 Example: batchyard export --store ./store | jq -c 'select(.state == \"ready\") | .payload'"
 )]
@@ -44,8 +46,8 @@ pub(super) async fn export(args: ExportArgs) -> Result<Exit, Failure> {
 
 async fn print_all(args: &ExportArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let mut missing = Missing::default();
-    for queue in open.existing(args.queue.as_ref()).await? {
-        print_dump(&*queue, transfer(&*queue)?, &mut missing).await?;
+    for queue in Dumped::all(open, args.queue.as_ref()).await? {
+        print_dump(&queue, &mut missing).await?;
     }
     if open.damages > 0 {
         say(&format!(
@@ -61,21 +63,14 @@ async fn print_all(args: &ExportArgs, open: &OpenStore) -> Result<Exit, Failure>
 }
 
 /// Prints all that is stored of a queue.
-async fn print_dump(
-    queue: &dyn Queue,
-    transfer: &dyn Transfer,
-    missing: &mut Missing,
-) -> Result<(), Failure> {
-    let name = queue.name();
-    // One time for all pages: nothing becomes due between two of them.
-    let now = queue.now();
+async fn print_dump(queue: &Dumped, missing: &mut Missing) -> Result<(), Failure> {
     let mut from = Some(DumpFrom::Start);
     while let Some(at) = from {
-        let page = transfer.dump(now, at).await?;
+        let page = queue.page(at).await?;
         let mut text = Vec::new();
         for record in &page.records {
-            lines::encode(&name, record, &mut text)?;
-            missing.note(&name, record, &page.damaged);
+            lines::encode(&queue.name, record, &mut text)?;
+            missing.note(&queue.name, record, &page.damaged);
         }
         print(&text)?;
         from = page.next;

@@ -13,7 +13,6 @@ use std::{
     io::BufRead,
     mem,
     path::{Path, PathBuf},
-    sync::Arc,
     vec,
 };
 
@@ -27,6 +26,7 @@ use serde::Serialize;
 
 use super::{
     args::NewStoreArgs,
+    dumped::Dumped,
     exit::{Exit, Failure},
     export::transfer,
     lines as input,
@@ -171,11 +171,8 @@ in, and it is there as an empty queue. Import a whole dump again: what is there 
 
 /// Takes in another store.
 async fn take_store(args: &ImportArgs, source: &OpenStore) -> Result<Exit, Failure> {
-    let queues = source.existing(None).await?;
     // What can't be dumped is found before anything is made.
-    for queue in &queues {
-        transfer(&**queue)?;
-    }
+    let queues = Dumped::all(source, None).await?;
     let open = args.store.open(store::keep_all()).await?;
     let result = take_queues(args, &queues, &open).await;
     open.close(result).await
@@ -183,16 +180,15 @@ async fn take_store(args: &ImportArgs, source: &OpenStore) -> Result<Exit, Failu
 
 async fn take_queues(
     args: &ImportArgs,
-    queues: &[Arc<dyn Queue>],
+    queues: &[Dumped],
     open: &OpenStore,
 ) -> Result<Exit, Failure> {
     for old in queues {
-        let queue = open.store.queue(&old.name()).await?;
-        let now = old.now();
-        let mut taking = Taking::begin(&*queue, now).await?;
+        let queue = open.store.queue(&old.name).await?;
+        let mut taking = Taking::begin(&*queue, old.now).await?;
         let mut from = Some(DumpFrom::Start);
         while let Some(at) = from {
-            let page = transfer(&**old)?.dump(now, at).await?;
+            let page = old.page(at).await?;
             for record in page.records {
                 taking.take(record).await?;
             }

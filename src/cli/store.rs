@@ -14,6 +14,7 @@ use batchyard::{
 use clap::ValueEnum;
 
 use super::{
+    dumped::no_queue,
     exit::{Exit, Failure},
     output::say,
 };
@@ -296,8 +297,7 @@ impl OpenStore {
         if let Some(name) = name {
             names.retain(|known| known == name);
             if names.is_empty() {
-                let text = format!("the store has no queue {name:?}; stats lists those it has");
-                return Err(Failure::new(Exit::NotFound, text));
+                return Err(no_queue(name));
             }
         }
         self.open_all(&names).await

@@ -1,5 +1,7 @@
 //! The side of everybody else: the store of another process, as a store.
 
+mod dumps;
+
 use std::{
     fmt, io,
     num::NonZeroU32,
@@ -23,6 +25,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use self::dumps::ControlMoment;
 use super::{
     address, server, socket,
     wire::{self, Call, Failed, Opened, PROTOCOL, Verb, Welcome},
@@ -33,9 +36,8 @@ use crate::{
     dispatcher::Explanation,
     error::{Error, ErrorKind, Result},
     queue::{
-        Administration, Cancelled, Capabilities, Entry, List, Queue, ResultCursor, SettledPage,
-        Store, Transfer,
-        transfer::{DumpFrom, DumpPage, Record, Restore},
+        Administration, Cancelled, Capabilities, Entry, List, Moment, Queue, ResultCursor,
+        SettledPage, Store, Transfer,
     },
     request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -125,6 +127,11 @@ impl Store for ControlStore {
 
     async fn queues(&self, prefix: &str) -> Result<Vec<QueueName>> {
         self.owner.call(&Call::Queues(prefix.to_owned())).await
+    }
+
+    async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
+        let moment = ControlMoment::begin(&self.owner, now).await?;
+        Ok(moment.map(|moment| Box::new(moment) as _))
     }
 
     /// Refuses new calls through this handle; the owner's store stays open.
@@ -257,54 +264,6 @@ impl Administration for ControlQueue {
     }
 }
 
-#[async_trait]
-impl Transfer for ControlQueue {
-    async fn dump(&self, now: Timestamp, from: DumpFrom) -> Result<DumpPage> {
-        self.ask(Verb::Dump(now, from)).await
-    }
-
-    async fn restore(&self) -> Result<Box<dyn Restore + '_>> {
-        let mut connection = self.owner.dial_again().await?;
-        let call = wire::encode(&Call::To(self.name.clone(), Verb::Restore))?;
-        self.owner.check_open()?;
-        self.owner.wait_for_those_that_end().await;
-        let begun = self.owner.ask(&mut connection, &call).await?;
-        let () = begun.ok_or_else(|| self.owner.said_bye())??;
-        Ok(Box::new(Restoring {
-            queue: self,
-            connection: Some(connection),
-        }))
-    }
-}
-
-/// A dump on its way in, by a connection of its own: when that ends, so does what is not whole.
-struct Restoring<'a> {
-    queue: &'a ControlQueue,
-    /// Until it is dropped.
-    connection: Option<Connection>,
-}
-
-impl Drop for Restoring<'_> {
-    fn drop(&mut self) {
-        if let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current()) {
-            let ending = runtime.spawn(connection.end());
-            held(&self.queue.owner.ending).push(ending);
-        }
-    }
-}
-
-#[async_trait]
-impl Restore for Restoring<'_> {
-    async fn add(&mut self, records: Vec<Record>) -> Result<()> {
-        let call = Call::To(self.queue.name.clone(), Verb::Add(records));
-        let owner = &self.queue.owner;
-        let ended = || Error::closed("this restore has ended");
-        let connection = self.connection.as_mut().ok_or_else(ended)?;
-        let added = owner.ask(connection, &wire::encode(&call)?).await?;
-        added.ok_or_else(|| owner.said_bye())?
-    }
-}
-
 /// Follows the counter of changes of a queue.
 #[derive(Debug)]
 struct Changes {
@@ -356,6 +315,12 @@ impl fmt::Debug for Owner {
         f.debug_struct("Owner")
             .field("folder", &self.folder)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
     }
 }
 
@@ -432,6 +397,13 @@ impl Owner {
         };
         let result: Result<T, Failed> = wire::decode(&answer).map_err(|error| self.lost(error))?;
         Ok(Some(result.map_err(Failed::into_error)))
+    }
+
+    /// Ends what goes on by this connection; who begins something of the kind waits until the owner has seen it.
+    fn end(&self, connection: Option<Connection>) {
+        if let (Some(connection), Ok(runtime)) = (connection, Handle::try_current()) {
+            held(&self.ending).push(runtime.spawn(connection.end()));
+        }
     }
 
     /// A dump that this process has given up is in no other's way.

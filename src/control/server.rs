@@ -22,6 +22,7 @@ use super::{
     wire::{self, Call, Failed, Opened, PROTOCOL, Verb, Welcome},
 };
 use crate::{
+    clock::Timestamp,
     dispatcher::DispatcherHandle,
     error::{Error, Result},
     queue::{Administration, Queue, Store, Transfer, directive},
@@ -119,7 +120,7 @@ impl ControlAccess {
 ///
 /// At most 256 calls are served at the same time; one more takes the place of one that asks for nothing, or waits for it. What clients are
 /// sending in frames of 1 MiB and more takes at most 320 MiB of memory. A call that is not whole after 30 seconds ends its connection, and
-/// one that asks for nothing after a minute.
+/// one that asks for nothing after a minute. A moment that is dumped is given up when no page of it is asked for within ten.
 ///
 /// Dropping it cuts off the clients, and removes the socket.
 pub struct ControlServer {
@@ -254,6 +255,9 @@ impl Served {
             {
                 return self.restore(queue, &mut stream).await;
             }
+            if let Call::Moment(now) = call {
+                return self.hold_still(now, &mut stream).await;
+            }
             let frame = tokio::select! {
                 frame = self.obey(call) => frame,
                 () = gone(&stream) => return Ok(()),
@@ -294,6 +298,36 @@ impl Served {
         }
     }
 
+    /// Keeps a moment for as long as its pages are asked for.
+    async fn hold_still(&self, now: Timestamp, stream: &mut UnixStream) -> io::Result<()> {
+        let begun = tokio::select! {
+            begun = self.store.moment(now) => begun,
+            () = gone(stream) => return Ok(()),
+        };
+        let moment = match begun {
+            Ok(Some(moment)) => moment,
+            Ok(None) => {
+                let none: Result<Option<Vec<QueueName>>> = Ok(None);
+                return wire::write(stream, &answer(none)).await;
+            }
+            Err(error) => return wire::write(stream, &answer::<()>(Err(error))).await,
+        };
+        wire::write(stream, &answer(Ok(Some(moment.queues())))).await?;
+        // It keeps from being freed what it holds: who does not want it any more must not keep it.
+        while let Ok(call) = timeout(ABANDONED, self.next_part(stream)).await {
+            let Some(call) = call? else { return Ok(()) };
+            let frame = match call {
+                Call::Page(queue, from) => tokio::select! {
+                    page = moment.dump(&queue, from) => answer(page),
+                    () = gone(stream) => return Ok(()),
+                },
+                _ => answer::<()>(Err(out_of_place())),
+            };
+            wire::write(stream, &frame).await?;
+        }
+        self.say_bye(stream).await.map(drop)
+    }
+
     /// The next part of a dump, for however long it takes to come.
     async fn next_part(&self, stream: &mut UnixStream) -> io::Result<Option<Call>> {
         let first = tokio::select! {
@@ -326,7 +360,9 @@ impl Served {
     /// The frame of a call's result.
     async fn obey(&self, call: Call) -> Vec<u8> {
         match call {
-            Call::Hello { .. } => answer::<()>(Err(out_of_place())),
+            Call::Hello { .. } | Call::Moment(_) | Call::Page(..) => {
+                answer::<()>(Err(out_of_place()))
+            }
             Call::Queues(prefix) => answer(self.store.queues(&prefix).await),
             Call::Open(name) => answer(self.open(&name).await),
             Call::To(name, verb) => match self.allowed(&name, &verb).await {
@@ -494,5 +530,7 @@ const GREETING: Duration = Duration::from_secs(30);
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// How long a frame may take from its first byte to its last.
 const FRAME: Duration = Duration::from_secs(30);
+/// Of a moment nobody may ask for nothing for so long.
+const ABANDONED: Duration = Duration::from_mins(10);
 const CLOSING: Duration = Duration::from_secs(5);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);

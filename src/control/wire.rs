@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The version of what is here. It rises with every change of a type that goes through.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// What a client asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +48,11 @@ pub(super) enum Call {
     Open(QueueName),
     /// To a queue.
     To(QueueName, Verb),
+    /// `Option<Vec<QueueName>>`: the queues of a moment, if there are such; from then on this connection is asked for nothing but
+    /// [`Page`](Self::Page), and the moment ends with it.
+    Moment(Timestamp),
+    /// `DumpPage`
+    Page(QueueName, DumpFrom),
 }
 
 /// What is asked of a queue.

@@ -18,6 +18,7 @@
 //! | `published` | what of it is durable, and shown |
 //! | `view` | pages of members, status, lists, results |
 //! | `transfer` | to and from other backends |
+//! | `moment` | all queues as they were, dumped while they go on |
 //! | `verify` | reading all that is held |
 //! | `record`, `codec` | the bytes of requests and events |
 //! | `identity` | which store it is |
@@ -40,6 +41,7 @@ pub(crate) mod fuzzing;
 mod group;
 mod identity;
 mod log;
+mod moment;
 mod open;
 mod published;
 mod queue;
@@ -77,15 +79,17 @@ use self::{
     fold::fold,
     identity::{Identity, KIND, LOG, USED, fields, lost_format, salt, wrong_salt},
     log::{Place, salts},
+    moment::Still,
     open::gone,
     published::Live,
     step::Step,
 };
 use crate::{
+    clock::Timestamp,
     error::{Error, Result},
     fault::point,
     queue::{
-        Queue, QueueOptions, Store,
+        Moment, Queue, QueueOptions, Store,
         folder::{StoreFolder, unusable},
         verified::{Finding, FindingKind, Verified},
     },
@@ -433,6 +437,7 @@ impl Drop for Ending {
                 .poison("the writer of the journal panicked".into());
             self.core.give_up();
         }
+        self.core.moments.give_way("the store was closed");
         let mut log = (self.core.log.lock()).unwrap_or_else(PoisonError::into_inner);
         drop(log.take());
         // Others may open it only after that.
@@ -530,6 +535,10 @@ impl Store for JournalStore {
 
     fn created(&self) -> Option<watch::Receiver<u64>> {
         Some(self.keeper.core.created.subscribe())
+    }
+
+    async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
+        Ok(Some(Box::new(Still::of(&self.keeper, now).await?)))
     }
 
     async fn close(&self) -> Result<()> {

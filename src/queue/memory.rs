@@ -16,13 +16,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use self::state::State;
+use self::{state::State, transfer::Still};
 use crate::{
     batch::{Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     error::{Error, Result},
     queue::{
-        Administration, Capabilities, Durability, Queue, QueueOptions, Store, Transfer, room::Room,
+        Administration, Capabilities, Durability, Moment, Queue, QueueOptions, Store, Transfer,
+        room::Room, transfer::Turns,
     },
     request::{Bookmark, NewRequest, Pushed, QueueName},
     stats::Stats,
@@ -190,6 +191,7 @@ pub struct MemoryStore {
     options: QueueOptions,
     queues: Mutex<BTreeMap<QueueName, Arc<MemoryQueue>>>,
     created: watch::Sender<u64>,
+    turns: Turns,
 }
 
 impl MemoryStore {
@@ -199,6 +201,7 @@ impl MemoryStore {
             options,
             queues: Mutex::default(),
             created: watch::Sender::new(0),
+            turns: Turns::default(),
         }
     }
 
@@ -230,6 +233,10 @@ impl Store for MemoryStore {
 
     fn created(&self) -> Option<watch::Receiver<u64>> {
         Some(self.created.subscribe())
+    }
+
+    async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
+        Ok(Some(Box::new(Still::of(self, now)?)))
     }
 
     async fn close(&self) -> Result<()> {

@@ -3,12 +3,15 @@
 //! ```text
 //!   dump     Request ... Request  Batch ...  Settled ...  Key ...  Bookmark ...  Queue
 //!            by id                by id      in order     by key   by source     the counters, and the end
+//!   moment   dumps of all queues of a store, as they were at one moment, while it goes on
 //!   restore  the same, in the same order, into an empty queue: all of it is there once `Queue` is, or nothing
 //! ```
 //! [`lines`] has the records as JSON Lines.
 
 pub mod lines;
 mod order;
+
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,7 +24,7 @@ use crate::{
     batch::{BatchId, Fence, Outcome},
     clock::Timestamp,
     error::{Error, Result},
-    request::{Position, RequestId},
+    request::{Position, QueueName, RequestId},
     stats::Stats,
 };
 
@@ -37,7 +40,7 @@ use crate::{
 #[async_trait]
 pub trait Transfer: Send + Sync {
     /// The next records, as of `now`, in pages of about a thousand or 4 MiB. All pages are those of one moment
-    /// only if nothing else calls the queue meanwhile, and `now` is the same.
+    /// only if nothing else calls the queue meanwhile, and `now` is the same; otherwise see [`Moment`].
     ///
     /// # Errors
     /// As every verb of [`Queue`](crate::Queue).
@@ -63,6 +66,52 @@ pub trait Restore: Send {
     /// dumped, counts that don't add up, or a queue that was used meanwhile; nothing is taken in. Others as every verb of
     /// [`Queue`](crate::Queue).
     async fn add(&mut self, records: Vec<Record>) -> Result<()>;
+}
+
+/// All that the queues of a store held at one moment, whatever becomes of them while it is read;
+/// [`Store::moment`](crate::Store::moment) answers it.
+///
+/// # Contract
+/// What it dumps of a queue is what [`Transfer::dump`] would have at that moment, byte by byte, also while others push,
+/// claim and settle: they don't wait for it. It takes memory that does not grow with what the queues hold, except where
+/// they are in memory themselves. On the disk it keeps what is no longer needed otherwise, until it is dropped: when the
+/// disk gets low, it is given up for that. A store has few of them at a time.
+#[async_trait]
+pub trait Moment: Send + Sync + fmt::Debug {
+    /// The queues that there were, in order.
+    fn queues(&self) -> Vec<QueueName>;
+
+    /// The next records of a queue, in pages as those of [`Transfer::dump`]. Any page may be read again.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound): there was no such queue.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable): the disk got low, and the moment was given up; take another one when there
+    /// is room. Others as every verb of [`Queue`](crate::Queue).
+    async fn dump(&self, queue: &QueueName, from: DumpFrom) -> Result<DumpPage>;
+}
+
+/// The moments of a store that there are: few, since each keeps from being freed what it holds.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Arc<()>);
+
+impl Turns {
+    /// A turn for one more, which ends when it is dropped.
+    ///
+    /// # Errors
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if there are as many as there may be.
+    pub(crate) fn take(&self) -> Result<Arc<()>> {
+        if Arc::strong_count(&self.0) > MOST_MOMENTS {
+            return Err(Error::unavailable(format!(
+                "{MOST_MOMENTS} dumps of this store are being read already; let one of them end first"
+            )));
+        }
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+/// No queue of this name was there at the moment.
+pub(crate) fn not_there(queue: &QueueName) -> Error {
+    Error::not_found(format!("there was no queue {queue:?} at that moment"))
 }
 
 /// Where a page of a dump begins.
@@ -303,6 +352,8 @@ pub(crate) fn check_sums(stats: &Stats) -> Result<()> {
 pub(crate) const MOST: u64 = u64::MAX / 2;
 /// No counter goes beyond it, so that all of them can be summed up.
 pub(crate) const MOST_COUNTED: u64 = MOST >> 2;
+/// A store has no more moments at a time.
+const MOST_MOMENTS: usize = 4;
 /// A page of a dump ends after so many records, or about so many bytes of payloads.
 pub(crate) const PAGE_RECORDS: usize = 1000;
 pub(crate) const PAGE_BYTES: usize = 4 << 20;

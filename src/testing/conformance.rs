@@ -31,6 +31,7 @@ mod hold;
 mod keys;
 mod limits;
 mod many;
+mod moments;
 mod push;
 mod random;
 mod read;
@@ -112,6 +113,8 @@ pub enum Need {
     Store,
     /// [`Queue::transfer`] answers.
     Transfer,
+    /// [`Harness::store`] answers, and its [`Store::moment`].
+    Moments,
 }
 
 impl Need {
@@ -127,6 +130,10 @@ impl Need {
             Self::WakeUps => queue.pushed().is_some(),
             Self::Store => harness.store(QueueOptions::default()).await.is_some(),
             Self::Transfer => queue.transfer().is_some(),
+            Self::Moments => match harness.store(QueueOptions::default()).await {
+                Some(store) => matches!(store.moment(queue.now()).await, Ok(Some(_))),
+                None => false,
+            },
         }
     }
 }
@@ -143,6 +150,7 @@ impl fmt::Display for Need {
             Self::WakeUps => "wake-ups (`pushed`)",
             Self::Store => "a store",
             Self::Transfer => "transfer",
+            Self::Moments => "moments",
         })
     }
 }

@@ -8,11 +8,13 @@
 //! The [`Pilot`] turns it into calls and answers what a caller could see, with ids as numbers again; on
 //! the way it checks what must hold on any queue: counts add up, a batch keeps its members.
 
+mod moments;
 mod pilot;
 mod step;
 
 use std::{env, sync::Arc, time::Duration};
 
+pub(super) use self::moments::moments;
 use self::{
     pilot::Pilot,
     step::{Life, Step},

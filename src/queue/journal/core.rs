@@ -31,6 +31,7 @@ use super::{
         Cursor, Log, Reader, Space,
         fault::{self, Fault},
     },
+    moment::Moments,
     open::Origin,
     published::{Live, Reading},
     state::State,
@@ -53,6 +54,7 @@ pub(super) struct Core {
     pub(super) lives: Mutex<BTreeMap<QueueName, Arc<Live>>>,
     pub(super) created: watch::Sender<u64>,
     pub(super) syncs: AtomicU64,
+    pub(super) moments: Moments,
     inner: Mutex<Inner>,
     /// What the writer waits for.
     work: Condvar,
@@ -113,21 +115,8 @@ impl Core {
             lives: Mutex::default(),
             created: watch::Sender::new(0),
             syncs: AtomicU64::new(0),
-            inner: Mutex::new(Inner {
-                state,
-                filling,
-                sealed: VecDeque::new(),
-                busy: false,
-                is_closed: false,
-                buffers: Vec::new(),
-                since_baseline: 0,
-                since_look: (0, 0),
-                waits_for_turn: false,
-                lives: BTreeMap::new(),
-                carrying: None,
-                no_room: None,
-                is_witnessed: true,
-            }),
+            moments: Moments::default(),
+            inner: Mutex::new(Inner::new(state, filling)),
             work: Condvar::new(),
             log: Mutex::new(Some(log)),
             poison: OnceLock::new(),
@@ -449,6 +438,30 @@ impl Core {
 }
 
 impl Inner {
+    fn new(state: State, filling: Filling) -> Self {
+        Self {
+            state,
+            filling,
+            sealed: VecDeque::new(),
+            busy: false,
+            is_closed: false,
+            buffers: Vec::new(),
+            since_baseline: 0,
+            since_look: (0, 0),
+            waits_for_turn: false,
+            lives: BTreeMap::new(),
+            carrying: None,
+            no_room: None,
+            is_witnessed: true,
+        }
+    }
+
+    /// A state to be looked at, all of which lies in the log before this place.
+    pub(super) fn of(state: State, end: Cursor) -> Self {
+        let filling = Filling::new(end, Vec::new(), state.salt);
+        Self::new(state, filling)
+    }
+
     /// Whether there is something for the writer besides the filling group.
     fn wants_writer(&self) -> bool {
         !self.sealed.is_empty() || self.waits_for_turn || self.is_to_be_tended()

@@ -79,6 +79,9 @@ impl Tend {
         if let Err(error) = witnessed {
             tracing::warn!(store = %self.path.display(), "{error}");
         }
+        if let Some(why) = self.gets_low(core) {
+            core.moments.give_way(&why);
+        }
         // Last, since tidying may have made room.
         let no_room = self.no_room(core);
         if let Ok(mut inner) = core.lock() {
@@ -185,6 +188,23 @@ impl Tend {
             self.write_baseline(core)?;
         }
         witness(core)
+    }
+
+    /// Why nothing may be kept for those who only read, if so: well before pushes would be refused.
+    fn gets_low(&self, core: &Core) -> Option<String> {
+        if let Err(full) = core.space.has_room() {
+            return Some(full.to_string());
+        }
+        let (free, least) = (
+            self.disk.free_bytes().ok()?,
+            self.low_space_mark.saturating_mul(2),
+        );
+        (free < least).then(|| {
+            format!(
+                "the disk of {} has {free} bytes free, fewer than twice the low-space mark; begin again when there are more",
+                self.path.display()
+            )
+        })
     }
 
     /// Why the disk takes no more pushes, if so.

@@ -18,6 +18,7 @@ mod full;
 #[cfg(shuttle)]
 mod interleavings;
 mod life;
+mod moments;
 mod places;
 mod script;
 mod sweep;

@@ -27,7 +27,7 @@ use crate::{
     stats::{FirstSeen, Stats},
 };
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct State {
     options: QueueOptions,
     salt: u64,
@@ -79,7 +79,7 @@ pub(super) struct Request {
     pub(super) payload: Bytes,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct OpenBatch {
     parent: Option<BatchId>,
     fence: Fence,
@@ -103,7 +103,7 @@ pub(super) struct Membership {
 }
 
 /// A done or dead request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ended {
     pub(super) request: Request,
     pub(super) at: Timestamp,
@@ -113,7 +113,7 @@ pub(super) struct Ended {
     sequence: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Key {
     id: RequestId,
     payload: Digest,

@@ -420,6 +420,14 @@ macro_rules! __clauses {
                 a_store_that_tells_of_new_queues_tells_of_each: Store,
                 closing_a_store_closes_its_queues: Store,
             }
+            moments {
+                a_moment_is_one_of_all_queues_and_stays_so: Moments,
+                what_is_due_by_then_has_come_in_a_moment: Moments,
+                a_queue_that_is_made_later_is_not_in_a_moment: Moments,
+                a_store_has_few_moments_and_one_that_is_dropped_makes_room: Moments,
+                a_moment_of_a_store_that_was_closed_is_no_dump: Moments,
+                a_random_life_changes_no_moment: Moments,
+            }
             transfer {
                 what_is_dumped_and_restored_is_dumped_the_same: Transfer Administration,
                 a_batch_that_was_held_is_offered_at_once_under_a_higher_fence: Transfer,

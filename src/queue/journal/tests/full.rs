@@ -15,14 +15,14 @@ use crate::{
     request::{NewRequest, Pushed},
 };
 
-fn push(rig: &Rig, at: u64) -> Result<Vec<Pushed>, Error> {
+pub(super) fn push(rig: &Rig, at: u64) -> Result<Vec<Pushed>, Error> {
     let requests = (0..3).map(|_| NewRequest::new(vec![7; 1000])).collect();
     let now = Timestamp::from_millis(1000 + at);
     wait(&rig.core, rig.queue.push(now, requests))
 }
 
 /// Claims and finishes some; how many.
-fn settle(rig: &Rig, at: u64) -> Result<u64, Error> {
+pub(super) fn settle(rig: &Rig, at: u64) -> Result<u64, Error> {
     let now = Timestamp::from_millis(1000 + at);
     let claim = Claim {
         max_requests: NonZeroU32::new(5).unwrap(),
