@@ -76,8 +76,9 @@ pub use self::{
     },
     policy::{Decision, Policies, Policy, Trigger, decide},
     queue::{
-        Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, QueueExt,
-        QueueOptions, ResultCursor, Settled, SettledPage, Store, WhenFull,
+        Administration, BatchEntry, BatchState, Cancelled, Capabilities, Durability, Entry, List,
+        OutcomeCounts, Queue, QueueExt, QueueOptions, ResultCursor, Settled, SettledPage, Store,
+        WhenFull,
         memory::{MemoryQueue, MemoryStore},
         transfer,
     },

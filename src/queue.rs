@@ -37,7 +37,10 @@ use tokio::sync::watch;
 
 pub(crate) use self::transfer::{Moment, Transfer};
 pub use self::{
-    admin::{Administration, Cancelled, Entry, List, ResultCursor, Settled, SettledPage},
+    admin::{
+        Administration, BatchEntry, BatchState, Cancelled, Entry, List, OutcomeCounts,
+        ResultCursor, Settled, SettledPage,
+    },
     ext::QueueExt,
     options::{QueueOptions, WhenFull},
 };
@@ -282,6 +285,8 @@ pub struct Capabilities {
     pub bookmarks: bool,
     /// Kept results: a `done` request can be looked up for the queue's retention.
     pub results: bool,
+    /// [`Administration::batch`], [`Administration::batches`] and [`Administration::release`] work.
+    pub batches: bool,
 }
 
 impl Default for Capabilities {
@@ -296,6 +301,7 @@ impl Default for Capabilities {
             administration: false,
             bookmarks: false,
             results: false,
+            batches: false,
         }
     }
 }

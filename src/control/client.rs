@@ -31,13 +31,13 @@ use super::{
     wire::{self, Call, Failed, Opened, PROTOCOL, Verb, Welcome},
 };
 use crate::{
-    batch::{Claim, Lease, Member, Page, Update},
+    batch::{BatchId, Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     dispatcher::Explanation,
     error::{Error, ErrorKind, Result},
     queue::{
-        Administration, Cancelled, Capabilities, Entry, List, Moment, Queue, ResultCursor,
-        SettledPage, Store, Transfer,
+        Administration, BatchEntry, Cancelled, Capabilities, Entry, List, Moment, Queue,
+        ResultCursor, SettledPage, Store, Transfer,
     },
     request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -232,6 +232,7 @@ impl Queue for ControlQueue {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl Administration for ControlQueue {
     async fn status(&self, now: Timestamp, id: RequestId) -> Result<Option<Entry>> {
@@ -261,6 +262,23 @@ impl Administration for ControlQueue {
 
     async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
         self.ask(Verb::Purge(now, ids.to_owned())).await
+    }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        self.ask(Verb::Batch(now, id)).await
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        self.ask(Verb::Batches(now, after, max_batches)).await
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        self.ask(Verb::Release(now, ids.to_owned())).await
     }
 }
 

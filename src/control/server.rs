@@ -104,6 +104,7 @@ impl ControlAccess {
             | Verb::Cancel(..)
             | Verb::Redrive(..)
             | Verb::Purge(..)
+            | Verb::Release(..)
             | Verb::Restore => true,
             _ => false,
         };
@@ -474,6 +475,9 @@ async fn administer(admin: &dyn Administration, verb: Verb) -> Vec<u8> {
         Verb::Cancel(now, ids) => answer(admin.cancel(now, &ids).await),
         Verb::Redrive(now, ids) => answer(admin.redrive(now, &ids).await),
         Verb::Purge(now, ids) => answer(admin.purge(now, &ids).await),
+        Verb::Batch(now, id) => answer(admin.batch(now, id).await),
+        Verb::Batches(now, after, most) => answer(admin.batches(now, after, most).await),
+        Verb::Release(now, ids) => answer(admin.release(now, &ids).await),
         _ => answer::<()>(Err(out_of_place())),
     }
 }

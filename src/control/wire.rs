@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    batch::{Claim, Lease, Page, Update},
+    batch::{BatchId, Claim, Lease, Page, Update},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     queue::{
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The version of what is here. It rises with every change of a type that goes through.
-pub(super) const PROTOCOL: u32 = 2;
+pub(super) const PROTOCOL: u32 = 3;
 
 /// What a client asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,6 +84,12 @@ pub(super) enum Verb {
     Redrive(Timestamp, Vec<RequestId>),
     /// `u64`
     Purge(Timestamp, Vec<RequestId>),
+    /// `Option<BatchEntry>`
+    Batch(Timestamp, BatchId),
+    /// `Vec<BatchEntry>`
+    Batches(Timestamp, Option<BatchId>, NonZeroU32),
+    /// `Vec<BatchId>`
+    Release(Timestamp, Vec<BatchId>),
     /// `DumpPage`
     Dump(Timestamp, DumpFrom),
     /// `()`; from then on this connection is asked for nothing but [`Add`](Self::Add).

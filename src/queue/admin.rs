@@ -1,4 +1,4 @@
-//! Looking into a queue and mending it: status, list, results, cancel, redrive, purge.
+//! Looking into a queue and mending it: status, list, results, cancel, redrive, purge, batches, release.
 
 use std::num::NonZeroU32;
 
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    batch::BatchId,
+    batch::{BatchId, Fence},
     clock::Timestamp,
-    error::Result,
+    error::{Error, Result},
     request::{Attributes, DeadReason, RequestId, State},
 };
 
@@ -66,6 +66,55 @@ pub trait Administration: Send + Sync {
     /// # Errors
     /// As every verb of [`Queue`](crate::Queue).
     async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64>;
+
+    /// An open batch with its checkpoint and its context; `None` if it has ended, or never was.
+    ///
+    /// # Errors
+    /// As every verb of [`Queue`](crate::Queue); and [`Invalid`](crate::ErrorKind::Invalid) on a backend without the `batches`
+    /// [capability](crate::Capabilities::batches).
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        let _ = now;
+        Err(no_batches(&format!("nothing of batch {id}")))
+    }
+
+    /// The next open batches, held or not, in order of their ids, which is that in which they were formed; without their
+    /// checkpoints and contexts. A page may be shorter than asked for; an empty one is the end.
+    ///
+    /// # Errors
+    /// As [`batch`](Self::batch).
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        let _ = (now, after, max_batches);
+        Err(no_batches("none of its batches"))
+    }
+
+    /// Takes batches from their holders, and ends the wait of deferred ones: each is offered again at once. The ids of those
+    /// that it changed, in order, each once; a batch that is offered already, has ended, or never was is passed over.
+    ///
+    /// The batch keeps its id, members, order, recorded outcomes, checkpoint and context. The attempt of a holder that it is taken
+    /// from does not count, as with [`Then::Release`](crate::Then::Release); that of a deferred batch does, because it has failed. From then
+    /// on every call with the lease of that holder is [`LeaseLost`](crate::ErrorKind::LeaseLost), and changes nothing.
+    ///
+    /// Release only a batch whose holder is gone or hangs. A handler that is still at work learns of it with its next heartbeat or
+    /// update; until then another may work on the same batch, under the same id. And a batch that kills its holders is found
+    /// by its attempts: not if it is released each time before its lease has run out.
+    ///
+    /// # Errors
+    /// As [`batch`](Self::batch).
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        let _ = (now, ids);
+        Err(no_batches("no batch that could be released"))
+    }
+}
+
+fn no_batches(shown: &str) -> Error {
+    Error::invalid(format!(
+        "this backend does not show its open batches, so {shown}"
+    ))
 }
 
 /// Which requests to list.
@@ -172,6 +221,79 @@ pub enum Cancelled {
     IfItComesBack,
     /// It is settled or unknown.
     No,
+}
+
+/// What is known of a batch that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchEntry {
+    /// The batch.
+    pub id: BatchId,
+    /// The batch that was split into this one and another.
+    pub parent: Option<BatchId>,
+    /// When it was formed.
+    pub formed_at: Timestamp,
+    /// How often it has been claimed without being released: 0 if it has not been yet.
+    pub attempt: u32,
+    /// The attempts of the batches that it was split from.
+    pub attempts_before: u32,
+    /// Who has it, and until when.
+    pub state: BatchState,
+    /// The fence of its holder; also of one whose lease has run out, until another claim takes the batch.
+    pub fence: Option<Fence>,
+    /// How many members it has.
+    pub requests: u32,
+    /// The payload bytes of all members.
+    pub bytes: u64,
+    /// How many of them have an outcome.
+    pub outcomes: OutcomeCounts,
+    /// The bytes of the last checkpoint that a holder left, if one did.
+    pub checkpoint_bytes: Option<u64>,
+    /// That checkpoint, if the batch was asked for by its id.
+    pub checkpoint: Option<Bytes>,
+    /// The context of the claim that formed it, if the batch was asked for by its id.
+    pub context: Option<Bytes>,
+}
+
+/// Who has an open batch, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BatchState {
+    /// A holder, whose lease runs out then.
+    Held {
+        /// When it is offered again, unless its holder holds on to it.
+        until: Timestamp,
+    },
+    /// Nobody: a claim would get it now. Released, deferred until a time that has come, a half of a batch that was split, or an
+    /// orphan.
+    Offered,
+    /// Nobody: it waits.
+    Deferred {
+        /// When it is offered again.
+        until: Timestamp,
+    },
+}
+
+impl BatchState {
+    /// Of a batch that a holder has or nobody, and that is offered from `until` on.
+    pub fn new(now: Timestamp, is_held: bool, until: Timestamp) -> Self {
+        if until <= now {
+            Self::Offered
+        } else if is_held {
+            Self::Held { until }
+        } else {
+            Self::Deferred { until }
+        }
+    }
+}
+
+/// How many members of an open batch have which outcome; what has none is not settled yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeCounts {
+    /// Done, which is visible already.
+    pub done: u32,
+    /// To be tried again when the batch has ended.
+    pub retry: u32,
+    /// To be dead-lettered when the batch has ended.
+    pub reject: u32,
 }
 
 const LIST_REQUESTS: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");

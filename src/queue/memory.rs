@@ -148,6 +148,7 @@ impl Queue for MemoryQueue {
             administration: true,
             bookmarks: true,
             results: true,
+            batches: true,
             ..Capabilities::default()
         }
     }

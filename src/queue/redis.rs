@@ -435,6 +435,7 @@ impl Queue for RedisQueue {
             administration: true,
             bookmarks: true,
             results: true,
+            batches: true,
             ..Capabilities::default()
         }
     }

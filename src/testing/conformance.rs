@@ -20,6 +20,7 @@ mod bench;
 mod clauses;
 
 mod admin;
+mod batches;
 mod bookmarks;
 mod cancellation;
 mod capabilities;
@@ -101,6 +102,8 @@ pub enum Need {
     Bookmarks,
     /// [`Capabilities::results`](crate::Capabilities::results).
     Results,
+    /// [`Capabilities::batches`](crate::Capabilities::batches).
+    Batches,
     /// [`Capabilities::survives_restart`](crate::Capabilities::survives_restart).
     Restart,
     /// [`Capabilities::shared`](crate::Capabilities::shared).
@@ -124,6 +127,7 @@ impl Need {
             Self::Administration => can.administration,
             Self::Bookmarks => can.bookmarks,
             Self::Results => can.results,
+            Self::Batches => can.batches,
             Self::Restart => can.survives_restart,
             Self::Shared => can.shared,
             Self::Bounds => harness.keeps_bounds(),
@@ -144,6 +148,7 @@ impl fmt::Display for Need {
             Self::Administration => "administration",
             Self::Bookmarks => "bookmarks",
             Self::Results => "results",
+            Self::Batches => "batches",
             Self::Restart => "survives_restart",
             Self::Shared => "shared",
             Self::Bounds => "bounds",

@@ -9,9 +9,9 @@ use std::{
 };
 
 use batchyard::{
-    Administration, BatchId, Bookmark, Claim, DeadReason, Due, Entry, Error, Lease, List,
-    NewRequest, Outcome, Page, Queue, RequestId, ResultCursor, Retries, State, Stats, Then,
-    Timestamp, Update,
+    Administration, BatchEntry, BatchId, Bookmark, Claim, DeadReason, Due, Entry, Error, Fence,
+    Lease, List, NewRequest, Outcome, Page, Queue, RequestId, ResultCursor, Retries, State, Stats,
+    Then, Timestamp, Update,
     transfer::{DumpFrom, Record},
 };
 use proptest::test_runner::TestCaseError;
@@ -118,6 +118,7 @@ impl Pair {
                 let purged = administration(&*self.queue)?.purge(self.now, &ids).await;
                 same("purge", Ok(self.model.purge(self.now, &ids)), purged).map(|_| ())
             }
+            Step::Release(some) => self.release(some).await,
             // It has happened.
             Step::Restart(_) => Ok(()),
         }?;
@@ -265,6 +266,7 @@ impl Pair {
                 wanted = wanted.after(last);
             }
         }
+        self.batches(most).await?;
         let mut read_to = (0, None);
         while self.results(&mut read_to, most).await? {}
         // One reader goes on where it was, however long ago that is.
@@ -293,6 +295,44 @@ impl Pair {
             }
         }
         Ok(())
+    }
+
+    /// Compares all open batches, page by page, and each by itself.
+    async fn batches(&self, most: NonZeroU32) -> Check {
+        let (now, admin) = (self.now, administration(&*self.queue)?);
+        let mut after = None;
+        loop {
+            let page = admin.batches(now, after, most).await;
+            // A page may be shorter than asked for, but not empty before the end.
+            let count = page.as_ref().map_or(0, Vec::len);
+            let most = u32::try_from(count).ok().and_then(NonZeroU32::new);
+            let expected = self
+                .model
+                .batches(now, after, most.unwrap_or(NonZeroU32::MAX));
+            let page = page.map(|page| page.into_iter().map(unfenced).collect());
+            let page = same("batches", Ok(expected), page)?;
+            let Some(last) = page.and_then(|page| Some(page.last()?.id)) else {
+                break;
+            };
+            let alone = admin.batch(now, last).await;
+            let alone = alone.map(|entry| entry.map(unfenced));
+            same("batch", Ok(self.model.batch(now, last)), alone)?;
+            after = Some(last);
+        }
+        for (lease, _) in self.leases.iter().take(LEASES) {
+            let alone = admin.batch(now, lease.batch).await;
+            let alone = alone.map(|entry| entry.map(unfenced));
+            same("batch", Ok(self.model.batch(now, lease.batch)), alone)?;
+        }
+        Ok(())
+    }
+
+    /// Releases some of the batches that were claimed last.
+    async fn release(&mut self, some: &[usize]) -> Check {
+        let of = |number: &usize| Some(self.leases.get(*number)?.0.batch);
+        let ids: Vec<BatchId> = some.iter().filter_map(of).collect();
+        let released = administration(&*self.queue)?.release(self.now, &ids).await;
+        same("release", Ok(self.model.release(self.now, &ids)), released).map(|_| ())
     }
 
     /// A page of results after a place; whether there may be more.
@@ -487,6 +527,12 @@ fn told(mut entry: Entry) -> Entry {
     entry
         .error
         .take_if(|_| entry.reason == Some(DeadReason::TooLarge));
+    entry
+}
+
+/// A batch without the number of its fence, of which it is only promised that it grows.
+fn unfenced(mut entry: BatchEntry) -> BatchEntry {
+    entry.fence = entry.fence.map(|_| Fence(0));
     entry
 }
 

@@ -8,9 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use batchyard::{
-    Administration, Bookmark, Cancelled, Claim, Entry, ErrorKind, Lease, List, Member, MemoryQueue,
-    NewRequest, Page, Position, Pushed, Queue, QueueOptions, RequestId, Result, ResultCursor,
-    Retries, SettledPage, Stats, Then, Timestamp, Update, transfer::Transfer,
+    Administration, BatchEntry, BatchId, BatchState, Bookmark, Cancelled, Claim, Entry, ErrorKind,
+    Lease, List, Member, MemoryQueue, NewRequest, Page, Position, Pushed, Queue, QueueOptions,
+    RequestId, Result, ResultCursor, Retries, SettledPage, Stats, Then, Timestamp, Update,
+    transfer::Transfer,
 };
 
 use bytes::Bytes;
@@ -48,6 +49,8 @@ pub(crate) enum Fault {
     OnlyFirstCancelled,
     LastResultLeftOut,
     PurgedStillListed,
+    OnlyFirstReleased,
+    LateHolderShownAsGone,
     BoundOffByOne,
     RetentionIgnored,
     ClockNeverGoesBack,
@@ -59,7 +62,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// Every fault there is.
-    pub(crate) const ALL: [Self; 30] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::ExpiredRequestClaimed,
         Self::DelayedRequestReadyAtOnce,
         Self::KeyForgotten,
@@ -83,6 +86,8 @@ impl Fault {
         Self::OnlyFirstCancelled,
         Self::LastResultLeftOut,
         Self::PurgedStillListed,
+        Self::OnlyFirstReleased,
+        Self::LateHolderShownAsGone,
         Self::BoundOffByOne,
         Self::RetentionIgnored,
         Self::ClockNeverGoesBack,
@@ -383,5 +388,39 @@ impl Administration for Mutant {
             self.seen.lock().expect("not poisoned").purged.extend(dead);
         }
         self.inner().purge(self.time(now), ids).await
+    }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        let entry = self.inner().batch(self.time(now), id).await?;
+        Ok(entry.map(|entry| self.shown(entry)))
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        let page = self.inner().batches(self.time(now), after, max_batches);
+        let page = page.await?.into_iter();
+        Ok(page.map(|entry| self.shown(entry)).collect())
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        let kept = if self.has(Fault::OnlyFirstReleased) {
+            ids.len().min(1)
+        } else {
+            ids.len()
+        };
+        self.inner().release(self.time(now), &ids[..kept]).await
+    }
+}
+
+impl Mutant {
+    fn shown(&self, mut entry: BatchEntry) -> BatchEntry {
+        if self.has(Fault::LateHolderShownAsGone) && entry.state == BatchState::Offered {
+            entry.fence = None;
+        }
+        entry
     }
 }

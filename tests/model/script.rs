@@ -93,6 +93,7 @@ pub(crate) enum Step {
     Cancel(Vec<usize>),
     Redrive(Vec<usize>),
     Purge(Vec<usize>),
+    Release(Vec<usize>),
     Restart(Restart),
 }
 
@@ -214,6 +215,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => some().prop_map(Step::Cancel),
         6 => some().prop_map(Step::Redrive),
         3 => some().prop_map(Step::Purge),
+        4 => vec(0..6_usize, 1..4).prop_map(Step::Release),
         8 => select(restarts).prop_map(Step::Restart),
     ]
 }

@@ -8,9 +8,9 @@ use std::{
 
 use async_trait::async_trait;
 use batchyard::{
-    Administration, Cancelled, Capabilities, Claim, Entry, Lease, List, Member, NewRequest,
-    Outcome, Page, Pushed, Queue, QueueName, RequestId, Result, ResultCursor, SettledPage, State,
-    Stats, Then, Timestamp, Update, torture::event::Counts,
+    Administration, BatchEntry, BatchId, Cancelled, Capabilities, Claim, Entry, Lease, List,
+    Member, NewRequest, Outcome, Page, Pushed, Queue, QueueName, RequestId, Result, ResultCursor,
+    SettledPage, State, Stats, Then, Timestamp, Update, torture::event::Counts,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -308,6 +308,23 @@ impl<Q: Queue> Administration for Telling<Q> {
         let purged = self.admin_of().purge(now, ids).await?;
         tell(&Told::Purged(purged));
         Ok(purged)
+    }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        self.admin_of().batch(now, id).await
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: std::num::NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        self.admin_of().batches(now, after, max_batches).await
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        self.admin_of().release(now, ids).await
     }
 }
 

@@ -13,12 +13,12 @@ use super::{
     view,
 };
 use crate::{
-    batch::{Claim, Lease, Member, Outcome, Page, Then, Update},
+    batch::{BatchId, Claim, Lease, Member, Outcome, Page, Then, Update},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     queue::{
-        Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, ResultCursor,
-        SettledPage, Transfer, room::Room,
+        Administration, BatchEntry, Cancelled, Capabilities, Durability, Entry, List, Queue,
+        ResultCursor, SettledPage, Transfer, room::Room,
     },
     request::{Bookmark, DeadReason, NewRequest, Position, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -280,6 +280,7 @@ impl Queue for JournalQueue {
             administration: true,
             bookmarks: true,
             results: true,
+            batches: true,
         }
     }
 
@@ -355,5 +356,23 @@ impl Administration for JournalQueue {
 
     async fn purge(&self, now: Timestamp, ids: &[RequestId]) -> Result<u64> {
         self.call(|step| step.purge(now, ids)).await
+    }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        self.call(|step| step.batch(now, id)).await
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        self.call(|step| step.batches(now, after, max_batches))
+            .await
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        self.call(|step| step.release(now, ids)).await
     }
 }

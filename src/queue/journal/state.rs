@@ -412,11 +412,17 @@ impl QueueState {
 
     /// The batch of a lease that still holds it.
     pub(super) fn held(&self, lease: &Lease) -> Result<(u64, &Open)> {
-        let batch = (lease.batch.as_u128() >> 64) as u64;
-        let open = self.stored.open.get(&batch).filter(|open| {
-            open.held && open.fence == lease.fence.0 && self.batch_id(batch) == lease.batch
-        });
-        open.map(|open| (batch, open)).ok_or_else(|| lease.lost())
+        let open = self.open(lease.batch);
+        open.filter(|(_, open)| open.held && open.fence == lease.fence.0)
+            .ok_or_else(|| lease.lost())
+    }
+
+    /// The number of a batch that has not ended, and what is stored of it.
+    pub(super) fn open(&self, id: BatchId) -> Option<(u64, &Open)> {
+        let batch = id.halves().0;
+        let open = self.stored.open.get(&batch);
+        open.filter(|_| self.batch_id(batch) == id)
+            .map(|open| (batch, open))
     }
 
     pub(super) fn held_requests(&self) -> u64 {

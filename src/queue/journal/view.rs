@@ -1,5 +1,6 @@
 //! Looking into a queue: one request, lists, results; pages of members are in [`pages`](self::pages).
 
+mod batches;
 mod dump;
 mod list;
 mod pages;

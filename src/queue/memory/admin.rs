@@ -12,7 +12,7 @@ use crate::{
     batch::BatchId,
     clock::Timestamp,
     error::Result,
-    queue::{Administration, Cancelled, Entry, List, ResultCursor, SettledPage},
+    queue::{Administration, BatchEntry, Cancelled, Entry, List, ResultCursor, SettledPage},
     request::{RequestId, State},
 };
 
@@ -91,6 +91,33 @@ impl Administration for MemoryQueue {
         let purged = self.at(now)?.purge(&distinct(ids));
         self.changed();
         Ok(purged)
+    }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        let held = self.at(now)?;
+        let batch = held.find_batch(id);
+        Ok(batch.map(|batch| batch.entry(now, id, true)))
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        let held = self.at(now)?;
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page = held.batches.range((after, Bound::Unbounded));
+        let page = page.take(max_batches.get() as usize);
+        Ok(page
+            .map(|(id, batch)| batch.entry(now, *id, false))
+            .collect())
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        let released = self.at(now)?.release(now, ids);
+        self.changed();
+        Ok(released)
     }
 }
 

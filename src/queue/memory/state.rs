@@ -43,7 +43,7 @@ pub(super) struct State {
     /// By due time, then by the position they had.
     delayed: BTreeMap<(Timestamp, Position), Request>,
     expiry: BTreeSet<(Timestamp, RequestId)>,
-    batches: BTreeMap<BatchId, OpenBatch>,
+    pub(super) batches: BTreeMap<BatchId, OpenBatch>,
     done: BTreeMap<RequestId, Ended>,
     dead: BTreeMap<RequestId, Ended>,
     /// Done and dead requests in the order in which they were settled.

@@ -7,13 +7,17 @@ use bytes::Bytes;
 
 use super::{
     RedisQueue,
-    codec::{Record, damaged, decimal, hex, parse_decimal, parse_hex},
+    codec::{Record, damaged, decimal, flag, hex, parse_decimal, parse_hex, parse_time},
     script::SCRIPTS,
 };
 use crate::{
+    batch::{BatchId, Fence},
     clock::Timestamp,
     error::Result,
-    queue::{Administration, Cancelled, Entry, List, ResultCursor, SettledPage},
+    queue::{
+        Administration, BatchEntry, BatchState, Cancelled, Entry, List, OutcomeCounts,
+        ResultCursor, SettledPage,
+    },
     request::{RequestId, State},
 };
 
@@ -111,9 +115,95 @@ impl Administration for RedisQueue {
         let reply = self.calls.change(&SCRIPTS.purge, now, &args).await?;
         parse_decimal(reply.get(1).ok_or_else(|| damaged("a reply"))?)
     }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        let Some(formed) = self.own_batches(&[id]).await?.pop() else {
+            return Ok(None);
+        };
+        let args = [formed, decimal(&1), flag(true)];
+        let reply = self.calls.ask(&SCRIPTS.batches, now, &args).await?;
+        Ok(self.batch_entries(now, &reply[1..], true)?.pop())
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        let after = after.map_or(Bytes::new(), |id| hex(id.halves().0));
+        let args = [after, decimal(&max_batches), flag(false)];
+        let reply = self.calls.ask(&SCRIPTS.batches, now, &args).await?;
+        self.batch_entries(now, &reply[1..], false)
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        let args = self.own_batches(ids).await?;
+        let reply = self.calls.change(&SCRIPTS.release, now, &args).await?;
+        let salt = self.calls.salt();
+        let released = reply[1..].iter();
+        released
+            .map(|batch| Ok(BatchId::new(parse_hex(batch)?, salt)))
+            .collect()
+    }
 }
 
 impl RedisQueue {
+    /// Those of these batches that may be this queue's, each once, in order, as the scripts name them.
+    async fn own_batches(&self, ids: &[BatchId]) -> Result<Vec<Bytes>> {
+        if ids.iter().any(|id| id.halves().1 != self.calls.salt()) {
+            // They may be of another handle, from after a restore that this one has not heard of.
+            self.check_is_there().await?;
+        }
+        let salt = self.calls.salt();
+        let ids: BTreeSet<BatchId> = ids.iter().copied().collect();
+        let own = ids.into_iter().map(BatchId::halves);
+        Ok(own
+            .filter(|(_, queue)| *queue == salt)
+            .map(|(formed, _)| hex(formed))
+            .collect())
+    }
+
+    /// Batches from sixteen values each, as `batches.lua` describes them.
+    fn batch_entries(
+        &self,
+        now: Timestamp,
+        values: &[Bytes],
+        notes: bool,
+    ) -> Result<Vec<BatchEntry>> {
+        let (batches, []) = values.as_chunks::<16>() else {
+            return Err(damaged("a page of batches"));
+        };
+        let id = |formed: u64| BatchId::new(formed, self.calls.salt());
+        let optional = |digits: &Bytes| (!digits.is_empty()).then(|| parse_hex(digits)).transpose();
+        let entry = |batch: &[Bytes; 16]| -> Result<BatchEntry> {
+            let fence = optional(&batch[2])?;
+            let has_checkpoint = batch[12] == "1";
+            Ok(BatchEntry {
+                id: id(parse_hex(&batch[0])?),
+                parent: optional(&batch[1])?.map(id),
+                formed_at: parse_time(&batch[8])?,
+                attempt: parse_decimal(&batch[4])?,
+                attempts_before: parse_decimal(&batch[5])?,
+                state: BatchState::new(now, fence.is_some(), parse_time(&batch[3])?),
+                fence: fence.map(Fence),
+                requests: parse_decimal(&batch[6])?,
+                bytes: parse_decimal(&batch[7])?,
+                outcomes: OutcomeCounts {
+                    done: parse_decimal(&batch[9])?,
+                    retry: parse_decimal(&batch[10])?,
+                    reject: parse_decimal(&batch[11])?,
+                },
+                checkpoint_bytes: has_checkpoint
+                    .then(|| parse_decimal(&batch[13]))
+                    .transpose()?,
+                checkpoint: (has_checkpoint && notes).then(|| batch[14].clone()),
+                context: notes.then(|| batch[15].clone()),
+            })
+        };
+        batches.iter().map(entry).collect()
+    }
+
     /// Entries from five values each, as `entries.lua` describes them.
     fn entries(&self, values: &[Bytes]) -> Result<Vec<Entry>> {
         values

@@ -14,12 +14,12 @@ use super::{
     state::Live,
 };
 use crate::{
-    batch::{Claim, Lease, Member, Page, Update},
+    batch::{BatchId, Claim, Lease, Member, Page, Update},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     queue::{
-        Administration, Cancelled, Capabilities, Durability, Entry, List, Queue, ResultCursor,
-        SettledPage,
+        Administration, BatchEntry, Cancelled, Capabilities, Durability, Entry, List, Queue,
+        ResultCursor, SettledPage,
         room::Room,
         transfer::{Transfer, digest},
     },
@@ -218,6 +218,7 @@ impl Queue for SledQueue {
             administration: true,
             bookmarks: true,
             results: true,
+            batches: true,
         }
     }
 
@@ -310,6 +311,28 @@ impl Administration for SledQueue {
         let ids = ids.to_vec();
         self.handle
             .call(self.live.id, move |step| step.purge(now, &ids))
+            .await
+    }
+
+    async fn batch(&self, now: Timestamp, id: BatchId) -> Result<Option<BatchEntry>> {
+        self.view(now, move |view| view.batch(now, id)).await
+    }
+
+    async fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        max_batches: NonZeroU32,
+    ) -> Result<Vec<BatchEntry>> {
+        self.view(now, move |view| view.batches(now, after, max_batches))
+            .await
+    }
+
+    async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        self.check()?;
+        let ids = ids.to_vec();
+        self.handle
+            .call(self.live.id, move |step| step.release(now, &ids))
             .await
     }
 }

@@ -1,5 +1,6 @@
 //! Reading: pages of members, status, lists, results. Runs beside the writer, between its groups.
 
+mod batches;
 mod dump;
 
 use std::num::NonZeroU32;

@@ -1,7 +1,8 @@
 //! Clauses about [`Queue::capabilities`](crate::Queue::capabilities): declared is had, and had is declared.
 
-use super::bench::{Bench, assert_kind, at, must, requests};
+use super::bench::{Bench, assert_kind, at, count, must, requests};
 use crate::{
+    batch::BatchId,
     error::ErrorKind,
     queue::{Durability, QueueExt},
     request::{Bookmark, RequestId},
@@ -33,8 +34,24 @@ pub(super) async fn bookmarks_that_are_not_declared_are_invalid(bench: Bench) {
     assert_eq!(queue.look(at(0)).await.pushed, 0);
 }
 
+pub(super) async fn batches_that_are_not_declared_are_invalid(bench: Bench) {
+    let queue = bench.queue().await;
+    if queue.capabilities().batches {
+        return;
+    }
+    let (admin, unknown) = (queue.admin(), BatchId::new(7, 7));
+    assert_kind(admin.batch(at(0), unknown).await, ErrorKind::Invalid);
+    let page = admin.batches(at(0), None, count(1)).await;
+    assert_kind(page, ErrorKind::Invalid);
+    assert_kind(admin.release(at(0), &[unknown]).await, ErrorKind::Invalid);
+}
+
 pub(super) async fn what_is_declared_fits_together(bench: Bench) {
     let can = bench.queue().await.capabilities();
+    assert!(
+        can.administration || !can.batches,
+        "batches are looked at through the administration: {can:?}"
+    );
     assert!(
         can.administration || !can.results,
         "results are looked up through the administration: {can:?}"

@@ -279,6 +279,25 @@ macro_rules! __clauses {
                 purge_forgets_dead_letters: Administration,
                 every_reason_to_die_comes_back_as_it_was_given: Administration,
             }
+            batches {
+                a_batch_tells_what_its_lease_tells: Batches,
+                a_batch_tells_who_has_it_and_until_when: Batches,
+                a_batch_tells_how_many_of_its_members_have_which_outcome: Batches,
+                a_batch_shows_its_checkpoint_when_asked_for_by_its_id: Batches,
+                halves_tell_their_parent_and_the_attempts_before: Batches,
+                batches_are_listed_in_pages_in_order_of_their_ids: Batches,
+                a_batch_that_has_ended_or_never_was_is_not_known: Batches,
+                a_released_batch_is_offered_at_once_and_keeps_what_it_is: Batches,
+                the_holder_of_a_released_batch_has_lost_its_lease: Batches,
+                releasing_a_deferred_batch_ends_its_wait_and_its_attempt_counts: Batches,
+                a_released_half_keeps_the_attempts_before: Batches,
+                release_passes_over_what_is_offered_already: Batches,
+                releasing_wakes: Batches WakeUps,
+                a_release_brings_what_time_brought: Batches,
+                open_batches_and_a_release_survive: Batches Restart,
+                what_one_handle_holds_another_releases: Batches Shared,
+                outcomes_of_many_members_are_counted: Batches,
+            }
             results {
                 a_done_request_can_be_looked_up_with_its_result: Administration Results,
                 a_request_done_by_the_rest_has_no_result: Administration Results,
@@ -325,6 +344,7 @@ macro_rules! __clauses {
             capabilities {
                 administration_is_there_if_it_is_declared_and_only_then,
                 bookmarks_that_are_not_declared_are_invalid,
+                batches_that_are_not_declared_are_invalid: Administration,
                 what_is_declared_fits_together,
                 what_is_declared_does_not_change,
                 the_queue_s_clock_does_not_go_back,

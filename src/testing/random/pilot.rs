@@ -16,7 +16,7 @@ use crate::{
     batch::{BatchId, Claim, Fence, Lease, Member, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
     error::Result,
-    queue::{Administration, Capabilities, Entry, List, Queue, ResultCursor},
+    queue::{Administration, BatchEntry, Capabilities, Entry, List, Queue, ResultCursor},
     request::{Bookmark, NewRequest, Pushed, RequestId, State},
 };
 
@@ -55,6 +55,10 @@ impl Memory {
     fn batch(&mut self, id: BatchId) -> usize {
         let next = self.batches.len();
         *self.batches.entry(id).or_insert(next)
+    }
+
+    fn numbered(&mut self, ids: Vec<BatchId>) -> Vec<usize> {
+        ids.into_iter().map(|id| self.batch(id)).collect()
     }
 
     fn pick(&self, number: usize) -> RequestId {
@@ -125,6 +129,7 @@ impl Pilot {
             administration: one.administration && other.administration && results,
             bookmarks: one.bookmarks && other.bookmarks,
             results,
+            batches: one.batches && other.batches && results,
             ..Capabilities::default()
         }
     }
@@ -350,8 +355,73 @@ impl Pilot {
                 let purged = admin.purge(now, &self.memory.picks(some)).await;
                 self.seen(purged, |_, count| count)
             }
+            Step::Batches(most) => self.batches(now, admin, count(*most)).await,
+            Step::Release(some) => {
+                // Any batch ever seen, by number.
+                let mut all: Vec<_> = self.memory.batches.iter().collect();
+                all.sort_unstable_by_key(|(_, number)| **number);
+                let picked = some
+                    .iter()
+                    .filter_map(|number| Some(*all.get(number.checked_rem(all.len())?)?.0));
+                let picked: Vec<BatchId> = picked.collect();
+                let released = admin.release(now, &picked).await;
+                self.seen(released, |memory, ids| memory.numbered(ids))
+            }
             _ => unreachable!("the other steps need no administration"),
         }
+    }
+
+    /// All open batches, page by page, and each by itself.
+    async fn batches(
+        &mut self,
+        now: Timestamp,
+        admin: &dyn Administration,
+        most: NonZeroU32,
+    ) -> String {
+        let mut all: Vec<BatchEntry> = Vec::new();
+        loop {
+            let after = all.last().map(|entry| entry.id);
+            let page = must(admin.batches(now, after, most).await);
+            if page.is_empty() {
+                break;
+            }
+            all.extend(page);
+        }
+        assert!(all.is_sorted_by(|a, b| a.id < b.id), "in order: {all:?}");
+        let stats = must(self.queue.stats(now).await);
+        assert_eq!(all.len() as u64, stats.batches, "{all:?}");
+        let mut seen = Vec::new();
+        for listed in all {
+            let alone = must(admin.batch(now, listed.id).await);
+            let alone = alone.unwrap_or_else(|| panic!("{listed:?} is open"));
+            let BatchEntry {
+                checkpoint,
+                context,
+                ..
+            } = &alone;
+            let (id, parent) = (listed.id, listed.parent);
+            let batch = self
+                .memory
+                .numbered(parent.into_iter().chain([id]).collect());
+            let notes = format!("{checkpoint:?} {context:?}");
+            assert_eq!(
+                alone,
+                BatchEntry {
+                    checkpoint: checkpoint.clone(),
+                    context: context.clone(),
+                    ..listed.clone()
+                }
+            );
+            seen.push((
+                batch,
+                notes,
+                (listed.formed_at, listed.state, listed.fence.is_some()),
+                (listed.attempt, listed.attempts_before),
+                (listed.requests, listed.bytes, listed.outcomes),
+                listed.checkpoint_bytes,
+            ));
+        }
+        format!("{seen:?}")
     }
 
     /// Gives back every batch that is still held: a backend may offer those sooner after a restart.

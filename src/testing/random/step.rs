@@ -46,6 +46,8 @@ pub(super) enum Step {
     Cancel(Vec<usize>),
     Redrive(Vec<usize>),
     Purge(Vec<usize>),
+    Batches(u32),
+    Release(Vec<usize>),
     /// Defers every batch that is held.
     LetGo,
     /// Settles everything that is left.
@@ -113,6 +115,12 @@ impl Life {
             0..25 => self.push(),
             25..47 => self.claim(),
             47..80 => self.update(),
+            83 if self.can.batches => Step::Batches(self.rng.u32(1..4)),
+            84 if self.can.batches => Step::Release(
+                (0..self.rng.usize(1..4))
+                    .map(|_| self.rng.usize(..))
+                    .collect(),
+            ),
             80..85 => Step::Read {
                 lease: self.rng.usize(..),
                 max_requests: self.rng.u32(1..6),

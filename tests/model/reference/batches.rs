@@ -1,8 +1,10 @@
 //! Batches: claimed, read, updated, ended.
 
+use std::{collections::BTreeSet, num::NonZeroU32};
+
 use batchyard::{
-    BatchId, Claim, DeadReason, Due, ErrorKind, Fence, Lease, Member, Outcome, Page, RequestId,
-    Retries, Then, Timestamp, Update,
+    BatchEntry, BatchId, BatchState, Claim, DeadReason, Due, ErrorKind, Fence, Lease, Member,
+    Outcome, OutcomeCounts, Page, RequestId, Retries, Then, Timestamp, Update,
 };
 use bytes::Bytes;
 
@@ -107,6 +109,74 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn batches(
+        &self,
+        now: Timestamp,
+        after: Option<BatchId>,
+        most: NonZeroU32,
+    ) -> Vec<BatchEntry> {
+        let later = self.batches.iter().filter(|batch| Some(batch.id) > after);
+        let mut entries: Vec<BatchEntry> = later.map(|batch| self.listed(now, batch)).collect();
+        entries.sort_by_key(|entry| entry.id);
+        entries.truncate(most.get() as usize);
+        entries
+    }
+
+    pub(crate) fn batch(&self, now: Timestamp, id: BatchId) -> Option<BatchEntry> {
+        let batch = self.batches.iter().find(|batch| batch.id == id)?;
+        Some(BatchEntry {
+            checkpoint: batch.checkpoint.clone(),
+            context: Some(batch.context.clone()),
+            ..self.listed(now, batch)
+        })
+    }
+
+    fn listed(&self, now: Timestamp, batch: &Batch) -> BatchEntry {
+        let members = || batch.members.iter().map(|id| self.known(*id));
+        let count = |is: fn(&Outcome) -> bool| {
+            let outcomes = members().filter_map(Request::outcome);
+            u32::try_from(outcomes.filter(is).count()).expect("few")
+        };
+        let until = batch.until;
+        BatchEntry {
+            id: batch.id,
+            parent: batch.parent,
+            formed_at: batch.formed_at,
+            attempt: batch.attempt,
+            attempts_before: batch.prior,
+            state: match batch.held {
+                _ if until <= now => BatchState::Offered,
+                Some(_) => BatchState::Held { until },
+                None => BatchState::Deferred { until },
+            },
+            fence: batch.held.map(|_| Fence(0)),
+            requests: u32::try_from(batch.members.len()).expect("few"),
+            bytes: members().map(Request::bytes).sum(),
+            outcomes: OutcomeCounts {
+                done: count(|outcome| matches!(outcome, Outcome::Done { .. })),
+                retry: count(|outcome| matches!(outcome, Outcome::Retry { .. })),
+                reject: count(|outcome| matches!(outcome, Outcome::Reject { .. })),
+            },
+            checkpoint_bytes: batch.checkpoint.as_ref().map(|note| note.len() as u64),
+            checkpoint: None,
+            context: None,
+        }
+    }
+
+    pub(crate) fn release(&mut self, now: Timestamp, ids: &[BatchId]) -> Vec<BatchId> {
+        self.advance(now);
+        let mut released = BTreeSet::new();
+        let named = self.batches.iter_mut();
+        for batch in named.filter(|batch| ids.contains(&batch.id) && batch.until > now) {
+            if batch.held.take().is_some() {
+                batch.attempt -= 1;
+            }
+            batch.until = Timestamp::EPOCH;
+            released.insert(batch.id);
+        }
+        released.into_iter().collect()
     }
 
     fn is_due(&mut self, now: Timestamp, due: Option<Due>) -> bool {

@@ -1,15 +1,16 @@
-//! Cancelling, redriving, purging.
+//! Cancelling, redriving, purging, releasing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Step;
 use crate::{
+    batch::BatchId,
     clock::Timestamp,
     error::Result,
     queue::{
         Cancelled,
         journal::{
-            event::{CancelledAll, Purged, Redriven, Removal, What},
+            event::{CancelledAll, Purged, Redriven, Removal, Then, Updated, What},
             fold::DONE,
             state::Stand,
         },
@@ -141,5 +142,41 @@ impl Step<'_> {
         }
         self.touch(true);
         Ok(count as u64)
+    }
+
+    pub(in crate::queue::journal) fn release(
+        &mut self,
+        now: Timestamp,
+        ids: &[BatchId],
+    ) -> Result<Vec<BatchId>> {
+        self.advance(now)?;
+        let queue = self.queue()?;
+        let mut released = Vec::new();
+        let mut updates = Vec::new();
+        for id in ids.iter().copied().collect::<BTreeSet<_>>() {
+            let Some((batch, open)) = queue.open(id) else {
+                continue;
+            };
+            if open.until <= now.as_nanos() {
+                continue;
+            }
+            released.push(id);
+            let then = if open.held {
+                Then::Release(())
+            } else {
+                Then::Defer(0)
+            };
+            updates.push(Updated {
+                batch,
+                then,
+                ..Updated::default()
+            });
+        }
+        self.reserve(updates.len() * 40)?;
+        for update in updates {
+            self.event(What::Updated(update));
+        }
+        self.touch(true);
+        Ok(released)
     }
 }

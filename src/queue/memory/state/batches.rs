@@ -9,6 +9,7 @@ use crate::{
     batch::{BatchId, Claim, Due, Fence, Lease, Member, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
     error::Result,
+    queue::{BatchEntry, BatchState, OutcomeCounts},
     request::{DeadReason, Position, RequestId},
 };
 
@@ -31,13 +32,9 @@ impl State {
             parent: batch.parent,
             fence: batch.fence,
             attempt: batch.attempt,
-            requests: u32::try_from(batch.members.len()).unwrap_or(u32::MAX),
+            requests: batch.requests(),
             unsettled: u32::try_from(batch.unsettled().count()).unwrap_or(u32::MAX),
-            bytes: batch
-                .members
-                .values()
-                .map(|member| member.request.bytes())
-                .sum(),
+            bytes: batch.bytes(),
             formed_at: batch.formed_at,
             until: batch.until,
             checkpoint: batch.checkpoint.clone(),
@@ -105,11 +102,7 @@ impl State {
         }
         match update.then {
             Then::Hold { until } => self.held(lease)?.until = until,
-            Then::Release => {
-                let batch = self.held(lease)?;
-                (batch.held, batch.until) = (false, Timestamp::EPOCH);
-                batch.attempt = batch.attempt.saturating_sub(1);
-            }
+            Then::Release => self.let_go(lease.batch),
             Then::Defer { until } => {
                 let batch = self.held(lease)?;
                 (batch.held, batch.until) = (false, until);
@@ -126,6 +119,28 @@ impl State {
             }
         }
         Ok(wakes)
+    }
+
+    /// Gives back the attempt that does not count, and offers the batch at once.
+    fn let_go(&mut self, id: BatchId) {
+        if let Some(batch) = self.batches.get_mut(&id) {
+            (batch.held, batch.until) = (false, Timestamp::EPOCH);
+            batch.attempt = batch.attempt.saturating_sub(1);
+        }
+    }
+
+    /// Offers batches that are held or deferred; those that were.
+    pub(in super::super) fn release(&mut self, now: Timestamp, ids: &[BatchId]) -> Vec<BatchId> {
+        let ids: BTreeSet<BatchId> = ids.iter().copied().collect();
+        let waits = |id: &BatchId| self.batches.get(id).is_some_and(|batch| batch.until > now);
+        let released: Vec<BatchId> = ids.into_iter().filter(waits).collect();
+        for id in &released {
+            match self.batches.get_mut(id) {
+                Some(batch) if !batch.held => batch.until = Timestamp::EPOCH,
+                _ => self.let_go(*id),
+            }
+        }
+        released
     }
 
     /// The batch, if this lease still holds it.
@@ -354,6 +369,43 @@ impl State {
 impl OpenBatch {
     pub(in super::super) fn formed_at(&self) -> Timestamp {
         self.formed_at
+    }
+
+    pub(in super::super) fn entry(&self, now: Timestamp, id: BatchId, notes: bool) -> BatchEntry {
+        let mut outcomes = OutcomeCounts::default();
+        for member in self.members.values() {
+            match member.outcome {
+                Some(Outcome::Done { .. }) => outcomes.done += 1,
+                Some(Outcome::Retry { .. }) => outcomes.retry += 1,
+                Some(Outcome::Reject { .. }) => outcomes.reject += 1,
+                None => {}
+            }
+        }
+        let checkpoint = self.checkpoint.as_ref();
+        BatchEntry {
+            id,
+            parent: self.parent,
+            formed_at: self.formed_at,
+            attempt: self.attempt,
+            attempts_before: self.prior,
+            state: BatchState::new(now, self.held, self.until),
+            fence: self.held.then_some(self.fence),
+            requests: self.requests(),
+            bytes: self.bytes(),
+            outcomes,
+            checkpoint_bytes: checkpoint.map(|checkpoint| checkpoint.len() as u64),
+            checkpoint: checkpoint.filter(|_| notes).cloned(),
+            context: notes.then(|| self.context.clone()),
+        }
+    }
+
+    fn requests(&self) -> u32 {
+        u32::try_from(self.members.len()).unwrap_or(u32::MAX)
+    }
+
+    fn bytes(&self) -> u64 {
+        let members = self.members.values();
+        members.map(|member| member.request.bytes()).sum()
     }
 
     /// The positions of members without an outcome, in order.

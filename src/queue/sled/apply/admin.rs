@@ -1,16 +1,17 @@
-//! Cancel, redrive and purge.
+//! Cancel, redrive, purge and release.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Step;
 use crate::{
+    batch::BatchId,
     clock::Timestamp,
     error::Result,
     queue::{
         Cancelled,
         sled::{
             keys::{PartOf, Tree},
-            record::{DeadV1, MarkV1, OutcomeV1, PlaceV1, RequestV1, VerdictV1},
+            record::{BatchV1, DeadV1, MarkV1, OutcomeV1, PlaceV1, RequestV1, VerdictV1},
         },
     },
     request::RequestId,
@@ -134,5 +135,33 @@ impl Step<'_> {
         self.queue.wake = true;
         self.commit()?;
         Ok(dead.len() as u64)
+    }
+
+    /// Offers batches that are held or deferred; those that were.
+    pub(in crate::queue::sled) fn release(
+        &mut self,
+        now: Timestamp,
+        ids: &[BatchId],
+    ) -> Result<Vec<BatchId>> {
+        self.advance(now)?;
+        let mut released = Vec::new();
+        for id in ids.iter().copied().collect::<BTreeSet<_>>() {
+            let open = self.queue.open.get(&id.as_u128());
+            let Some(batch) = open.filter(|batch| batch.until > now.as_nanos()) else {
+                continue;
+            };
+            let batch = BatchV1 {
+                held: false,
+                until: 0,
+                attempt: batch.attempt - u32::from(batch.held),
+                ..batch.clone()
+            };
+            self.put_batch(id.as_u128(), &batch)?;
+            self.queue.open.insert(id.as_u128(), batch);
+            released.push(id);
+        }
+        self.put_queue();
+        self.queue.wake = true;
+        Ok(released)
     }
 }

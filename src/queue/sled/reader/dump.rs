@@ -202,7 +202,7 @@ impl View<'_> {
         })
     }
 
-    fn note(&self, batch: u128, note: Note) -> Result<Option<IVec>> {
+    pub(super) fn note(&self, batch: u128, note: Note) -> Result<Option<IVec>> {
         let key = keys::note(self.queue.id, batch, note);
         let note = self.db.load::<NoteV1>(Tree::Notes, &key)?;
         Ok(note.map(|(_, bytes)| bytes))
@@ -218,11 +218,19 @@ impl View<'_> {
         })
     }
 
-    fn dumped_batch(&self, id: u128, batch: &BatchV1) -> Result<OpenBatch> {
+    /// The checkpoint and the context of a batch.
+    pub(super) fn notes(&self, id: u128, batch: &BatchV1) -> Result<(Option<Bytes>, Bytes)> {
         let note = |there: bool, note| -> Result<Option<Bytes>> {
             let note = if there { self.note(id, note)? } else { None };
             Ok(note.map(|bytes| Bytes::copy_from_slice(&bytes)))
         };
+        let checkpoint = note(batch.checkpoint, Note::Checkpoint)?;
+        let context = note(batch.context, Note::Context)?;
+        Ok((checkpoint, context.unwrap_or_default()))
+    }
+
+    fn dumped_batch(&self, id: u128, batch: &BatchV1) -> Result<OpenBatch> {
+        let (checkpoint, context) = self.notes(id, batch)?;
         let offered_from = (!batch.held && batch.until > 0).then_some(batch.until);
         Ok(OpenBatch {
             id: BatchId::from_u128(id),
@@ -231,8 +239,8 @@ impl View<'_> {
             attempts_before: batch.prior,
             formed_at: Timestamp::from_nanos(batch.formed_at),
             offered_from: offered_from.map(Timestamp::from_nanos),
-            context: note(batch.context, Note::Context)?.unwrap_or_default(),
-            checkpoint: note(batch.checkpoint, Note::Checkpoint)?,
+            context,
+            checkpoint,
         })
     }
 
