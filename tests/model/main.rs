@@ -76,7 +76,7 @@ fn every_planted_fault_is_caught() {
     };
     assert_eq!(lives(5, Fault::None).failure, None);
     for fault in Fault::ALL {
-        let Lived { count, failure, .. } = lives(SOME, fault);
+        let Lived { count, failure, .. } = lives(MANY, fault);
         let failure = failure.unwrap_or_else(|| panic!("{fault:?} is not caught"));
         let verb = failure.lines().nth(1).unwrap_or_default();
         println!("{fault:?}: caught in life {count}, {verb}");

@@ -98,8 +98,8 @@ pub(super) async fn a_batch_tells_who_has_it_and_until_when(bench: Bench) {
         (BatchState::Offered, fence, 1),
         "its holder may be late"
     );
-    let hold = Then::Hold { until: at(400) };
-    queue.give(at(2), &lease, Update::then(hold)).await;
+    let longer = Then::Hold { until: at(400) };
+    queue.give(at(2), &lease, Update::then(longer)).await;
     let held = BatchState::Held { until: at(400) };
     assert_eq!(shown(at(3)).await, (held, fence, 1));
     let defer = Then::Defer { until: at(500) };

@@ -365,7 +365,7 @@ impl Pilot {
                     .filter_map(|number| Some(*all.get(number.checked_rem(all.len())?)?.0));
                 let picked: Vec<BatchId> = picked.collect();
                 let released = admin.release(now, &picked).await;
-                self.seen(released, |memory, ids| memory.numbered(ids))
+                self.seen(released, Memory::numbered)
             }
             _ => unreachable!("the other steps need no administration"),
         }
