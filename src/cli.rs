@@ -12,11 +12,13 @@
 //!                          ├ entries a request as a line of JSON
 //!                          ├ dumped  a moment of a store, queue by queue
 //!                          ├ look    finding requests, and describing them
+//!                          ├ pick    ids that were named, by the queue that has them
 //!                          └ table   columns for people
 //! ```
 //! A new verb is one file here and one arm of [`Verb`].
 
 mod args;
+mod batches;
 mod bench;
 mod cancel;
 mod child;
@@ -34,9 +36,11 @@ mod look;
 mod ls;
 mod manual;
 mod output;
+mod pick;
 mod push;
 mod queues;
 mod repair;
+mod results;
 mod run;
 mod scratch;
 mod show;
@@ -103,6 +107,14 @@ enum Verb {
     Resume(steer::SteerArgs),
     /// Cancel requests
     Cancel(cancel::CancelArgs),
+    /// Print what was done and what failed for good, also as it happens
+    Results(results::ResultsArgs),
+    /// Look at the batches that have not ended, and take them from holders that are gone
+    #[command(
+        subcommand,
+        after_help = "Example: batchyard batches ls --store ./store"
+    )]
+    Batches(batches::BatchesVerb),
     /// Print all that the store holds, as JSON Lines
     Export(export::ExportArgs),
     /// Take in what export printed, or another store, without loss
@@ -174,6 +186,8 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Pause(args) => steer::steer(args, Steer::Pause).await,
         Verb::Resume(args) => steer::steer(args, Steer::Resume).await,
         Verb::Cancel(args) => cancel::cancel(args).await,
+        Verb::Results(args) => results::results(args).await,
+        Verb::Batches(verb) => batches::batches(verb).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Import(args) => import::import(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,

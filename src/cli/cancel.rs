@@ -1,8 +1,6 @@
 //! `cancel`: requests that are not to be handled any more.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use batchyard::{Cancelled, Queue, QueueName, RequestId};
+use batchyard::{Cancelled, Entry, QueueName, RequestId, State};
 use clap::Args;
 use serde::Serialize;
 
@@ -10,7 +8,8 @@ use super::{
     args::StoreArgs,
     exit::{Exit, Failure},
     look,
-    output::{print, print_json, say},
+    output::{print, print_json},
+    pick::{self, Picked},
     show,
     store::OpenStore,
 };
@@ -20,7 +19,8 @@ use super::{
 #[command(
     after_help = "A request that waits is cancelled at once. One in flight stays with its batch, whose members never change, \
 and is cancelled if it would come back. What is done or dead is not changed; the exit code is 5 then, or 3 if there was nothing \
-to cancel.\n\nExample: batchyard cancel --store ./store 18a3c0de5f00a1b2"
+to cancel. As JSON: the state that it was in, and `cancelled` with `now`, `if_it_comes_back` or `no`; with --dry-run what it would be.\
+\n\nExample: batchyard cancel --store ./store 18a3c0de5f00a1b2"
 )]
 pub(crate) struct CancelArgs {
     /// The ids of the requests, as push printed them
@@ -29,7 +29,7 @@ pub(crate) struct CancelArgs {
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
     queue: Option<QueueName>,
-    /// Change nothing, and print the state of each
+    /// Change nothing, and print what would become of each
     #[arg(long)]
     dry_run: bool,
     /// Print a line of JSON for each
@@ -44,6 +44,7 @@ pub(crate) struct CancelArgs {
 struct Line<'a> {
     id: RequestId,
     queue: &'a QueueName,
+    state: State,
     cancelled: &'a str,
 }
 
@@ -56,33 +57,19 @@ pub(super) async fn cancel(args: CancelArgs) -> Result<Exit, Failure> {
 
 async fn cancel_all(args: &CancelArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let queues = open.existing(args.queue.as_ref()).await?;
-    let mut picked: BTreeMap<QueueName, (&Arc<dyn Queue>, Vec<RequestId>)> = BTreeMap::new();
-    let (mut cancelled, mut not) = (0, 0);
-    for id in &args.ids {
-        let Some((queue, entry)) = look::find(&queues, *id, |_| true).await? else {
-            say(&show::unknown(*id));
-            not += 1;
-            continue;
+    let find = async |id| look::find(&queues, id, |_| true).await;
+    let picked = Picked::find(&args.ids, find, show::unknown).await?;
+    let (mut cancelled, mut not) = (0, picked.missing);
+    for (name, (queue, entries)) in &picked.found {
+        let what = if args.dry_run {
+            entries.iter().map(would_be).collect()
+        } else {
+            let ids: Vec<RequestId> = entries.iter().map(|entry| entry.id).collect();
+            let admin = look::administration(&***queue)?;
+            admin.cancel(queue.now(), &ids).await?
         };
-        if args.dry_run {
-            args.print(*id, &queue.name(), &format!("is {}", entry.state))?;
-            continue;
-        }
-        let ids = &mut picked.entry(queue.name()).or_insert((queue, Vec::new())).1;
-        if !ids.contains(id) {
-            ids.push(*id);
-        }
-    }
-    for (name, (queue, ids)) in &picked {
-        let admin = look::administration(&***queue)?;
-        let what = admin.cancel(queue.now(), ids).await?;
-        for (id, what) in ids.iter().zip(what) {
-            let text = match what {
-                Cancelled::Now => "now",
-                Cancelled::IfItComesBack => "if it comes back",
-                Cancelled::No => "no",
-            };
-            args.print(*id, name, text)?;
+        for (entry, what) in entries.iter().zip(what) {
+            args.print(entry, name, what)?;
             if what == Cancelled::No {
                 not += 1;
             } else {
@@ -90,23 +77,35 @@ async fn cancel_all(args: &CancelArgs, open: &OpenStore) -> Result<Exit, Failure
             }
         }
     }
-    Ok(match (cancelled, not) {
-        (_, 0) => Exit::Ok,
-        (0, _) if !args.dry_run => Exit::NotFound,
-        _ => Exit::Partial,
-    })
+    Ok(pick::exit(cancelled, not))
+}
+
+/// What would become of a request as things stand.
+fn would_be(entry: &Entry) -> Cancelled {
+    match entry.state {
+        State::Delayed | State::Ready => Cancelled::Now,
+        State::InFlight => Cancelled::IfItComesBack,
+        _ => Cancelled::No,
+    }
 }
 
 impl CancelArgs {
-    fn print(&self, id: RequestId, queue: &QueueName, cancelled: &str) -> Result<(), Failure> {
+    fn print(&self, entry: &Entry, queue: &QueueName, what: Cancelled) -> Result<(), Failure> {
+        let (word, text) = match what {
+            Cancelled::Now => ("now", "now"),
+            Cancelled::IfItComesBack => ("if_it_comes_back", "if it comes back"),
+            Cancelled::No => ("no", "no"),
+        };
+        let (id, state) = (entry.id, entry.state);
         if self.json {
             print_json(&Line {
                 id,
                 queue,
-                cancelled,
+                state,
+                cancelled: word,
             })?;
         } else {
-            print(format!("{id}  {cancelled}\n").as_bytes())?;
+            print(format!("{id}  {text}\n").as_bytes())?;
         }
         Ok(())
     }

@@ -1,24 +1,28 @@
 //! `dead ls|show|redrive|purge`: the requests that failed for good.
 
+mod filter;
+mod pace;
+
 use std::{
-    collections::BTreeMap,
     io::{self, Write},
     sync::Arc,
 };
 
-use batchyard::{DeadReason, Entry, List, Queue, QueueName, RequestId, State};
-use clap::{
-    Args, Subcommand,
-    builder::{PossibleValuesParser, TypedValueParser},
-};
+use batchyard::{Entry, List, Queue, QueueName, RequestId, State};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use self::{
+    filter::FilterArgs,
+    pace::{Pace, Rate},
+};
 use super::{
     args::StoreArgs,
     entries,
     exit::{Exit, Failure},
     look,
     output::{print, say},
+    pick::{self, Picked},
     store::OpenStore,
     table::Table,
 };
@@ -38,10 +42,10 @@ pub(crate) enum DeadVerb {
     /// Show one dead letter, with its payload
     Show(ShowArgs),
     /// Make dead letters ready again, with no attempts counted and without a ttl
-    #[command(after_help = concat!(pick_help!(), "batchyard dead redrive --store ./store --all --reason exhausted"))]
-    Redrive(PickArgs),
+    #[command(after_help = concat!("With --rate it takes its time, and ends at a signal with what was redriven so far.\n\n", pick_help!(), "batchyard dead redrive --store ./store --all --error timeout --rate 100/s"))]
+    Redrive(RedriveArgs),
     /// Forget dead letters and their payloads
-    #[command(after_help = concat!(pick_help!(), "batchyard dead purge --store ./store --all --dry-run"))]
+    #[command(after_help = concat!(pick_help!(), "batchyard dead purge --store ./store --all --older 720h --dry-run"))]
     Purge(PickArgs),
 }
 
@@ -52,9 +56,8 @@ pub(crate) struct LsArgs {
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
     queue: Option<QueueName>,
-    /// Only those with this reason
-    #[arg(long, value_name = "REASON", value_parser = reasons())]
-    reason: Option<DeadReason>,
+    #[command(flatten)]
+    filter: FilterArgs,
     /// Print a line of JSON for each, as export does
     #[arg(long)]
     json: bool,
@@ -79,18 +82,27 @@ pub(crate) struct ShowArgs {
     store: StoreArgs,
 }
 
+/// Options of `dead redrive`.
+#[derive(Debug, Args)]
+pub(crate) struct RedriveArgs {
+    #[command(flatten)]
+    pick: PickArgs,
+    /// Not faster than this, such as 100/s or 10/min [default: as fast as it goes]
+    #[arg(long, value_name = "RATE", value_parser = pace::rate)]
+    rate: Option<Rate>,
+}
+
 /// Options of `dead redrive` and `dead purge`.
 #[derive(Debug, Args)]
 pub(crate) struct PickArgs {
     /// The ids of dead letters
-    #[arg(value_name = "ID", value_parser = look::id)]
+    #[arg(value_name = "ID", value_parser = look::id, conflicts_with = "FilterArgs")]
     ids: Vec<RequestId>,
     /// All dead letters
     #[arg(long, conflicts_with = "ids")]
     all: bool,
-    /// Only those with this reason
-    #[arg(long, value_name = "REASON", value_parser = reasons(), conflicts_with = "ids")]
-    reason: Option<DeadReason>,
+    #[command(flatten)]
+    filter: FilterArgs,
     /// Only this queue [default: all queues]
     #[arg(long, value_name = "NAME")]
     queue: Option<QueueName>,
@@ -123,10 +135,13 @@ pub(super) async fn dead(verb: DeadVerb) -> Result<Exit, Failure> {
     let store = match &verb {
         DeadVerb::Ls(LsArgs { store, .. })
         | DeadVerb::Show(ShowArgs { store, .. })
-        | DeadVerb::Redrive(PickArgs { store, .. })
+        | DeadVerb::Redrive(RedriveArgs {
+            pick: PickArgs { store, .. },
+            ..
+        })
         | DeadVerb::Purge(PickArgs { store, .. }) => store,
     };
-    if let DeadVerb::Redrive(args) | DeadVerb::Purge(args) = &verb
+    if let DeadVerb::Redrive(RedriveArgs { pick: args, .. }) | DeadVerb::Purge(args) = &verb
         && args.ids.is_empty()
         && !args.all
     {
@@ -137,8 +152,10 @@ pub(super) async fn dead(verb: DeadVerb) -> Result<Exit, Failure> {
     let result = match &verb {
         DeadVerb::Ls(args) => list(args, &open).await,
         DeadVerb::Show(args) => show(args, &open).await,
-        DeadVerb::Redrive(args) => change(args, Change::Redrive, &open).await,
-        DeadVerb::Purge(args) => change(args, Change::Purge, &open).await,
+        DeadVerb::Redrive(RedriveArgs { pick, rate }) => {
+            change(pick, Change::Redrive, *rate, &open).await
+        }
+        DeadVerb::Purge(args) => change(args, Change::Purge, None, &open).await,
     };
     open.close(result).await
 }
@@ -149,7 +166,8 @@ async fn list(args: &LsArgs, open: &OpenStore) -> Result<Exit, Failure> {
         let (name, mut list) = (queue.name(), List::new(State::Dead));
         while let Some(page) = look::next_page(&*queue, &mut list).await? {
             let mut lines = Vec::new();
-            for entry in page.iter().filter(|entry| fits(entry, args.reason)) {
+            let now = queue.now();
+            for entry in page.iter().filter(|entry| args.filter.fits(entry, now)) {
                 if args.json {
                     entries::write_line(&name, entry, &mut lines)?;
                 } else {
@@ -195,43 +213,126 @@ fn is_dead(entry: &Entry) -> bool {
     entry.state == State::Dead
 }
 
-async fn change(args: &PickArgs, change: Change, open: &OpenStore) -> Result<Exit, Failure> {
+async fn change(
+    args: &PickArgs,
+    change: Change,
+    rate: Option<Rate>,
+    open: &OpenStore,
+) -> Result<Exit, Failure> {
     let queues = open.existing(args.queue.as_ref()).await?;
-    let (mut changed, mut missing) = (0, 0);
-    if args.all {
-        for queue in &queues {
+    let mut work = Work {
+        args,
+        change,
+        pace: Pace::new(rate.filter(|_| !args.dry_run))?,
+        changed: 0,
+        of: 0,
+    };
+    let (stopped, missing) = if args.all {
+        (work.change_all(&queues).await?, 0)
+    } else {
+        let find = async |id| look::find(&queues, id, is_dead).await;
+        let picked = Picked::find(&args.ids, find, unknown).await?;
+        let stopped = work.change_picked(&picked).await?;
+        (stopped, picked.missing)
+    };
+    let (changed, verb) = (work.changed, args.verb(change));
+    if let Some(exit) = stopped {
+        say(&format!("stopped: {changed} {verb} so far"));
+        return Ok(exit);
+    }
+    say(&format!("{changed} {verb}"));
+    Ok(pick::exit(changed, missing))
+}
+
+/// What is done to dead letters, and how far it is.
+struct Work<'a> {
+    args: &'a PickArgs,
+    change: Change,
+    pace: Pace,
+    changed: u64,
+    /// How many there may be in all.
+    of: u64,
+}
+
+impl Work<'_> {
+    /// All that fit; the exit code if it was asked to stop.
+    async fn change_all(&mut self, queues: &[Arc<dyn Queue>]) -> Result<Option<Exit>, Failure> {
+        for queue in queues {
+            self.of += queue.stats(queue.now()).await?.dead;
+        }
+        for queue in queues {
             let mut list = List::new(State::Dead);
             while let Some(page) = look::next_page(&**queue, &mut list).await? {
-                let page = page.iter().filter(|entry| fits(entry, args.reason));
+                let now = queue.now();
+                let page = page
+                    .iter()
+                    .filter(|entry| self.args.filter.fits(entry, now));
                 let ids: Vec<RequestId> = page.map(|entry| entry.id).collect();
-                args.apply(change, &**queue, &ids, &mut changed).await?;
+                let stopped = self.apply(&**queue, &ids).await?;
+                if stopped.is_some() {
+                    return Ok(stopped);
+                }
             }
         }
-    } else {
-        let mut picked: BTreeMap<QueueName, (&Arc<dyn Queue>, Vec<RequestId>)> = BTreeMap::new();
-        for id in &args.ids {
-            let Some((queue, _)) = look::find(&queues, *id, is_dead).await? else {
-                say(&unknown(*id));
-                missing += 1;
-                continue;
-            };
-            let (_, ids) = picked
-                .entry(queue.name())
-                .or_insert_with(|| (queue, Vec::new()));
-            if !ids.contains(id) {
-                ids.push(*id);
-            }
-        }
-        for (queue, ids) in picked.values() {
-            args.apply(change, &***queue, ids, &mut changed).await?;
-        }
+        Ok(None)
     }
-    say(&format!("{changed} {}", args.verb(change)));
-    Ok(match (changed, missing) {
-        (_, 0) => Exit::Ok,
-        (0, _) => Exit::NotFound,
-        _ => Exit::Partial,
-    })
+
+    /// Those that were named; the exit code if it was asked to stop.
+    async fn change_picked(&mut self, picked: &Picked<'_, Entry>) -> Result<Option<Exit>, Failure> {
+        let found = picked.found.values();
+        self.of = found.map(|(_, entries)| entries.len() as u64).sum();
+        for (queue, entries) in picked.found.values() {
+            let ids: Vec<RequestId> = entries.iter().map(|entry| entry.id).collect();
+            let stopped = self.apply(&***queue, &ids).await?;
+            if stopped.is_some() {
+                return Ok(stopped);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Changes these dead letters of a queue, step by step, counts and prints them.
+    async fn apply(
+        &mut self,
+        queue: &dyn Queue,
+        ids: &[RequestId],
+    ) -> Result<Option<Exit>, Failure> {
+        let admin = look::administration(queue)?;
+        for ids in ids.chunks(self.pace.step) {
+            if let Some(exit) = self.pace.next().await {
+                return Ok(Some(exit));
+            }
+            let now = queue.now();
+            let changed = match self.change {
+                _ if self.args.dry_run => Ok(ids.len() as u64),
+                Change::Redrive => admin.redrive(now, ids).await,
+                Change::Purge => admin.purge(now, ids).await,
+            };
+            self.changed += changed.map_err(|error| self.after_some(&error.into()))?;
+            let printed = self.args.print(&queue.name(), ids);
+            printed.map_err(|error| self.unprinted(error))?;
+            self.pace.show(self.changed, self.of);
+        }
+        Ok(None)
+    }
+
+    /// What failed, with what was done before.
+    fn after_some(&self, failure: &Failure) -> Failure {
+        let before = match self.changed {
+            0 => String::new(),
+            changed => format!("; {changed} {} before", self.args.verb(self.change)),
+        };
+        Failure::new(failure.exit(), format!("{failure}{before}"))
+    }
+
+    fn unprinted(&self, error: io::Error) -> Failure {
+        if self.args.dry_run {
+            return error.into();
+        }
+        let (changed, verb) = (self.changed, self.args.verb(self.change));
+        let so_far = format!("{changed} {verb}, and no more were looked at");
+        Failure::unprinted(error, so_far)
+    }
 }
 
 impl PickArgs {
@@ -242,32 +343,6 @@ impl PickArgs {
             (Change::Purge, false) => "purged",
             (Change::Purge, true) => "would be purged",
         }
-    }
-
-    /// Changes these dead letters of a queue, in one step, counts and prints them.
-    async fn apply(
-        &self,
-        change: Change,
-        queue: &dyn Queue,
-        ids: &[RequestId],
-        changed: &mut u64,
-    ) -> Result<(), Failure> {
-        let admin = look::administration(queue)?;
-        *changed += match change {
-            _ if self.dry_run => ids.len() as u64,
-            Change::Redrive => admin.redrive(queue.now(), ids).await?,
-            Change::Purge => admin.purge(queue.now(), ids).await?,
-        };
-        self.print(&queue.name(), ids).map_err(|error| {
-            if self.dry_run {
-                return error.into();
-            }
-            let so_far = format!(
-                "{changed} {}, and no more were looked at",
-                self.verb(change)
-            );
-            Failure::unprinted(error, so_far)
-        })
     }
 
     fn print(&self, queue: &QueueName, ids: &[RequestId]) -> io::Result<()> {
@@ -284,29 +359,8 @@ impl PickArgs {
     }
 }
 
-fn fits(entry: &Entry, reason: Option<DeadReason>) -> bool {
-    reason.is_none() || entry.reason == reason
-}
-
 fn unknown(id: RequestId) -> String {
     format!("{id} is no dead letter; dead ls lists them")
 }
 
-/// Parses reasons as they are printed.
-fn reasons() -> impl TypedValueParser<Value = DeadReason> {
-    let known = |text: String| REASONS.into_iter().find(|(name, _)| *name == text);
-    PossibleValuesParser::new(REASONS.map(|(name, _)| name)).try_map(move |text| {
-        known(text)
-            .map(|(_, reason)| reason)
-            .ok_or("no such reason")
-    })
-}
-
-const REASONS: [(&str, DeadReason); 5] = [
-    ("rejected", DeadReason::Rejected),
-    ("exhausted", DeadReason::Exhausted),
-    ("too_large", DeadReason::TooLarge),
-    ("undecodable", DeadReason::Undecodable),
-    ("damaged", DeadReason::Damaged),
-];
 const ERROR_CHARS: usize = 60;

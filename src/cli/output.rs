@@ -146,6 +146,11 @@ impl Steps {
         Self::styled("{bar:30} {elapsed} so far: {msg}")
     }
 
+    /// A bar that counts dead letters that were brought back.
+    pub(crate) fn of_redriving() -> Self {
+        Self::styled("{bar:30} {human_pos} of {human_len} redriven, {elapsed} so far{msg}")
+    }
+
     fn styled(style: &str) -> Self {
         Self {
             bar: Bar::start(style),
