@@ -1,10 +1,15 @@
 //! `explain`: why nothing has gone yet, and when it will.
 
-use batchyard::{Entry, ErrorKind, Explanation, Queue, QueueName, RequestId, State};
+use batchyard::{
+    BatchEntry, BatchId, BatchState, Entry, ErrorKind, Explanation, Queue, QueueName, RequestId,
+    State, Timestamp,
+};
 use clap::Args;
+use serde::Serialize;
 
 use super::{
     args::StoreArgs,
+    batches,
     exit::{Exit, Failure},
     look,
     output::{print, print_json},
@@ -22,11 +27,38 @@ pub(crate) struct ExplainArgs {
     /// The name of a queue, or the id of a request [default: all queues]
     #[arg(value_name = "QUEUE|ID")]
     what: Option<String>,
-    /// Print a line of JSON for each queue
+    /// Print a line of JSON for each queue; of a request that waits or is in flight, with where it is as `request`
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     store: StoreArgs,
+}
+
+/// A queue, and the request that was asked for.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    explanation: &'a Explanation,
+    request: Place<'a>,
+}
+
+/// Where a request is that is not settled.
+#[derive(Serialize)]
+struct Place<'a> {
+    id: RequestId,
+    state: State,
+    /// Since when it is ready, when it is due, or when its batch was formed.
+    at: Timestamp,
+    attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<BatchId>,
+    /// Of its batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_state: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
 }
 
 /// Explains it.
@@ -76,18 +108,52 @@ impl ExplainArgs {
         let Some((queue, entry)) = look::find(&queues, id, |_| true).await? else {
             return Err(Failure::new(Exit::NotFound, show::unknown(id)));
         };
+        let is_open = matches!(entry.state, State::Delayed | State::Ready | State::InFlight);
+        let batch = batch_of(&**queue, &entry).await?;
         if !self.json {
-            print(format!("{}\n", sentence(&entry)).as_bytes())?;
-        }
-        if matches!(entry.state, State::Delayed | State::Ready | State::InFlight) {
-            let explanation = explain_queue(open, &**queue).await?;
-            self.print(&explanation)?;
-        } else if self.json {
+            print(format!("{}\n", sentence(&entry, batch.as_ref())).as_bytes())?;
+        } else if !is_open {
             let mut line = Vec::new();
             super::entries::write_line(&queue.name(), &entry, &mut line)?;
             print(&line)?;
         }
+        if is_open {
+            let explanation = explain_queue(open, &**queue).await?;
+            if self.json {
+                print_json(&Line {
+                    explanation: &explanation,
+                    request: place(&entry, batch.as_ref()),
+                })?;
+            } else {
+                self.print(&explanation)?;
+            }
+        }
         Ok(Exit::Ok)
+    }
+}
+
+/// The open batch that a request is in, if this store shows its batches.
+async fn batch_of(queue: &dyn Queue, entry: &Entry) -> Result<Option<BatchEntry>, Failure> {
+    match entry.batch {
+        Some(batch) if entry.state == State::InFlight && queue.capabilities().batches => {
+            let admin = look::administration(queue)?;
+            Ok(admin.batch(queue.now(), batch).await?)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn place<'a>(entry: &'a Entry, batch: Option<&BatchEntry>) -> Place<'a> {
+    let (batch_state, until) = batch.map(batches::state).unzip();
+    Place {
+        id: entry.id,
+        state: entry.state,
+        at: entry.at,
+        attempts: entry.attempts,
+        error: entry.error.as_deref(),
+        batch: entry.batch,
+        batch_state,
+        until: until.flatten(),
     }
 }
 
@@ -109,7 +175,7 @@ pub(super) async fn explain_queue(
 }
 
 /// Where a request is, in words.
-fn sentence(entry: &Entry) -> String {
+fn sentence(entry: &Entry, held: Option<&BatchEntry>) -> String {
     let Entry {
         id, at, attempts, ..
     } = entry;
@@ -130,7 +196,13 @@ fn sentence(entry: &Entry) -> String {
             format!("request {id} has been ready since {at}, and waits for a batch{after}")
         }
         State::InFlight => {
-            format!("request {id} is in batch {batch}, which was formed at {at}{after}")
+            let held = match held.map(|batch| batch.state) {
+                Some(BatchState::Held { until }) => format!(" and is held until {until}"),
+                Some(BatchState::Offered) => " and is offered to whoever claims next".to_owned(),
+                Some(BatchState::Deferred { until }) => format!(" and is deferred until {until}"),
+                None => String::new(),
+            };
+            format!("request {id} is in batch {batch}, which was formed at {at}{held}{after}")
         }
         State::Done => format!("request {id} has been done since {at}"),
         State::Dead => format!(

@@ -103,7 +103,7 @@ fn cells(queue: &dyn Queue, stats: &Stats, now: Timestamp) -> Vec<String> {
 }
 
 /// An age in its two largest units.
-fn age(age: Duration) -> String {
+pub(super) fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let units = [("d", seconds / 86400), ("h", seconds / 3600 % 24)];
     let units = units
