@@ -40,6 +40,7 @@ mod pick;
 mod push;
 mod queues;
 mod repair;
+mod results;
 mod run;
 mod scratch;
 mod show;
@@ -106,6 +107,8 @@ enum Verb {
     Resume(steer::SteerArgs),
     /// Cancel requests
     Cancel(cancel::CancelArgs),
+    /// Print what was done and what failed for good, also as it happens
+    Results(results::ResultsArgs),
     /// Look at the batches that have not ended, and take them from holders that are gone
     #[command(
         subcommand,
@@ -183,6 +186,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Pause(args) => steer::steer(args, Steer::Pause).await,
         Verb::Resume(args) => steer::steer(args, Steer::Resume).await,
         Verb::Cancel(args) => cancel::cancel(args).await,
+        Verb::Results(args) => results::results(args).await,
         Verb::Batches(verb) => batches::batches(verb).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Import(args) => import::import(args).await,

@@ -353,6 +353,15 @@ async fn a_store_that_is_served_to_be_looked_at_is_not_changed() {
     let client = ControlStore::connect(folder.path()).await.unwrap();
     let queue = client.queue(&name).await.unwrap();
     let (admin, now) = (queue.admin().unwrap(), queue.now());
+    own.push_one(NewRequest::new("held")).await.unwrap();
+    let claim = Claim {
+        max_requests: std::num::NonZeroU32::MIN,
+        ..Claim::new()
+    };
+    let batch = own.claim(now, &claim).await.unwrap().unwrap().batch;
+    let shown = admin.batch(now, batch).await.unwrap();
+    assert_eq!(shown, own.admin().unwrap().batch(now, batch).await.unwrap());
+    assert_eq!(shown.unwrap().id, batch);
     let bookmark = |source: &str| batchyard::Bookmark {
         source: source.into(),
         value: "7".into(),
@@ -375,6 +384,7 @@ async fn a_store_that_is_served_to_be_looked_at_is_not_changed() {
         admin.cancel(now, &[id]).await.map(drop),
         admin.purge(now, &[id]).await.map(drop),
         admin.redrive(now, &[id]).await.map(drop),
+        admin.release(now, &[batch]).await.map(drop),
         queue.transfer().unwrap().restore().await.map(drop),
     ];
     for refused in refused {
@@ -383,7 +393,7 @@ async fn a_store_that_is_served_to_be_looked_at_is_not_changed() {
     }
     queue.pause().await.unwrap();
     let stats = queue.stats(now).await.unwrap();
-    assert_eq!((stats.pushed, stats.ready), (1, 1), "{stats:?}");
+    assert_eq!((stats.pushed, stats.ready), (2, 1), "{stats:?}");
     assert!(own.stats(now).await.unwrap().paused_at.is_some());
     assert!(admin.status(now, id).await.unwrap().is_some());
     control.close().await;

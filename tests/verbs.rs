@@ -512,6 +512,16 @@ fn what_can_never_work_is_refused_before_anything_is_made() {
             "dead show --store STORE xyz",
             "an id is 16 hexadecimal digits, as push and ls print them",
         ),
+        ("dead redrive --store STORE --all --rate fast", "100/s"),
+        ("dead purge --store STORE --all --rate 1/s", "--rate"),
+        ("dead ls --store STORE --older 5", "90s"),
+        ("batches release --store STORE", "--all"),
+        (
+            "batches show --store STORE 000000000000002a",
+            "32 hexadecimal digits",
+        ),
+        ("results --store STORE --since 17", "a cursor is"),
+        ("results --store STORE --state ready", "done"),
         ("repair redis://localhost other", "is a server"),
         (
             "dispatch --store STORE --time-interval 1ns -- cat",
@@ -569,6 +579,10 @@ fn verbs_that_only_look_make_no_store_and_no_queue() {
         "dead show 000000000000002a",
         "dead redrive --all",
         "dead purge 000000000000002a",
+        "batches ls",
+        "batches release --all",
+        "results",
+        "results --follow",
     ];
     for verb in verbs {
         yard.fails(&format!("{verb} --store STORE"), 3, &["no such folder"]);
@@ -705,10 +719,44 @@ fn a_store_in_use_names_its_owner_and_the_way_out() {
     yard.ok("push --store STORE", b"1\n");
 }
 
+/// Leaves a batch of three in the queue `stuck`, deferred for a day, with outcomes and a checkpoint; its id.
+fn leave_batch(yard: &Yard) -> String {
+    use batchyard::{Claim, ControlStore, Outcome, Page, Store, Then, Update};
+
+    yard.ok("push --store STORE --queue stuck", b"1\n2\n3\n");
+    let mut dispatch = yard.start("dispatch --store STORE --json --queue other -- cat");
+    dispatch.event("serving");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let id = runtime.unwrap().block_on(async {
+        let store = ControlStore::connect(yard.path("store")).await.unwrap();
+        let queue = store.queue(&"stuck".parse().unwrap()).await.unwrap();
+        let now = queue.now();
+        let lease = queue.claim(now, &Claim::new()).await.unwrap().unwrap();
+        let members = queue.read(&lease, Page::first()).await.unwrap();
+        let update = Update {
+            outcomes: vec![
+                (members[0].id, Outcome::result("\"one\"")),
+                (members[2].id, Outcome::retry("busy")),
+            ],
+            checkpoint: Some("{\"submitted\":7}".into()),
+            then: Then::Defer {
+                until: now.after(std::time::Duration::from_secs(24 * 3600)),
+            },
+        };
+        queue.update(now, &lease, update).await.unwrap();
+        lease.batch.to_string()
+    });
+    dispatch.kill("TERM");
+    assert_eq!(dispatch.end().code, Some(143));
+    id
+}
+
 /// What verbs print about a store, one after the other.
 fn walk(yard: &Yard, ids: &[&str]) -> Vec<String> {
-    let [ready, delayed, dead, cancelled] = ids else {
-        panic!("four ids")
+    let [ready, delayed, dead, cancelled, batch] = ids else {
+        panic!("four ids and a batch")
     };
     let lines = [
         "queues --store STORE".to_owned(),
@@ -720,7 +768,16 @@ fn walk(yard: &Yard, ids: &[&str]) -> Vec<String> {
         format!("show --json --store STORE {delayed}"),
         format!("show --store STORE {dead}"),
         format!("cancel --store STORE {cancelled} --dry-run"),
+        format!("cancel --store STORE {cancelled} {delayed} --dry-run --json"),
+        "batches ls --store STORE".to_owned(),
+        "batches ls --json --store STORE --queue stuck".to_owned(),
+        format!("batches show --json --store STORE {batch}"),
+        format!("batches release --dry-run --store STORE {batch}"),
+        "batches release --all --dry-run --json --store STORE".to_owned(),
+        "results --store STORE".to_owned(),
+        "results --json --store STORE --state dead".to_owned(),
         "dead ls --store STORE".to_owned(),
+        "dead ls --json --store STORE --newer 100h --attempts 1 --error one".to_owned(),
         format!("dead show --json --store STORE {dead}"),
         "dead redrive --all --dry-run --store STORE".to_owned(),
         format!("explain --store STORE {dead}"),
@@ -740,7 +797,8 @@ fn verbs_say_the_same_whether_the_store_is_open_elsewhere_or_not() {
         let ready = yard.ok("push --store STORE --attribute tenant=7", b"1\n2\n3\n");
         yard.ok("push --store STORE --queue other", b"4\n");
         let ready: Vec<&str> = ready.lines().collect();
-        let ids = [ready[0], delayed.trim(), dead.trim(), ready[2]];
+        let batch = leave_batch(&yard);
+        let ids = [ready[0], delayed.trim(), dead.trim(), ready[2], &batch];
         yard.ok("pause --store STORE", b"");
         let alone = walk(&yard, &ids);
 
@@ -753,6 +811,14 @@ fn verbs_say_the_same_whether_the_store_is_open_elsewhere_or_not() {
         // And it changes what it is asked to change.
         yard.ok(&format!("cancel --store STORE {}", ids[3]), b"");
         yard.ok("dead purge --all --store STORE", b"");
+        let released = yard.ok("batches release --all --store STORE", b"");
+        assert_eq!(released.trim(), batch);
+        let shown = yard.ok(&format!("batches show --json --store STORE {batch}"), b"");
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(
+            (&shown["state"], &shown["attempt"]),
+            (&"offered".into(), &1.into())
+        );
         yard.ok("push --store STORE", b"5\n6\n");
         let stats = yard.ok("stats --json --store STORE --queue default", b"");
         let stats: Value = serde_json::from_str(&stats).unwrap();
@@ -882,6 +948,262 @@ fn cancelling_tells_what_became_of_each() {
         (&told["id"], &told["cancelled"]),
         (&ids[1].into(), &"now".into())
     );
+    let ids = yard.ok("push --store STORE", b"1\n2\n");
+    let done = ids.lines().next().unwrap();
+    yard.settle();
+    let waits = yard.ok("push --store STORE --delay 1h", b"3\n");
+    let line = format!("cancel --store STORE --json {done} {}", waits.trim());
+    // What it would do, and then does.
+    for (dry_run, cancelled) in [(" --dry-run", 2), (" --dry-run", 2), ("", 3)] {
+        let ran = yard.run(&format!("{line}{dry_run}"), b"");
+        assert_eq!(ran.code, Some(5), "{}", ran.err);
+        let told = values(&ran.out);
+        for (told, state, what) in [(&told[0], "done", "no"), (&told[1], "delayed", "now")] {
+            assert_eq!(
+                (&told["state"], &told["cancelled"]),
+                (&state.into(), &what.into())
+            );
+        }
+        assert_eq!(yard.stats()["cancelled"], cancelled);
+    }
+}
+
+#[test]
+fn a_batch_is_shown_and_taken_from_its_holder() {
+    let yard = Yard::new();
+    let made = Command::new("mkfifo").arg(yard.path("go")).status();
+    assert!(made.unwrap().success());
+    let id = yard.ok("push --store STORE", b"1\n");
+    let mut command = yard.command(
+        "dispatch --store STORE --json --plain --queue-threshold 1 --heartbeat-interval 20ms -- sh -c",
+    );
+    command.arg("in=$(cat); read -r go < go; echo \"$in\"");
+    let mut dispatch = start(&mut command);
+    let claimed = dispatch.event("claimed");
+    let batch = claimed["batch"].as_str().unwrap();
+
+    let listed = values(&yard.ok("batches ls --json --store STORE", b""));
+    assert_eq!(listed.len(), 1);
+    let facts = [
+        "id",
+        "queue",
+        "state",
+        "attempt",
+        "requests",
+        "unsettled",
+        "fence",
+    ];
+    let facts = facts.map(|name| listed[0][name].clone());
+    let expected: [Value; 7] = [
+        batch.into(),
+        "default".into(),
+        "held".into(),
+        1.into(),
+        1.into(),
+        1.into(),
+        1.into(),
+    ];
+    assert_eq!(facts, expected);
+    let shown = yard.ok(&format!("batches show {batch} --store STORE"), b"");
+    for text in [
+        "held until",
+        "unless its holder holds on to it",
+        "unsettled   1",
+    ] {
+        assert!(shown.contains(text), "{shown}");
+    }
+    let place = yard.ok(&format!("explain --json {} --store STORE", id.trim()), b"");
+    let place: Value = serde_json::from_str(&place).unwrap();
+    let request = &place["request"];
+    assert_eq!(
+        (
+            &request["state"],
+            &request["batch"],
+            &request["batch_state"]
+        ),
+        (&"in_flight".into(), &batch.into(), &"held".into())
+    );
+    assert!(
+        request["until"].is_string() && place["summary"].is_string(),
+        "{place}"
+    );
+
+    let release = format!("batches release {batch} {batch} --store STORE");
+    let printed = yard.ok(&format!("{release} --dry-run"), b"");
+    assert_eq!(printed, format!("{batch}\n"));
+    assert_eq!(yard.ok(&release, b""), printed);
+    // It is handed out again, and its first holder is told that it has lost it.
+    let (mut again, mut lost) = (None, false);
+    while again.is_none() || !lost {
+        let event: Value = serde_json::from_str(&dispatch.line()).unwrap();
+        match event["event"].as_str().unwrap() {
+            "claimed" => again = Some(event),
+            "lease_lost" => lost = true,
+            _ => {}
+        }
+    }
+    let again = again.unwrap();
+    assert_eq!(
+        (&again["batch"], &again["attempt"]),
+        (&batch.into(), &1.into())
+    );
+    dispatch.kill("TERM");
+    dispatch.kill("INT");
+    let ran = dispatch.end();
+    assert!(ran.out.contains("released"), "{}", ran.out);
+    let ran = yard.run(&release, b"");
+    assert_eq!(ran.code, Some(3), "{}", ran.err);
+    assert!(ran.err.contains("is offered already"), "{}", ran.err);
+    let unknown = "00000000000000000000000000000007";
+    yard.fails(
+        &format!("batches release {unknown} --store STORE"),
+        3,
+        &["no open batch"],
+    );
+    yard.fails(
+        &format!("batches show {unknown} --store STORE"),
+        3,
+        &["no open batch"],
+    );
+    assert_eq!(yard.stats()["in_flight"], 1);
+}
+
+#[test]
+fn dead_letters_are_picked_by_what_they_are_like_and_redriven_at_a_rate() {
+    let yard = Yard::new();
+    let ids = yard.ok(
+        "push --store STORE",
+        b"\"timeout\"\n\"gone\"\n\"timeout\"\n",
+    );
+    let ids: Vec<&str> = ids.lines().collect();
+    let reject = r#"sed -E 's/"attempt.*"payload":("[a-z]*")}/"error":\1}/'"#;
+    let dispatch = "dispatch --store STORE --drain -- sh -c";
+    assert_eq!(run(yard.command(dispatch).arg(reject), b"").code, Some(5));
+    for (filter, picked) in [
+        ("--error time", vec![ids[0], ids[2]]),
+        ("--error Time", vec![]),
+        ("--older 1h", vec![]),
+        ("--newer 1h", ids.clone()),
+        ("--attempts 1", ids.clone()),
+        ("--attempts 2", vec![]),
+        ("--reason rejected --error gone --newer 1h", vec![ids[1]]),
+        ("--reason exhausted --error gone", vec![]),
+    ] {
+        let listed = values(&yard.ok(&format!("dead ls --json {filter} --store STORE"), b""));
+        let listed: Vec<&str> = listed
+            .iter()
+            .map(|dead| dead["id"].as_str().unwrap())
+            .collect();
+        assert_eq!(listed, picked, "{filter}");
+        for verb in ["redrive", "purge"] {
+            let line = format!("dead {verb} --all {filter} --dry-run --store STORE");
+            let printed = yard.ok(&line, b"");
+            assert_eq!(printed.lines().collect::<Vec<_>>(), picked, "{line}");
+        }
+    }
+    // The first goes at once, and the second after an hour.
+    let mut slow = yard.start("dead redrive --all --error timeout --rate 1/h --store STORE");
+    assert_eq!(slow.line(), ids[0]);
+    slow.kill("INT");
+    let ran = slow.end();
+    assert_eq!((ran.code, &*ran.out), (Some(130), ""), "{}", ran.err);
+    assert!(
+        ran.err.contains("stopped: 1 redriven so far"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(yard.stats()["ready"], 1);
+    yard.ok("dead purge --all --error timeout --store STORE", b"");
+    let printed = yard.ok("dead redrive --all --rate 1000000/s --store STORE", b"");
+    assert_eq!(printed.trim(), ids[1]);
+    let stats = yard.stats();
+    assert_eq!(
+        (&stats["dead"], &stats["purged"], &stats["ready"]),
+        (&0.into(), &1.into(), &2.into())
+    );
+}
+
+#[test]
+fn results_are_printed_in_order_and_go_on_behind_a_cursor() {
+    let yard = Yard::new();
+    let ids = yard.ok("push --store STORE", b"1\n2\n1\n3\n");
+    let ids: Vec<&str> = ids.lines().collect();
+    assert_eq!(yard.ok("results --store STORE", b""), "");
+    assert_eq!(yard.settle().code, Some(5));
+    let all = values(&yard.ok("results --json --store STORE", b""));
+    let named = |lines: &[Value]| -> Vec<String> {
+        let id = |line: &Value| line["id"].as_str().unwrap().to_owned();
+        lines.iter().map(id).collect()
+    };
+    // Done ones as they are recorded, dead letters as their batch ends.
+    assert_eq!(named(&all), [ids[0], ids[2], ids[1], ids[3]]);
+    assert_eq!(
+        (&all[0]["state"], &all[0]["result"][0], &all[2]["error"]),
+        (&"done".into(), &"one".into(), &"not\n one".into())
+    );
+    for (at, line) in all.iter().enumerate() {
+        let since = line["cursor"].as_str().unwrap();
+        let since = format!("results --json --store STORE --since {since}");
+        assert_eq!(values(&yard.ok(&since, b"")), all[at + 1..]);
+    }
+    let dead = values(&yard.ok("results --json --state dead --store STORE", b""));
+    assert_eq!(named(&dead), [ids[1], ids[3]]);
+    let text = yard.ok("results --state done --store STORE", b"");
+    assert_eq!(text.lines().count(), 2);
+    for word in [
+        ids[0],
+        "done",
+        "[\"one\"]",
+        all[0]["cursor"].as_str().unwrap(),
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+    // A line that is not kept any more: what was on its page comes again, and nothing is left out.
+    let cursor = all[2]["cursor"].as_str().unwrap();
+    yard.ok(&format!("dead purge {} --store STORE", ids[1]), b"");
+    let since = format!("results --json --store STORE --since {cursor}");
+    let again = values(&yard.ok(&since, b""));
+    assert_eq!(named(&again), [ids[0], ids[2], ids[3]]);
+    yard.ok("push --store STORE --queue other", b"1\n");
+    yard.fails(&since, 2, &["--queue"]);
+    yard.ok(&format!("{since} --queue default"), b"");
+    let ran = unread(&mut yard.command("results --store STORE"), b"");
+    assert_eq!((ran.code, &*ran.err), (Some(0), ""));
+}
+
+#[test]
+fn results_are_followed_whoever_has_the_store_open() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n");
+    yard.settle();
+    let mut follow = yard.start("results --follow --json --store STORE");
+    let mut next = || -> Value { serde_json::from_str(&follow.line()).unwrap() };
+    assert_eq!(next()["state"], "done");
+    // It has the store open no more: somebody else may dispatch, and is asked from then on.
+    let plain = "dispatch --store STORE --json --plain --queue-threshold 1 -- cat";
+    let mut dispatch = yard.start(plain);
+    dispatch.event("serving");
+    let id = yard.ok("push --store STORE", b"2\n");
+    assert_eq!(next()["id"], id.trim());
+    let id = yard.ok("push --store STORE --queue other", b"1\n");
+    dispatch.kill("KILL");
+    dispatch.end();
+    // The next one serves another queue, which it did not know.
+    let mut dispatch = yard.start(&format!("{plain} ").replace("-- ", "--queue other -- "));
+    dispatch.event("serving");
+    let line = next();
+    assert_eq!(
+        (&line["id"], &line["queue"]),
+        (&id.trim().into(), &"other".into())
+    );
+    dispatch.kill("TERM");
+    dispatch.end();
+    follow.kill("INT");
+    let ran = follow.end();
+    assert_eq!(ran.code, Some(130), "{}", ran.err);
+    for told in ["nobody serves the store", "going on without it"] {
+        assert!(ran.err.contains(told), "{}", ran.err);
+    }
 }
 
 #[test]
@@ -1150,6 +1472,11 @@ fn each_verb_has_an_example_in_its_help_and_the_codes_are_in_that_of_all() {
         "dispatch",
         "stats",
         "export",
+        "results",
+        "batches",
+        "batches ls",
+        "batches show",
+        "batches release",
         "dead",
         "dead ls",
         "dead show",

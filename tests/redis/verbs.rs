@@ -114,10 +114,14 @@ struct Dispatch {
 impl Dispatch {
     /// Batches of ten, two at a time, whose holders count as dead after two seconds of silence.
     fn start(yard: &Yard, rest: &str) -> Self {
-        let home = TempDir::new().unwrap();
         let line = "dispatch --queue-threshold 10 --max-in-flight 2 --lease-duration 2s \
                     --heartbeat-interval 500ms --json";
-        let mut command = yard.command(&format!("{line} {rest}"));
+        Self::of(yard, &format!("{line} {rest}"))
+    }
+
+    fn of(yard: &Yard, line: &str) -> Self {
+        let home = TempDir::new().unwrap();
+        let mut command = yard.command(line);
         let mut child = command.env("XDG_STATE_HOME", home.path()).spawn().unwrap();
         let events = BufReader::new(child.stdout.take().unwrap());
         Self {
@@ -215,13 +219,22 @@ fn dead_letters_on_a_server_are_listed_redriven_and_purged() {
     assert_eq!(drained.status.code(), Some(5));
     let dead = yard.ok("dead ls --json", "");
     assert_eq!(dead.len(), 2);
+    assert_eq!(yard.ok("dead ls --json --error no --newer 1h", "").len(), 2);
+    assert!(yard.ok("dead ls --json --error other", "").is_empty());
+    let results = yard.ok("results --json --state dead", "");
+    assert_eq!(results.len(), 2);
+    let since = results[0]["cursor"].as_str().unwrap();
+    assert_eq!(
+        yard.ok(&format!("results --json --since {since}"), ""),
+        results[1..]
+    );
     let id = dead[0]["id"].as_str().unwrap();
     let shown = yard.ok(&format!("dead show --json {id}"), "");
     assert_eq!(
         (&shown[0]["payload"], &shown[0]["error"]),
         (&1.into(), &"no".into())
     );
-    yard.ok(&format!("dead redrive --json {id}"), "");
+    yard.ok(&format!("dead redrive --rate 1000/s --json {id}"), "");
     assert_eq!(yard.ok("dead purge --json --all", "").len(), 1);
     let stats = yard.ok("stats --json", "");
     assert_eq!(
@@ -229,6 +242,49 @@ fn dead_letters_on_a_server_are_listed_redriven_and_purged() {
         (&0.into(), &1.into())
     );
     assert_eq!(yard.run("stats --queue other", "").0, Some(3));
+}
+
+#[test]
+fn batches_on_a_server_are_released_and_results_followed() {
+    let Some(yard) = Yard::start() else { return };
+    let pushed = yard.ok("push --json", "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n");
+    let mut silent = Dispatch::of(
+        &yard,
+        "dispatch --queue-threshold 10 --heartbeat-interval 500ms --json -- sleep 1000",
+    );
+    let held = silent.next("claimed");
+    silent.signal("STOP");
+    let listed = yard.ok("batches ls --json", "");
+    assert_eq!(listed.len(), 1);
+    let batch = listed[0]["id"].as_str().unwrap();
+    assert_eq!(
+        (&held["batch"], &listed[0]["state"], &listed[0]["requests"]),
+        (&batch.into(), &"held".into(), &10.into())
+    );
+    let shown = yard.ok(&format!("batches show --json {batch}"), "");
+    assert_eq!(shown[0]["unsettled"], 10);
+    let mut child = yard.command("results --follow --json").spawn().unwrap();
+    let mut results = BufReader::new(child.stdout.take().unwrap()).lines();
+    let released = yard.ok(&format!("batches release --json {batch}"), "");
+    assert_eq!((released.len(), &released[0]["id"]), (1, &batch.into()));
+    assert_eq!(yard.run(&format!("batches release {batch}"), "").0, Some(3));
+    let events = Dispatch::start(&yard, "--drain --plain -- cat").end();
+    let again = claim_of(&events, &held);
+    assert_eq!(again["attempt"], 1);
+    for pushed in &pushed {
+        let line = results.next().unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&line["id"], &line["state"]),
+            (&pushed["id"], &"done".into())
+        );
+    }
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-s", "INT", &pid]).status();
+    assert!(killed.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    silent.signal("CONT");
+    assert_eq!(silent.next("lease_lost")["batch"], batch);
 }
 
 #[test]
