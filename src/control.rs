@@ -24,8 +24,8 @@ use std::{
 };
 
 pub use self::{
-    client::{ControlQueue, ControlStore},
-    server::{ControlAccess, ControlServer, serve_control},
+    client::{ControlQueue, ControlStore, OwnerGone},
+    server::{ControlAccess, ControlServer, serve_control, serve_control_for_now},
 };
 
 /// Where the socket of a store is.

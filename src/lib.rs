@@ -43,7 +43,10 @@ pub mod testing;
 pub mod torture;
 
 #[cfg(feature = "control")]
-pub use self::control::{ControlAccess, ControlQueue, ControlServer, ControlStore, serve_control};
+pub use self::control::{
+    ControlAccess, ControlQueue, ControlServer, ControlStore, OwnerGone, serve_control,
+    serve_control_for_now,
+};
 #[cfg(feature = "command")]
 pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]

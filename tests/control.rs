@@ -19,8 +19,9 @@ use std::{
 use async_trait::async_trait;
 use batchyard::{
     Claim, ControlAccess, ControlServer, ControlStore, Dispatcher, ErrorKind, HandlerError, Lease,
-    List, Member, MemoryStore, NewRequest, Page, Pushed, Queue, QueueExt, QueueName, QueueOptions,
-    Report, Result, State, Stats, Store, Timestamp, Update, serve_control,
+    List, Member, MemoryStore, NewRequest, OwnerGone, Page, Pushed, Queue, QueueExt, QueueName,
+    QueueOptions, Report, Result, State, Stats, Store, Timestamp, Update, serve_control,
+    serve_control_for_now,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -218,6 +219,7 @@ async fn a_call_that_is_dropped_is_given_up_by_the_owner() {
     next_is(&mut tells, "given up").await;
     let error = call.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(OwnerGone::of(&error), Some(OwnerGone::Unknown), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,6 +253,95 @@ async fn an_owner_that_closes_or_is_gone_is_told_of_and_replaced() {
     assert_eq!(queue.stats(queue.now()).await.unwrap().pushed, 0);
     drop(control);
     assert!(!folder.path().join("control.sock").exists());
+}
+
+/// Connects as soon as it is let in; time goes on by itself meanwhile.
+async fn let_in(folder: &Path) -> ControlStore {
+    loop {
+        match ControlStore::connect(folder).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            client => return client.unwrap(),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_is_removed_or_replaced_is_there_again() {
+    let owner = Owner::new(QueueOptions::default());
+    let socket = owner.folder.path().join("control.sock");
+    let before = let_in(owner.folder.path()).await;
+    std::fs::remove_file(&socket).unwrap();
+    let after = let_in(owner.folder.path()).await;
+    assert_eq!(
+        after.queues("").await.unwrap(),
+        before.queues("").await.unwrap()
+    );
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "a file").unwrap();
+    let again = let_in(owner.folder.path()).await;
+    again.queues("").await.unwrap();
+    assert_eq!(
+        socket.metadata().unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    // What is there when it ends is its own, or stays.
+    let Owner {
+        folder, control, ..
+    } = owner;
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "a file").unwrap();
+    control.close().await;
+    assert_eq!(std::fs::read(&socket).unwrap(), b"a file");
+    // A folder that was moved away is not followed, and who has its name now is left alone.
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(QueueOptions::default()));
+    let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+    std::fs::create_dir(&here).unwrap();
+    let control = serve_control(&here, store, None, ControlAccess::All).unwrap();
+    std::fs::rename(&here, &there).unwrap();
+    std::fs::create_dir(&here).unwrap();
+    for _ in 0..10 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+    }
+    assert!(!here.join("control.sock").exists());
+    control.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_store_for_now_lets_another_have_it_and_who_stays_does_not() {
+    let owner = Owner::new(QueueOptions::default());
+    let client = owner.client().await;
+    assert!(client.stays());
+    assert!(!client.hand_over().await.unwrap());
+    owner.is_well().await;
+    let Owner {
+        folder,
+        store,
+        control,
+    } = owner;
+    control.close().await;
+
+    let control = serve_control_for_now(folder.path(), Arc::clone(&store), ControlAccess::All);
+    let control = control.unwrap();
+    let client = ControlStore::connect(folder.path()).await.unwrap();
+    assert!(!client.stays());
+    let name: QueueName = "new".parse().unwrap();
+    let queue = client.queue(&name).await.unwrap();
+    // Not in the middle of a dump that is taken in.
+    let restore = queue.transfer().unwrap().restore().await.unwrap();
+    let wanted = control.wanted();
+    let asking = tokio::spawn(async move { (client.hand_over().await, client) });
+    let mut wanted = std::pin::pin!(wanted);
+    assert!(futures_util::poll!(&mut wanted).is_pending());
+    drop(restore);
+    wanted.await;
+    control.close().await;
+    let (lets_go, client) = asking.await.unwrap();
+    assert!(lets_go.unwrap());
+    let error = client.queues("").await.unwrap_err();
+    assert_eq!(OwnerGone::of(&error), Some(OwnerGone::Undone), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,7 +130,11 @@ pub(super) async fn dispatch(args: DispatchArgs) -> Result<Exit, Failure> {
     args.policy.policy()?;
     args.handler.check()?;
     let mut stop = Stop::new()?;
-    let open = args.store.own(args.options()).await?;
+    // It may have to wait for who has it open.
+    let open = tokio::select! {
+        open = args.store.own(args.options()) => open?,
+        exit = stop.asked() => return Ok(exit),
+    };
     let result = serve(&args, &open, &mut stop).await;
     open.close(result).await
 }

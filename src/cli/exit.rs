@@ -68,6 +68,19 @@ impl Failure {
         self.exit
     }
 
+    /// As an error of the library, which ends the program in the same way.
+    pub(crate) fn into_error(self) -> Error {
+        let kind = match self.exit {
+            Exit::Usage => ErrorKind::Invalid,
+            Exit::NotFound => ErrorKind::NotFound,
+            Exit::Conflict => ErrorKind::Locked,
+            Exit::Remote => ErrorKind::Unavailable,
+            Exit::Damaged => ErrorKind::Corrupt,
+            _ => ErrorKind::Internal,
+        };
+        Error::new(kind, self.text)
+    }
+
     /// With the queue that it is about.
     pub(crate) fn about(mut self, queue: &QueueName) -> Self {
         self.text = format!("queue {queue:?}: {}", self.text);

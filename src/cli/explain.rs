@@ -163,11 +163,9 @@ pub(super) async fn explain_queue(
     queue: &dyn Queue,
 ) -> Result<Explanation, Failure> {
     let name = queue.name();
-    if let Some(owner) = &open.owner {
-        match owner.explain(&name).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            explained => return Ok(explained?),
-        }
+    match open.explain(&name).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        explained => return Ok(explained?),
     }
     let now = queue.now();
     let stats = queue.stats(now).await?;

@@ -16,7 +16,7 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "It is well if the store is open, its recovery is done, every queue can be read, and nothing has failed for \
-good: exit 0. Exit 3 if no process serves the store, 7 if who does can't be asked, 8 if it is damaged, 1 else. For a store on a \
+good: exit 0. Exit 3 if no dispatcher or run serves the store, 7 if who does can't be asked, 8 if it is damaged, 1 else. For a store on a \
 server: if that can be reached and read.\n\nExample: batchyard health --store ./store --json"
 )]
 pub(crate) struct HealthArgs {
@@ -72,7 +72,7 @@ async fn tell(args: &HealthArgs, open: &OpenStore) -> Result<Exit, Failure> {
         });
     }
     let well = exit == Exit::Ok;
-    let pid = open.owner.as_ref().map(|owner| owner.pid());
+    let pid = open.pid();
     if args.json {
         print_json(&Health { well, pid, queues })?;
         return Ok(exit);

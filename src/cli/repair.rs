@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{
     exit::{Exit, Failure},
     output::{print_json, say},
-    store::Backend,
+    store::{Backend, Turn},
 };
 
 /// Options of `repair`.
@@ -64,6 +64,8 @@ batchyard stats --store {from}"
         );
         return Err(Failure::new(Exit::Usage, text));
     }
+    // Nobody opens it meanwhile; who has it open is told of by its lock.
+    let _turn = Turn::take(&args.from);
     let repaired = SledStore::repair(&args.from, &args.to).await?;
     let Repaired {
         queues,

@@ -1,11 +1,6 @@
 //! `results`: what was settled, in the order in which it was, also as it is settled.
 //!
-//! ```text
-//!                    ┌──────── nobody serves it: open it, read to the end, close it ◀──────────────┐
-//!   results --follow ┤                                    └─▶ wait until somebody does             │ the owner is gone
-//!                    └──────── served, or on a server: read to the end, wait for changes, again ───┘
-//! ```
-//! A store in a folder is not kept open for it: who comes to dispatch finds it free.
+//! With `--follow` it has the store open as long as nobody else does, and lets in who comes to dispatch.
 
 mod cursor;
 mod follow;

@@ -31,7 +31,7 @@ pub(crate) struct StatsArgs {
     /// Print a line of JSON for each queue
     #[arg(long)]
     json: bool,
-    /// Show them again and again [default: every 1s]; a store in a folder has to be served by dispatch or run
+    /// Show them again and again [default: every 1s]
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", value_parser = duration)]
     watch: Option<Duration>,
     #[command(flatten)]
@@ -50,7 +50,7 @@ struct Line {
 pub(super) async fn stats(args: StatsArgs) -> Result<Exit, Failure> {
     if let Some(every) = args.watch {
         let mut stop = Stop::new()?;
-        let open = args.store.served().await?;
+        let open = args.store.existing().await?;
         let result = watch::watch(&args, &open, every, &mut stop).await;
         return open.close(result).await;
     }

@@ -1,18 +1,32 @@
 //! From `--store` and the environment to an open store.
+//!
+//! ```text
+//!   dispatch, run ─▶ own       waits for who has it open and can let go of it, and keeps it
+//!   other verbs ───▶ shared    whoever has it open serves the rest, and when it is gone another does
+//!   health ────────▶ served    by somebody else, or not at all
+//! ```
+
+mod shared;
+mod turn;
 
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use batchyard::{
-    ControlAccess, ControlServer, ControlStore, DispatcherHandle, Queue, QueueName, QueueOptions,
-    SledStore, Store, serve_control,
+    ControlAccess, ControlServer, ControlStore, DispatcherHandle, Error, Explanation, Queue,
+    QueueName, QueueOptions, SledStore, Store, serve_control,
 };
 use clap::ValueEnum;
 
+pub(crate) use self::turn::Turn;
+use self::{
+    shared::{Shared, SharedStore},
+    turn::{Opened, Place},
+};
 use super::{
     dumped::no_queue,
     exit::{Exit, Failure},
@@ -130,107 +144,118 @@ impl fmt::Display for Backend {
 pub(crate) struct OpenStore {
     /// The store.
     pub(crate) store: Arc<dyn Store>,
-    /// How much of it was told to be damaged when it was opened.
-    pub(crate) damages: usize,
     /// Where the command handler keeps its locks and answers, for this store alone.
     pub(crate) commands: PathBuf,
-    /// The process that has it open, if that is another one.
-    pub(crate) owner: Option<Arc<ControlStore>>,
-    /// Where it is, if that is a folder.
-    folder: Option<PathBuf>,
+    by: By,
+}
+
+/// Who has it open.
+enum By {
+    /// A server.
+    Server,
+    /// This process, for itself, in this folder; its turn goes when it is not served.
+    Own(PathBuf, Mutex<Option<Turn>>),
+    /// This process or another one, whoever is there.
+    Shared(Arc<Shared>),
+    /// Another process.
+    Served(Arc<ControlStore>),
 }
 
 impl OpenStore {
-    /// Opens the store in this folder, made if it is missing: on this backend, or on the usual one.
+    /// Opens the store in this folder, made if it is missing: on this backend, or on the usual one. A verb that has it open lets
+    /// go of it as soon as it can, and is waited for.
     ///
     /// # Errors
-    /// As [`batchyard::SledOptions::open`] and `batchyard::JournalOptions::open`, and if the store is on
-    /// another backend than the one that is asked for.
-    pub(crate) async fn folder(
-        path: &Path,
-        backend: Option<Backend>,
-        queues: QueueOptions,
-    ) -> Result<Self, Failure> {
-        let backend = Backend::at(path, backend)?;
-        let (store, damages) = backend.open(path, queues).await?;
-        Ok(Self {
-            store,
-            damages,
-            commands: path.join(COMMANDS),
-            owner: None,
-            folder: Some(path.to_owned()),
-        })
-    }
-
-    /// As [`folder`](Self::folder), after waiting a moment for a verb that has it open.
-    ///
-    /// # Errors
-    /// As [`folder`](Self::folder).
+    /// As [`batchyard::SledOptions::open`] and `batchyard::JournalOptions::open`, if the store is on
+    /// another backend than the one that is asked for, and if another process has it open that stays.
     pub(crate) async fn own_folder(
         path: &Path,
         backend: Option<Backend>,
         queues: QueueOptions,
     ) -> Result<Self, Failure> {
-        Self::patiently(path, backend, queues, |locked, served| match served {
-            // Who serves it stays.
-            Ok(_) => Err(locked),
-            Err(failure) => Err(failure),
+        let place = Place {
+            folder: path.to_owned(),
+            backend,
+            queues,
+        };
+        let Opened { store, turn, .. } = place.own().await?;
+        Ok(Self {
+            store,
+            commands: path.join(COMMANDS),
+            by: By::Own(place.folder, Mutex::new(Some(turn))),
         })
-        .await
     }
 
-    /// As [`folder`](Self::folder), or the same store through the control socket of the process that has it open.
+    /// As [`own_folder`](Self::own_folder), or the same store through the control socket of the process that has it open; whoever
+    /// that is may change meanwhile. What this process opens it serves.
     ///
     /// # Errors
-    /// As [`folder`](Self::folder), if that process serves no such socket.
+    /// As [`own_folder`](Self::own_folder), if that process serves no such socket.
     pub(crate) async fn shared_folder(
         path: &Path,
         backend: Option<Backend>,
         queues: QueueOptions,
     ) -> Result<Self, Failure> {
-        Self::patiently(path, backend, queues, |_, served| served).await
+        let shared = Shared::open(Place {
+            folder: path.to_owned(),
+            backend,
+            queues,
+        });
+        let shared = shared.await?;
+        Ok(Self {
+            store: Arc::new(SharedStore(Arc::clone(&shared))),
+            commands: path.join(COMMANDS),
+            by: By::Shared(shared),
+        })
     }
 
-    /// Opens it, or does with who serves it what is asked for.
-    async fn patiently(
-        path: &Path,
-        backend: Option<Backend>,
-        queues: QueueOptions,
-        if_served: impl Fn(Failure, Result<Self, Failure>) -> Result<Self, Failure>,
-    ) -> Result<Self, Failure> {
-        let mut waited = Duration::ZERO;
-        loop {
-            let opened = Self::folder(path, backend, queues).await;
-            let locked = match opened {
-                Err(failure) if failure.exit() == Exit::Conflict => failure,
-                opened => return opened,
-            };
-            match Self::served(path).await {
-                Err(failure) if failure.exit() == Exit::NotFound && waited < OWNER_WAIT => {
-                    // It may have begun or ended a moment ago, or be about to.
-                    tokio::time::sleep(OWNER_POLL).await;
-                    waited += OWNER_POLL;
-                }
-                Err(failure) if failure.exit() == Exit::NotFound => return Err(locked),
-                served => return if_served(locked, served),
-            }
+    /// The store in this folder through the socket of the dispatcher or run that has it open.
+    ///
+    /// # Errors
+    /// As [`ControlStore::connect`], and not found if that is another verb.
+    pub(crate) async fn served(path: &Path) -> Result<Self, Failure> {
+        let owner = Arc::new(ControlStore::connect(path).await?);
+        if !owner.stays() {
+            let text = format!(
+                "nobody serves {}: the process with pid {} has it open for a while only, and dispatches nothing",
+                path.display(),
+                owner.pid()
+            );
+            return Err(Failure::new(Exit::NotFound, text));
+        }
+        Ok(Self {
+            store: Arc::clone(&owner) as _,
+            commands: path.join(COMMANDS),
+            by: By::Served(owner),
+        })
+    }
+
+    /// The process that was asked for it, if another one had to have it open.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match &self.by {
+            By::Served(owner) => Some(owner.pid()),
+            _ => None,
         }
     }
 
-    /// The store in this folder through the socket of the process that has it open.
+    /// How much of it was told to be damaged when it was opened here; another process has told it in its log.
+    pub(crate) fn damages(&self) -> usize {
+        match &self.by {
+            By::Shared(shared) => shared.damages(),
+            _ => 0,
+        }
+    }
+
+    /// What its dispatcher says of a queue.
     ///
     /// # Errors
-    /// As [`ControlStore::connect`].
-    pub(crate) async fn served(path: &Path) -> Result<Self, Failure> {
-        let owner = Arc::new(ControlStore::connect(path).await?);
-        Ok(Self {
-            store: Arc::clone(&owner) as _,
-            // The owner told them in its log.
-            damages: 0,
-            commands: path.join(COMMANDS),
-            owner: Some(owner),
-            folder: None,
-        })
+    /// [`NotFound`](batchyard::ErrorKind::NotFound): no dispatcher serves it, or none that can be asked.
+    pub(crate) async fn explain(&self, queue: &QueueName) -> Result<Explanation, Error> {
+        match &self.by {
+            By::Shared(shared) => shared.explain(queue).await,
+            By::Served(owner) => owner.explain(queue).await,
+            By::Server | By::Own(..) => Err(Error::not_found("there is nobody to ask")),
+        }
     }
 
     /// Lets other processes use it too, if it is in a folder.
@@ -239,7 +264,9 @@ impl OpenStore {
         dispatcher: DispatcherHandle,
         access: ControlAccess,
     ) -> Option<ControlServer> {
-        let folder = self.folder.as_deref()?;
+        let By::Own(folder, turn) = &self.by else {
+            return None;
+        };
         match serve_control(folder, Arc::clone(&self.store), Some(dispatcher), access) {
             Ok(control) => Some(control),
             Err(error) => {
@@ -247,6 +274,8 @@ impl OpenStore {
                 say(&format!(
                     "other processes can't use the store meanwhile: {why}"
                 ));
+                // Nobody is to wait for that.
+                drop(turn.lock().unwrap_or_else(PoisonError::into_inner).take());
                 None
             }
         }
@@ -265,10 +294,8 @@ impl OpenStore {
         let store = batchyard::RedisStore::connect(url).await?;
         Ok(Self {
             store: Arc::new(store.with_options(queues)),
-            damages: 0,
             commands: state_folder(url).join(COMMANDS),
-            owner: None,
-            folder: None,
+            by: By::Server,
         })
     }
 
@@ -369,8 +396,5 @@ fn state_folder(url: &str) -> PathBuf {
     states.join("batchyard").join(name)
 }
 
-/// For how long a store is waited for that is locked and not served.
-const OWNER_WAIT: Duration = Duration::from_secs(2);
-const OWNER_POLL: Duration = Duration::from_millis(20);
 const COMMANDS: &str = "commands";
 const FORMAT: &str = "FORMAT";

@@ -1,28 +1,26 @@
 //! The side of the owner: answers calls, and owes nothing to who makes them.
 
-use std::{
-    fmt, fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod lasting;
+mod listening;
+
+use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
 use rustix::process::geteuid;
 use serde::Serialize;
 use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    net::UnixStream,
+    sync::{Notify, OwnedSemaphorePermit, RwLock, Semaphore},
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::listening::{Listening, Socket};
 use super::{
-    address, socket,
+    socket,
     wire::{self, Call, Failed, Opened, PROTOCOL, Verb, Welcome},
 };
 use crate::{
-    clock::Timestamp,
     dispatcher::DispatcherHandle,
     error::{Error, Result},
     queue::{Administration, Queue, Store, Transfer, directive},
@@ -59,8 +57,47 @@ pub fn serve_control(
     dispatcher: Option<DispatcherHandle>,
     access: ControlAccess,
 ) -> Result<ControlServer> {
-    let folder = folder.as_ref();
-    let listener = listen(folder).map_err(|error| {
+    serve(folder.as_ref(), (store, dispatcher), access, None)
+}
+
+/// As [`serve_control`], by a process that needs the store for a while only: it lets another one have it that wants it for
+/// itself, as [`ControlServer::wanted`] tells.
+///
+/// ```no_run
+/// # async fn serve(store: std::sync::Arc<batchyard::SledStore>) -> batchyard::Result<()> {
+/// use batchyard::{ControlAccess, Store, serve_control_for_now};
+///
+/// let control = serve_control_for_now("./store", store.clone(), ControlAccess::All)?;
+/// tokio::select! {
+///     () = control.wanted() => {}
+///     () = async { /* what the store is needed for */ } => {}
+/// }
+/// control.close().await;
+/// store.close().await
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`serve_control`].
+///
+/// # Panics
+/// As [`serve_control`].
+pub fn serve_control_for_now(
+    folder: impl AsRef<Path>,
+    store: Arc<dyn Store>,
+    access: ControlAccess,
+) -> Result<ControlServer> {
+    let wanted = Some(CancellationToken::new());
+    serve(folder.as_ref(), (store, None), access, wanted)
+}
+
+fn serve(
+    folder: &Path,
+    (store, dispatcher): (Arc<dyn Store>, Option<DispatcherHandle>),
+    access: ControlAccess,
+    wanted: Option<CancellationToken>,
+) -> Result<ControlServer> {
+    let listening = Listening::begin(folder).map_err(|error| {
         let text = format!("{} can't be listened at", socket(folder).display());
         Error::unavailable(text).with_source(error)
     })?;
@@ -72,12 +109,15 @@ pub fn serve_control(
         frames: Arc::new(Semaphore::new(FRAME_UNITS)),
         connections: Arc::new(Semaphore::new(CONNECTIONS)),
         crowded: Notify::new(),
+        dumping: RwLock::new(()),
+        wanted: wanted.clone(),
         stop: stop.clone(),
     });
     Ok(ControlServer {
-        path: socket(folder),
+        socket: Arc::clone(&listening.socket),
+        wanted,
         stop,
-        accepting: tokio::spawn(served.accept(listener)),
+        accepting: tokio::spawn(served.accept(listening)),
     })
 }
 
@@ -125,12 +165,26 @@ impl ControlAccess {
 ///
 /// Dropping it cuts off the clients, and removes the socket.
 pub struct ControlServer {
-    path: PathBuf,
+    socket: Arc<Socket>,
+    /// Cancelled when somebody wants the store for itself; `None`: it stays.
+    wanted: Option<CancellationToken>,
     stop: CancellationToken,
     accepting: JoinHandle<()>,
 }
 
 impl ControlServer {
+    /// Waits until another process wants the store for itself: close this, and then the store. Never, unless it is served by
+    /// [`serve_control_for_now`]. Cancel safe.
+    pub fn wanted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let wanted = self.wanted.clone();
+        async move {
+            match wanted {
+                Some(wanted) => wanted.cancelled().await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Takes no more calls, and waits up to 5 seconds for those under way.
     pub async fn close(mut self) {
         self.stop.cancel();
@@ -143,32 +197,16 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.stop.cancel();
         self.accepting.abort();
-        // One that stays is a socket where nobody listens, which the next owner replaces.
-        let _ = fs::remove_file(&self.path);
+        self.socket.remove();
     }
 }
 
 impl fmt::Debug for ControlServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ControlServer")
-            .field("path", &self.path)
+            .field("folder", &self.socket.folder)
             .finish_non_exhaustive()
     }
-}
-
-/// Listens in place of whoever did before: the caller has the store, so nobody else does.
-fn listen(folder: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let path = socket(folder);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let (address, _folder) = address(folder)?;
-    let listener = UnixListener::bind(address)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 struct Served {
@@ -180,15 +218,24 @@ struct Served {
     connections: Arc<Semaphore>,
     /// Somebody waits for a connection: one that asks for nothing ends.
     crowded: Notify,
+    /// Read by those who take in a dump, or have a moment.
+    dumping: RwLock<()>,
+    wanted: Option<CancellationToken>,
     stop: CancellationToken,
 }
 
 impl Served {
-    async fn accept(self: Arc<Self>, listener: UnixListener) {
+    async fn accept(self: Arc<Self>, mut listening: Listening) {
         let mut clients = JoinSet::new();
+        let mut looks = interval(LOOK_AGAIN);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let stream = tokio::select! {
-                stream = listener.accept() => stream,
+                stream = listening.listener.accept() => stream,
+                _ = looks.tick() => {
+                    listening.mend();
+                    continue;
+                }
                 () = self.stop.cancelled() => break,
             };
             while clients.try_join_next().is_some() {}
@@ -217,7 +264,8 @@ impl Served {
                 }
             });
         }
-        drop(listener);
+        listening.socket.remove();
+        drop(listening);
         // Those that take longer are cut off.
         let _ = timeout(CLOSING, async {
             while clients.join_next().await.is_some() {}
@@ -245,6 +293,7 @@ impl Served {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            stays: self.wanted.is_none(),
         };
         wire::write(&mut stream, &answer(Ok(welcome))).await?;
         if protocol != PROTOCOL {
@@ -254,10 +303,16 @@ impl Served {
             if let Call::To(queue, Verb::Restore) = &call
                 && self.access.check(&Verb::Restore).is_ok()
             {
+                let _dumping = self.dumping.read().await;
                 return self.restore(queue, &mut stream).await;
             }
-            if let Call::Moment(now) = call {
-                return self.hold_still(now, &mut stream).await;
+            match call {
+                Call::Moment(now) => {
+                    let _dumping = self.dumping.read().await;
+                    return self.hold_still(now, &mut stream).await;
+                }
+                Call::HandOver => return self.hand_over(&mut stream).await,
+                _ => {}
             }
             let frame = tokio::select! {
                 frame = self.obey(call) => frame,
@@ -299,36 +354,6 @@ impl Served {
         }
     }
 
-    /// Keeps a moment for as long as its pages are asked for.
-    async fn hold_still(&self, now: Timestamp, stream: &mut UnixStream) -> io::Result<()> {
-        let begun = tokio::select! {
-            begun = self.store.moment(now) => begun,
-            () = gone(stream) => return Ok(()),
-        };
-        let moment = match begun {
-            Ok(Some(moment)) => moment,
-            Ok(None) => {
-                let none: Result<Option<Vec<QueueName>>> = Ok(None);
-                return wire::write(stream, &answer(none)).await;
-            }
-            Err(error) => return wire::write(stream, &answer::<()>(Err(error))).await,
-        };
-        wire::write(stream, &answer(Ok(Some(moment.queues())))).await?;
-        // It keeps from being freed what it holds: who does not want it any more must not keep it.
-        while let Ok(call) = timeout(ABANDONED, self.next_part(stream)).await {
-            let Some(call) = call? else { return Ok(()) };
-            let frame = match call {
-                Call::Page(queue, from) => tokio::select! {
-                    page = moment.dump(&queue, from) => answer(page),
-                    () = gone(stream) => return Ok(()),
-                },
-                _ => answer::<()>(Err(out_of_place())),
-            };
-            wire::write(stream, &frame).await?;
-        }
-        self.say_bye(stream).await.map(drop)
-    }
-
     /// The next part of a dump, for however long it takes to come.
     async fn next_part(&self, stream: &mut UnixStream) -> io::Result<Option<Call>> {
         let first = tokio::select! {
@@ -361,7 +386,7 @@ impl Served {
     /// The frame of a call's result.
     async fn obey(&self, call: Call) -> Vec<u8> {
         match call {
-            Call::Hello { .. } | Call::Moment(_) | Call::Page(..) => {
+            Call::Hello { .. } | Call::HandOver | Call::Moment(_) | Call::Page(..) => {
                 answer::<()>(Err(out_of_place()))
             }
             Call::Queues(prefix) => answer(self.store.queues(&prefix).await),
@@ -438,32 +463,6 @@ impl Served {
         let dispatcher = self.dispatcher.as_ref().ok_or_else(none)?;
         dispatcher.explain(queue).await
     }
-
-    /// Takes in a dump, as long as its parts come.
-    async fn restore(&self, name: &QueueName, stream: &mut UnixStream) -> io::Result<()> {
-        let opened = self.store.queue(name).await;
-        let queue = match opened {
-            Ok(queue) => queue,
-            Err(error) => return wire::write(stream, &answer::<()>(Err(error))).await,
-        };
-        let begun = match transfer(&*queue) {
-            Ok(transfer) => transfer.restore().await,
-            Err(error) => Err(error),
-        };
-        let mut restore = match begun {
-            Ok(restore) => restore,
-            Err(error) => return wire::write(stream, &answer::<()>(Err(error))).await,
-        };
-        wire::write(stream, &answer(Ok(()))).await?;
-        while let Some(call) = self.next_part(stream).await? {
-            let added = match call {
-                Call::To(queue, Verb::Add(records)) if queue == *name => restore.add(records).await,
-                _ => Err(out_of_place()),
-            };
-            wire::write(stream, &answer(added)).await?;
-        }
-        Ok(())
-    }
 }
 
 /// What is asked of the administration of a queue.
@@ -534,7 +533,7 @@ const GREETING: Duration = Duration::from_secs(30);
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// How long a frame may take from its first byte to its last.
 const FRAME: Duration = Duration::from_secs(30);
-/// Of a moment nobody may ask for nothing for so long.
-const ABANDONED: Duration = Duration::from_mins(10);
 const CLOSING: Duration = Duration::from_secs(5);
+/// How often it is looked whether the socket is still there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The version of what is here. It rises with every change of a type that goes through.
-pub(super) const PROTOCOL: u32 = 3;
+pub(super) const PROTOCOL: u32 = 4;
 
 /// What a client asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ pub(super) enum Call {
     Queues(String),
     /// [`Opened`]
     Open(QueueName),
+    /// `bool`: whether the server lets go of the store; once it has, the connection ends.
+    HandOver,
     /// To a queue.
     To(QueueName, Verb),
     /// `Option<Vec<QueueName>>`: the queues of a moment, if there are such; from then on this connection is asked for nothing but
@@ -108,6 +110,8 @@ pub(super) struct Welcome {
     pub(super) protocol: u32,
     pub(super) version: String,
     pub(super) pid: u32,
+    /// Whether it keeps the store, whoever wants it.
+    pub(super) stays: bool,
 }
 
 /// The answer to [`Call::Open`]: what the queue can do.

@@ -9,67 +9,19 @@ use tokio::{sync::watch, time::sleep};
 use super::Printer;
 use crate::cli::{
     exit::{Exit, Failure},
-    output::say,
     stop::Stop,
     store::OpenStore,
 };
 
 /// Prints what is settled until it is asked to stop, or nobody reads it any more.
 pub(super) async fn follow(printer: &mut Printer<'_>) -> Result<Exit, Failure> {
-    let (args, mut stop) = (printer.args, Stop::new()?);
-    let mut open = args.store.existing().await?;
-    loop {
-        let is_in_folder = args.store.path().is_some();
-        let opened = if is_in_folder && open.owner.is_none() {
-            let result = printer.print_all(&open).await;
-            open.close(result).await?;
-            say("nobody serves the store; what is settled is printed as soon as somebody does");
-            until_open(
-                async || args.store.served().await,
-                Exit::NotFound,
-                &mut stop,
-            )
-            .await?
-        } else {
-            match watch(printer, &open, &mut stop).await {
-                Err(failure) if is_in_folder && failure.exit() == Exit::Remote => {
-                    say(&format!("{failure}; going on without it"));
-                    // Who opens it now serves it in a moment, or closes it.
-                    let again = async || args.store.existing().await;
-                    until_open(again, Exit::Conflict, &mut stop).await?
-                }
-                result => return open.close(result).await,
-            }
-        };
-        open = match opened {
-            Ok(open) => open,
-            Err(exit) => return Ok(exit),
-        };
-    }
+    let mut stop = Stop::new()?;
+    let open = printer.args.store.existing().await?;
+    let result = watch(printer, &open, &mut stop).await;
+    open.close(result).await
 }
 
-/// Tries again and again as long as it ends in this way; or how it was asked to stop.
-async fn until_open(
-    open: impl AsyncFn() -> Result<OpenStore, Failure>,
-    not_yet: Exit,
-    stop: &mut Stop,
-) -> Result<Result<OpenStore, Exit>, Failure> {
-    loop {
-        tokio::select! {
-            exit = stop.asked() => return Ok(Err(exit)),
-            opened = open() => match opened {
-                Err(failure) if failure.exit() == not_yet => {}
-                opened => return opened.map(Ok),
-            },
-        }
-        tokio::select! {
-            exit = stop.asked() => return Ok(Err(exit)),
-            () = sleep(LOOK) => {}
-        }
-    }
-}
-
-/// Prints what is settled as long as the store can be asked.
+/// Whoever has the store open, which may change.
 async fn watch(
     printer: &mut Printer<'_>,
     open: &OpenStore,
@@ -85,6 +37,8 @@ async fn watch(
             }
         }
         for one in &mut watched {
+            // Those of an owner that is gone have ended.
+            one.changes = one.changes.take().or_else(|| one.queue.pushed());
             // Marked before looking, so that nothing that happens meanwhile is missed.
             if let Some(changes) = &mut one.changes {
                 changes.mark_unchanged();

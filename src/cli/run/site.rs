@@ -52,7 +52,7 @@ impl Site {
         if args.retry_failed && !place.folder.exists() {
             return Err(nothing_to_retry(&place));
         }
-        let open = OpenStore::folder(&place.folder, args.store.backend, options()).await?;
+        let open = OpenStore::own_folder(&place.folder, args.store.backend, options()).await?;
         place.forget_removal()?;
         Ok(Self { open, place })
     }
@@ -154,7 +154,7 @@ impl Site {
         self.open.store.close().await?;
         let backend = Backend::of(&self.place.folder);
         self.place.remove()?;
-        self.open = OpenStore::folder(&self.place.folder, backend, options()).await?;
+        self.open = OpenStore::own_folder(&self.place.folder, backend, options()).await?;
         Ok(())
     }
 

@@ -4,12 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
-use super::{
-    Connection, ControlQueue, Owner, held,
-    wire::{self, Call, Verb},
-};
+use super::{Connection, ControlQueue, Owner, held};
 use crate::{
     clock::Timestamp,
+    control::wire::{self, Call, Verb},
     error::{Error, Result},
     queue::{
         Moment, Transfer,
