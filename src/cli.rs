@@ -3,8 +3,9 @@
 //! ```text
 //!   main ─▶ Cli (clap) ─▶ verb ─▶ Exit | Failure ─▶ exit code
 //!                          │
-//!                          ├ args    options that several verbs have, and how they are written
-//!                          ├ store   from --store and the environment to a store
+//!                          ├ args    the settings as flags, and what the environment and a file say of them
+//!                          ├ store   from where a store is to an open one
+//!                          ├ handling from the settings to a handler
 //!                          ├ stop    SIGINT, SIGTERM and SIGHUP
 //!                          ├ scratch a folder of this program's own, and its removal
 //!                          ├ child   this program, started again
@@ -22,6 +23,7 @@ mod batches;
 mod bench;
 mod cancel;
 mod child;
+mod config;
 mod dead;
 mod dispatch;
 mod dumped;
@@ -29,6 +31,7 @@ mod entries;
 mod exit;
 mod explain;
 mod export;
+mod handling;
 mod health;
 mod import;
 mod lines;
@@ -100,10 +103,13 @@ enum Verb {
     /// Tell whether the store is served, and well
     Health(health::HealthArgs),
     /// Let what is ready leave now
+    #[command(after_help = steer::help!("flush"))]
     Flush(steer::SteerArgs),
     /// Have dispatchers claim nothing, until resumed
+    #[command(after_help = steer::help!("pause"))]
     Pause(steer::SteerArgs),
     /// Let dispatchers go on
+    #[command(after_help = steer::help!("resume"))]
     Resume(steer::SteerArgs),
     /// Cancel requests
     Cancel(cancel::CancelArgs),
@@ -126,6 +132,12 @@ enum Verb {
     Repair(repair::RepairArgs),
     /// Read all that a store holds, and say what of it is damaged, without changing anything
     Verify(verify::VerifyArgs),
+    /// Check the configuration, and show where each value comes from
+    #[command(
+        subcommand,
+        after_help = "Example: batchyard config check /etc/batchyard.toml"
+    )]
+    Config(config::ConfigVerb),
     /// Measure the backends on this machine, beside a raw log and other stores
     Bench(Box<bench::BenchArgs>),
     /// Prove on this machine's disk that nothing answered is lost, by killing this program again and again
@@ -193,6 +205,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
         Verb::Verify(args) => verify::verify(args).await,
+        Verb::Config(verb) => config::config(verb),
         Verb::Bench(args) => bench::bench(*args).await,
         Verb::Torture(args) => torture::torture(args).await,
         Verb::Completions(args) => manual::completions(&args, Cli::command()),
@@ -202,7 +215,87 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    /// Each command with its name, from the program down to the last verb.
+    fn all_commands() -> Vec<(String, clap::Command)> {
+        let mut found = Vec::new();
+        let mut left = vec![(String::from("batchyard"), Cli::command())];
+        while let Some((name, command)) = left.pop() {
+            let below = command.get_subcommands().cloned();
+            left.extend(below.map(|below| (format!("{name} {}", below.get_name()), below)));
+            found.push((name, command));
+        }
+        assert!(found.len() > 25, "the verbs were not found");
+        found
+    }
+
+    /// What is told of a command below its options.
+    fn told(command: &clap::Command) -> String {
+        let told = command
+            .get_after_long_help()
+            .or(command.get_after_help())
+            .map(ToString::to_string);
+        told.unwrap_or_default()
+    }
+
+    #[test]
+    fn each_verb_has_an_example_that_is_understood() {
+        for (name, command) in all_commands()
+            .into_iter()
+            .filter(|(name, _)| name.contains(' '))
+        {
+            let told = told(&command);
+            let example = told.lines().find_map(|line| line.strip_prefix("Example: "));
+            let example = example.unwrap_or_else(|| panic!("{name} has no example: {told:?}"));
+            let ours = example.split(['|', '>', '&']).map(str::trim);
+            let ours: Vec<_> = ours.filter(|part| part.starts_with("batchyard ")).collect();
+            assert!(
+                ours.iter().any(|part| part.starts_with(&name)),
+                "{name} is not in its example: {example}"
+            );
+            for part in ours {
+                let parsed = Cli::try_parse_from(part.split_whitespace());
+                assert!(parsed.is_ok(), "{part}: {}", parsed.unwrap_err());
+            }
+        }
+    }
+
+    #[test]
+    fn each_verb_and_each_option_says_what_it_is() {
+        for (name, command) in all_commands() {
+            assert!(command.get_about().is_some(), "{name} has no description");
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string);
+                let help = help.unwrap_or_default();
+                assert!(help.len() > 5, "{name}: {} has no text", argument.get_id());
+                assert!(
+                    !help.ends_with('.'),
+                    "{name}: {help:?} ends like a sentence"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn each_verb_has_a_page() {
+        let folder = tempfile::TempDir::new().unwrap();
+        clap_mangen::generate_to(Cli::command(), folder.path()).unwrap();
+        for (name, command) in all_commands() {
+            let page = folder.path().join(name.replace(' ', "-") + ".1");
+            let text = fs::read_to_string(&page).unwrap_or_else(|_| panic!("{name} has no page"));
+            let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+            for argument in shown.filter_map(clap::Arg::get_long) {
+                let plain = text.replace("\\-", "-");
+                assert!(
+                    plain.contains(&format!("--{argument}")),
+                    "{name}: --{argument}"
+                );
+            }
+        }
+    }
 
     /// All words that the program knows, and some that it does not, in any order.
     #[test]

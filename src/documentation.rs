@@ -6,6 +6,12 @@ pub mod how_it_works {}
 #[doc = include_str!("_documentation/durability.md")]
 pub mod durability {}
 
+#[doc = include_str!("_documentation/command_line.md")]
+pub mod command_line {}
+
+#[doc = include_str!("_documentation/configuration.md")]
+pub mod configuration {}
+
 #[doc = include_str!("_documentation/safety.md")]
 pub mod safety {}
 

@@ -11,7 +11,7 @@
 //! | `answers` | what a command prints | each request has the first answer to it, or its lack is told |
 //! | `json_lines` | answers, payloads, `request_kwargs` | nothing is lost on the way |
 //! | `redis_replies` | replies of a Redis server | a value or an error |
-//! | `configuration` | names, times, policies, FORMAT files | what is accepted is written and read as the same |
+//! | `configuration` | names, times, policies, configuration and FORMAT files | what is accepted is written and read as the same |
 //!
 //! The same functions run over the stored corpora in `tests/fuzz_corpora.rs`, on the stable compiler: so this is a
 //! feature, and not `cfg(fuzzing)`. What a target has found stays in its corpus.

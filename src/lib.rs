@@ -17,6 +17,9 @@ mod batch;
 #[doc(hidden)]
 pub mod bench;
 mod clock;
+#[cfg(feature = "configuration")]
+#[doc(hidden)]
+pub mod configuration;
 #[cfg(feature = "control")]
 mod control;
 mod dispatcher;

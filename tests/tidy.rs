@@ -11,7 +11,7 @@ const ROWS: [&str; 7] = [
     "queue handler",
     "queue/memory queue/sled queue/journal queue/redis",
     "dispatcher handler/command handler/http provider",
-    "metrics control server",
+    "metrics control server configuration",
     "bench torture cli main testing fuzzing lib",
 ];
 /// Modules that don't know each other | how the names begin under which they are re-exported.

@@ -1,4 +1,4 @@
-//! Names, times, ids, policies, templates and FORMAT files.
+//! Names, times, ids, policies, templates, configuration and FORMAT files.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| batchyard::fuzzing::configuration(data));

@@ -7,10 +7,11 @@
 //!   a queue broke ───▶ it is given up ─┘
 //! ```
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use batchyard::{
-    Batch, ControlAccess, Dispatcher, Event, Queue, QueueName, QueueOptions, RunningDispatcher,
+    Batch, ControlAccess, Dispatcher, Event, Policies, Queue, QueueName, RunningDispatcher,
+    configuration::{Settings, Value},
 };
 use clap::Args;
 use tokio::{
@@ -19,8 +20,9 @@ use tokio::{
 };
 
 use super::{
-    args::{HandlerArgs, NewStoreArgs, PolicyArgs, count, duration},
+    args::{self, AllArgs, Owned},
     exit::{Exit, Failure},
+    handling::Handling,
     output::{self, print_json, say},
     stop::Stop,
     store::OpenStore,
@@ -31,7 +33,8 @@ use super::{
 #[command(
     override_usage = "batchyard dispatch [OPTIONS] -- COMMAND...\n       batchyard dispatch [OPTIONS] --handler http:URL",
     after_help = "The first SIGINT, SIGTERM or SIGHUP lets batches finish until --shutdown-timeout; the second stops them at \
-once. A store in a folder is served by one process at a time, which lets the other verbs in meanwhile; several may serve one on Redis.\n\n\
+once. A store in a folder is served by one process at a time, which lets the other verbs in meanwhile; several may serve one on Redis. \
+All that is said here can be said in the environment or in a file as well, and there for single queues: see batchyard config show.\n\n\
 Example: batchyard dispatch --store ./store --prefix tenant- --time-threshold 10s -- ./send-emails"
 )]
 pub(crate) struct DispatchArgs {
@@ -47,18 +50,16 @@ pub(crate) struct DispatchArgs {
     /// Print what happens as JSON Lines on stdout instead of logging it on stderr
     #[arg(long)]
     json: bool,
-    /// How long results are kept after their batch has ended [default: 1h]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    retention: Option<Duration>,
-    /// The most batches at the same time over all queues [default: no limit]
-    #[arg(long, value_name = "N", value_parser = count, help_heading = "Batches")]
-    max_in_flight_total: Option<NonZeroU32>,
     #[command(flatten)]
-    store: NewStoreArgs,
-    #[command(flatten)]
-    policy: PolicyArgs,
-    #[command(flatten)]
-    handler: HandlerArgs,
+    settings: AllArgs,
+}
+
+/// What they come to.
+struct Plan<'a> {
+    args: &'a DispatchArgs,
+    settings: Settings,
+    policies: Policies,
+    handling: Handling,
 }
 
 impl DispatchArgs {
@@ -76,8 +77,23 @@ impl DispatchArgs {
         Ok(Source::Queue(open.store.queue(&name).await?))
     }
 
+    /// Finds what can never work before anything is opened.
+    fn plan(&self) -> Result<Plan<'_>, Failure> {
+        let settings = self.settings.settings()?;
+        let plan = Plan {
+            args: self,
+            policies: args::policies(&settings)?,
+            handling: Handling::of(&settings)?,
+            settings,
+        };
+        plan.handling.check()?;
+        Ok(plan)
+    }
+}
+
+impl Plan<'_> {
     fn dispatcher(&self, open: &OpenStore, source: &Source) -> Result<Dispatcher, Failure> {
-        let handler = self.handler.handler(&open.commands)?;
+        let handler = self.handling.handler(&open.commands)?;
         let handle = move |batch: Batch| {
             let handler = Arc::clone(&handler);
             async move { handler.handle(batch).await }
@@ -86,19 +102,12 @@ impl DispatchArgs {
             Source::Queue(queue) => Dispatcher::builder(Arc::clone(queue)),
             Source::Prefix(prefix) => Dispatcher::over(Arc::clone(&open.store), prefix),
         };
-        builder = builder.policy(self.policy.policy()?).handler(handle);
-        if let Some(most) = self.max_in_flight_total {
+        builder = builder.policies(self.policies.clone()).handler(handle);
+        let total = self.settings.found("max_in_flight_total");
+        if let Some(Value::Count(most)) = total.map(|found| found.value) {
             builder = builder.max_in_flight_total(most);
         }
         Ok(builder.build()?)
-    }
-
-    fn options(&self) -> QueueOptions {
-        let options = QueueOptions::default();
-        match self.retention {
-            Some(retention) => options.retention(retention),
-            None => options,
-        }
     }
 }
 
@@ -109,14 +118,18 @@ enum Source {
 }
 
 impl Source {
+    /// Those there are now.
+    async fn queues(&self, open: &OpenStore) -> Result<Vec<Arc<dyn Queue>>, Failure> {
+        match self {
+            Self::Queue(queue) => Ok(vec![Arc::clone(queue)]),
+            Self::Prefix(prefix) => open.with_prefix(prefix).await,
+        }
+    }
+
     /// How many requests are done, and how many were dead-lettered.
     async fn settled(&self, open: &OpenStore) -> Result<(u64, u64), Failure> {
-        let queues = match self {
-            Self::Queue(queue) => vec![Arc::clone(queue)],
-            Self::Prefix(prefix) => open.with_prefix(prefix).await?,
-        };
         let (mut done, mut dead) = (0, 0);
-        for queue in queues {
+        for queue in self.queues(open).await? {
             let stats = queue.stats(queue.now()).await?;
             done += stats.done;
             dead += stats.dead + stats.purged;
@@ -127,22 +140,23 @@ impl Source {
 
 /// Serves until it is told to stop.
 pub(super) async fn dispatch(args: DispatchArgs) -> Result<Exit, Failure> {
-    args.policy.policy()?;
-    args.handler.check()?;
+    let plan = args.plan()?;
     let mut stop = Stop::new()?;
+    let options = plan.settings.queue_options();
     // It may have to wait for who has it open.
     let open = tokio::select! {
-        open = args.store.own(args.options()) => open?,
+        open = args::open(&plan.settings, options, Owned::Here) => open?,
         exit = stop.asked() => return Ok(exit),
     };
-    let result = serve(&args, &open, &mut stop).await;
+    let result = serve(&plan, &open, &mut stop).await;
     open.close(result).await
 }
 
-async fn serve(args: &DispatchArgs, open: &OpenStore, stop: &mut Stop) -> Result<Exit, Failure> {
+async fn serve(plan: &Plan<'_>, open: &OpenStore, stop: &mut Stop) -> Result<Exit, Failure> {
+    let args = plan.args;
     let source = args.source(open).await?;
     let before = source.settled(open).await?;
-    let (running, events) = args.dispatcher(open, &source)?.start_observed();
+    let (running, events) = plan.dispatcher(open, &source)?.start_observed();
     let control = open.serve(running.handle(), ControlAccess::All);
     let mut watching = Watching::start(events, args.json);
     let end = wait(args, &running, &mut watching, stop).await;

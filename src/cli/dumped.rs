@@ -8,9 +8,9 @@ use batchyard::{
 };
 
 use super::{
-    exit::{Exit, Failure},
+    exit::Failure,
     export::transfer,
-    store::OpenStore,
+    store::{OpenStore, no_queue},
 };
 
 /// A queue that is dumped.
@@ -52,10 +52,10 @@ impl Dumped {
         };
         let mut names = moment.queues();
         if let Some(name) = name {
-            names.retain(|known| known == name);
-            if names.is_empty() {
-                return Err(no_queue(name));
+            if !names.contains(name) {
+                return Err(no_queue(name, &names));
             }
+            names.retain(|known| known == name);
         }
         let moment: Arc<dyn Moment> = moment.into();
         let dumped = names.into_iter().map(|name| Self {
@@ -76,10 +76,4 @@ impl Dumped {
             From::Queue(queue) => transfer(&**queue)?.dump(self.now, from).await?,
         })
     }
-}
-
-/// The store has no such queue.
-pub(super) fn no_queue(name: &QueueName) -> Failure {
-    let text = format!("the store has no queue {name:?}; stats lists those it has");
-    Failure::new(Exit::NotFound, text)
 }

@@ -63,6 +63,16 @@ impl Failure {
         Self::new(exit, format!("{path}: {error}"))
     }
 
+    /// An input that can't be opened.
+    pub(crate) fn input(path: &Path, error: &io::Error) -> Self {
+        let text = format!("the input {}", path.display());
+        let mut failure = Self::io(text, error);
+        failure
+            .text
+            .push_str("; name a file that can be read, or - for stdin");
+        failure
+    }
+
     /// How it ends the program.
     pub(crate) fn exit(&self) -> Exit {
         self.exit
@@ -84,6 +94,13 @@ impl Failure {
     /// With the queue that it is about.
     pub(crate) fn about(mut self, queue: &QueueName) -> Self {
         self.text = format!("queue {queue:?}: {}", self.text);
+        self
+    }
+
+    /// With the place that it is about.
+    #[cfg(feature = "redis")]
+    pub(crate) fn at(mut self, place: &str) -> Self {
+        self.text = format!("{place}: {}", self.text);
         self
     }
 
@@ -122,6 +139,9 @@ impl From<Error> for Failure {
                 text = format!("{text}: {why}");
             }
             cause = error.source();
+        }
+        if error.kind() == ErrorKind::Internal {
+            text.push_str("; this is a bug in batchyard: please report it");
         }
         Self { exit, text }
     }

@@ -25,13 +25,13 @@ use clap::{Args, ValueHint};
 use serde::Serialize;
 
 use super::{
-    args::NewStoreArgs,
+    args::{Location, NewStoreArgs},
     dumped::Dumped,
     exit::{Exit, Failure},
     export::transfer,
     lines as input,
     output::{print_json, say},
-    store::{self, OpenStore},
+    store::{self, NewAs, OpenStore},
 };
 
 /// Options of `import`.
@@ -73,27 +73,25 @@ pub(super) async fn import(args: ImportArgs) -> Result<Exit, Failure> {
     match &args.from {
         None => {
             let lines = input::open(&args.file)?;
-            let open = args.store.open(store::keep_all()).await?;
+            let open = args.store.open().await?;
             let result = take_lines(&args, lines, &open).await;
             open.close(result).await
         }
         Some(from) => {
             let url = from.to_str().filter(|text| text.contains("://"));
             let source = if let Some(url) = url {
-                if args.store.url().as_deref() == Some(url) {
+                if args.store.location()? == Some(Location::Server(url.to_owned())) {
                     return Err(same_store());
                 }
                 OpenStore::redis(url, store::keep_all()).await?
             } else {
                 store::must_exist(from)?;
-                if args
-                    .store
-                    .folder()
-                    .is_some_and(|store| is_same(store, from))
+                if let Some(Location::Folder(store)) = args.store.location()?
+                    && is_same(&store, from)
                 {
                     return Err(same_store());
                 }
-                OpenStore::shared_folder(from, None, store::keep_all()).await?
+                OpenStore::shared_folder(from, NewAs::default(), store::keep_all()).await?
             };
             let result = take_store(&args, &source).await;
             source.close(result).await
@@ -173,7 +171,7 @@ in, and it is there as an empty queue. Import a whole dump again: what is there 
 async fn take_store(args: &ImportArgs, source: &OpenStore) -> Result<Exit, Failure> {
     // What can't be dumped is found before anything is made.
     let queues = Dumped::all(source, None).await?;
-    let open = args.store.open(store::keep_all()).await?;
+    let open = args.store.open().await?;
     let result = take_queues(args, &queues, &open).await;
     open.close(result).await
 }

@@ -21,7 +21,7 @@ pub(super) fn open(path: &Path) -> Result<Input, Failure> {
     let input: Box<dyn Read + Send> = if path == Path::new("-") {
         Box::new(io::stdin())
     } else {
-        let file = File::open(path).map_err(|error| Failure::io(path.display(), &error))?;
+        let file = File::open(path).map_err(|error| Failure::input(path, &error))?;
         Box::new(file)
     };
     Ok(BufReader::with_capacity(BUFFER_BYTES, input))

@@ -17,11 +17,10 @@ use tokio::sync::mpsc;
 
 use self::lines::{Chunk, Lines, Payloads};
 use super::{
-    args::{NewStoreArgs, duration},
+    args::{PushStoreArgs, duration},
     exit::{Exit, Failure},
     output::{print, say},
     stop::Stop,
-    store::keep_all,
 };
 
 /// Options of `push`.
@@ -58,7 +57,7 @@ pub(crate) struct PushArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    store: NewStoreArgs,
+    store: PushStoreArgs,
 }
 
 /// What is printed of a request.
@@ -80,7 +79,7 @@ pub(super) async fn push(args: PushArgs) -> Result<Exit, Failure> {
     };
     let lines = Lines::open(&args.file, payloads)?;
     let mut stop = Stop::new()?;
-    let open = args.store.open(keep_all()).await?;
+    let open = args.store.open().await?;
     let result = match open.store.queue(&args.queue).await {
         Ok(queue) => push_all(&args, &*queue, lines, &mut stop).await,
         Err(error) => Err(error.into()),

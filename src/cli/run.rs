@@ -30,7 +30,7 @@ use std::{
 };
 
 use batchyard::{
-    Batch, ControlAccess, ControlServer, Dispatcher, List, Policy, Queue, RequestId,
+    Batch, ControlAccess, ControlServer, Dispatcher, List, Policies, Queue, RequestId,
     RunningDispatcher, State, Stats,
 };
 use clap::{Args, ValueHint};
@@ -47,17 +47,18 @@ use self::{
     site::{Site, TakenUp},
 };
 use super::{
-    args::{HandlerArgs, NewStoreArgs, PolicyArgs},
+    args::{self, RunSettingArgs},
     exit::{Exit, Failure, no_folder},
+    handling::Handling,
     output::{Progress, print_json, say},
     stop::Stop,
+    store::NewAs,
 };
 
 /// Options of `run`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "batchyard run [OPTIONS] INPUT --out OUTPUT -- COMMAND...\n       batchyard run [OPTIONS] INPUT --out OUTPUT --handler http:URL",
-    mut_arg("store", |store| store.help("The folder of the store, for several runs [default: OUTPUT.batchyard, which goes when all is done]")),
     after_help = "The command reads a line {\"id\",\"attempt\",\"payload\"} for each request of its batch and prints a line \
 {\"id\",\"result\"} or {\"id\",\"error\"} for each, with \"retry\":true if it should be tried again. \
 BATCHYARD_BATCH_ID, the same at every redelivery, BATCHYARD_ATTEMPT and BATCHYARD_QUEUE are in its environment; \
@@ -93,12 +94,33 @@ pub(crate) struct RunArgs {
     /// Print the summary as JSON on stdout
     #[arg(long)]
     json: bool,
+    /// The folder of the store, for several runs [default: OUTPUT.batchyard, which goes when all is done]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Store")]
+    store: Option<PathBuf>,
     #[command(flatten)]
-    store: NewStoreArgs,
-    #[command(flatten)]
-    policy: PolicyArgs,
-    #[command(flatten)]
-    handler: HandlerArgs,
+    settings: RunSettingArgs,
+}
+
+/// What they come to.
+struct Plan {
+    args: RunArgs,
+    policies: Policies,
+    handling: Handling,
+    new_as: NewAs,
+}
+
+impl Plan {
+    fn of(args: RunArgs) -> Result<Self, Failure> {
+        let settings = args.settings.settings()?;
+        let plan = Self {
+            policies: args::policies(&settings)?,
+            handling: Handling::of(&settings)?,
+            new_as: args::new_as(&settings),
+            args,
+        };
+        plan.handling.check()?;
+        Ok(plan)
+    }
 }
 
 /// How a run ended.
@@ -117,15 +139,15 @@ struct Summary {
 /// Runs it, from the arguments to the exit code.
 pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let policy = args.policy.policy()?;
-    args.handler.check()?;
-    check_paths(&args)?;
+    let plan = Plan::of(args)?;
+    let args = &plan.args;
+    check_paths(args)?;
     let mut stop = Stop::new()?;
-    if let Some(exit) = end_removal(&args, &mut stop).await? {
+    if let Some(exit) = end_removal(&plan, &mut stop).await? {
         return Ok(exit);
     }
-    let mut site = Site::open(&args).await?;
-    let mut run = site.take_up(&args).await?;
+    let mut site = Site::open(&plan).await?;
+    let mut run = site.take_up(&plan).await?;
     // It is this run, and nobody else is at work on it: its files may be written anew.
     let failures = Arc::new(Failures::open(args.failures.as_deref())?);
     let reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
@@ -133,14 +155,14 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         Ok(reader) => reader,
         Err(exit) => return Ok(exit),
     };
-    site.retry(&args, &mut run).await?;
+    site.retry(&plan, &mut run).await?;
     let TakenUp { queue, ledger, .. } = run;
     let format = Format {
-        plain: args.handler.plain,
+        plain: plan.handling.is_plain(),
         unordered: args.unordered,
     };
     let output = Output::begin(&args.out, format, Arc::clone(&failures)).await?;
-    let dispatcher = dispatcher(&args, policy, &queue, &site)?;
+    let dispatcher = dispatcher(&plan, &queue, &site)?;
     let yard = Yard {
         // What is in there, and nothing else, becomes the output.
         control: site.open.serve(dispatcher.handle(), ControlAccess::Look),
@@ -152,7 +174,7 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let stats = queue.stats(queue.now()).await;
     let (ended, stats) = (ended?, stats?);
     let summary = Summary::new(&stats, &ended.ledger, started.elapsed());
-    summary.tell(&args)?;
+    summary.tell(args)?;
     if let Some(exit) = ended.stopped {
         say("stopped; run the same command again to go on");
         site.open.store.close().await?;
@@ -169,7 +191,8 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
 }
 
 /// Ends a run that was killed when only its folder was left to be removed; `None` if there is none.
-async fn end_removal(args: &RunArgs, stop: &mut Stop) -> Result<Option<Exit>, Failure> {
+async fn end_removal(plan: &Plan, stop: &mut Stop) -> Result<Option<Exit>, Failure> {
+    let args = &plan.args;
     let place = Place::of(args);
     if args.fresh || !args.out.exists() {
         return Ok(None);
@@ -177,7 +200,7 @@ async fn end_removal(args: &RunArgs, stop: &mut Stop) -> Result<Option<Exit>, Fa
     let Some(ended) = place.being_removed()? else {
         return Ok(None);
     };
-    Identity::of(args).check(&ended.ledger.identity, args.retry_failed)?;
+    Identity::of(plan).check(&ended.ledger.identity, args.retry_failed)?;
     let untold = Arc::new(Failures::open(None)?);
     let reader = Reader::open(&args.input, args.lines, untold)?;
     if let Err(exit) = skip(reader, &ended.ledger, stop).await? {
@@ -210,7 +233,7 @@ async fn skip(
 fn check_paths(args: &RunArgs) -> Result<(), Failure> {
     if args.input != Path::new("-") {
         let readable = File::open(&args.input);
-        readable.map_err(|error| Failure::io(args.input.display(), &error))?;
+        readable.map_err(|error| Failure::input(&args.input, &error))?;
     }
     if args.input.is_dir() {
         let text = format!("INPUT {} is a folder; name a file", args.input.display());
@@ -248,17 +271,16 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 fn dispatcher(
-    args: &RunArgs,
-    policy: Policy,
+    plan: &Plan,
     queue: &Arc<dyn Queue>,
     site: &Site,
 ) -> Result<RunningDispatcher, Failure> {
-    let handler = args.handler.handler(&site.open.commands)?;
+    let handler = plan.handling.handler(&site.open.commands)?;
     let handle = move |batch: Batch| {
         let handler = Arc::clone(&handler);
         async move { handler.handle(batch).await }
     };
-    let builder = Dispatcher::builder(Arc::clone(queue)).policy(policy);
+    let builder = Dispatcher::builder(Arc::clone(queue)).policies(plan.policies.clone());
     let (running, events) = builder.handler(handle).build()?.start_observed();
     tokio::spawn(trouble::tell(events));
     Ok(running)

@@ -11,12 +11,21 @@ use super::{
     store::OpenStore,
 };
 
+/// What is said of each of the verbs, with its example.
+macro_rules! help {
+    ($verb:literal) => {
+        concat!(
+            "It is kept in the store: a dispatcher that runs obeys at once, one that is started later does too. Batches \
+that handlers are at work on go on, and pushes are taken in any case.\n\nExample: batchyard ",
+            $verb,
+            " --store ./store --queue emails"
+        )
+    };
+}
+pub(super) use help;
+
 /// Which queues are steered.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "It is kept in the store: a dispatcher that runs obeys at once, one that is started later does too. Batches \
-that handlers are at work on go on, and pushes are taken in any case.\n\nExample: batchyard pause --store ./store --queue emails"
-)]
 pub(crate) struct SteerArgs {
     /// Only this queue [default: all queues that there are]
     #[arg(long, value_name = "NAME")]

@@ -1,4 +1,4 @@
-//! From `--store` and the environment to an open store.
+//! From where a store is to an open one.
 //!
 //! ```text
 //!   dispatch, run ─▶ own       waits for who has it open and can let go of it, and keeps it
@@ -18,7 +18,7 @@ use std::{
 
 use batchyard::{
     ControlAccess, ControlServer, ControlStore, DispatcherHandle, Error, Explanation, Queue,
-    QueueName, QueueOptions, SledStore, Store, serve_control,
+    QueueName, QueueOptions, SledStore, Store, configuration::nearest, serve_control,
 };
 use clap::ValueEnum;
 
@@ -28,18 +28,27 @@ use self::{
     turn::{Opened, Place},
 };
 use super::{
-    dumped::no_queue,
     exit::{Exit, Failure},
     output::say,
 };
 
 /// What a store in a folder is. One that is there says so itself, in its `FORMAT`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
     /// On sled, an embedded database
+    #[default]
     Sled,
     /// A log of our own, at the disk's speed
     Journal,
+}
+
+/// What a store is made as, if its folder is new.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NewAs {
+    /// On this backend.
+    pub(crate) backend: Backend,
+    /// Whoever started this program says so: then a store that is another one is not meant.
+    pub(crate) insisted: bool,
 }
 
 impl Backend {
@@ -72,32 +81,25 @@ impl Backend {
         Self::of(folder).or_else(remains)
     }
 
-    /// What the store in this folder is, or is made as: as asked for, else as in `BATCHYARD_BACKEND`.
-    fn at(folder: &Path, asked: Option<Self>) -> Result<Self, Failure> {
-        match (Self::of_remains(folder), asked) {
-            (Some(is), Some(asked)) if is != asked => {
+    /// The one of this name, or the usual one.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::from_str(name, false).unwrap_or_default()
+    }
+
+    /// What the store in this folder is, or is made as.
+    fn at(folder: &Path, new: NewAs) -> Result<Self, Failure> {
+        match Self::of_remains(folder) {
+            Some(is) if new.insisted && is != new.backend => {
                 let text = format!(
-                    "{} is a {is} store, and --backend says {asked}; leave it out, or choose another folder",
-                    folder.display()
+                    "{} is a {is} store, and --backend says {}; leave it out, or choose another folder",
+                    folder.display(),
+                    new.backend
                 );
                 Err(Failure::new(Exit::Usage, text))
             }
-            (Some(is), _) => Ok(is),
-            (None, Some(asked)) => Ok(asked),
-            (None, None) => Self::usual(),
+            Some(is) => Ok(is),
+            None => Ok(new.backend),
         }
-    }
-
-    fn usual() -> Result<Self, Failure> {
-        let name = std::env::var_os("BATCHYARD_BACKEND").unwrap_or_default();
-        if name.is_empty() {
-            return Ok(Self::Sled);
-        }
-        let name = name.to_string_lossy();
-        Self::from_str(&name, false).map_err(|_| {
-            let text = format!("BATCHYARD_BACKEND is {name:?}; it may be sled or journal");
-            Failure::new(Exit::Usage, text)
-        })
     }
 
     /// The store, and how many damages were met and told.
@@ -146,6 +148,8 @@ pub(crate) struct OpenStore {
     pub(crate) store: Arc<dyn Store>,
     /// Where the command handler keeps its locks and answers, for this store alone.
     pub(crate) commands: PathBuf,
+    /// Where it is, if that is a folder.
+    pub(crate) folder: Option<PathBuf>,
     by: By,
 }
 
@@ -162,7 +166,7 @@ enum By {
 }
 
 impl OpenStore {
-    /// Opens the store in this folder, made if it is missing: on this backend, or on the usual one. A verb that has it open lets
+    /// Opens the store in this folder, made if it is missing. A verb that has it open lets
     /// go of it as soon as it can, and is waited for.
     ///
     /// # Errors
@@ -170,18 +174,19 @@ impl OpenStore {
     /// another backend than the one that is asked for, and if another process has it open that stays.
     pub(crate) async fn own_folder(
         path: &Path,
-        backend: Option<Backend>,
+        new: NewAs,
         queues: QueueOptions,
     ) -> Result<Self, Failure> {
         let place = Place {
             folder: path.to_owned(),
-            backend,
+            new,
             queues,
         };
         let Opened { store, turn, .. } = place.own().await?;
         Ok(Self {
             store,
             commands: path.join(COMMANDS),
+            folder: Some(path.to_owned()),
             by: By::Own(place.folder, Mutex::new(Some(turn))),
         })
     }
@@ -193,18 +198,19 @@ impl OpenStore {
     /// As [`own_folder`](Self::own_folder), if that process serves no such socket.
     pub(crate) async fn shared_folder(
         path: &Path,
-        backend: Option<Backend>,
+        new: NewAs,
         queues: QueueOptions,
     ) -> Result<Self, Failure> {
         let shared = Shared::open(Place {
             folder: path.to_owned(),
-            backend,
+            new,
             queues,
         });
         let shared = shared.await?;
         Ok(Self {
             store: Arc::new(SharedStore(Arc::clone(&shared))),
             commands: path.join(COMMANDS),
+            folder: Some(path.to_owned()),
             by: By::Shared(shared),
         })
     }
@@ -226,6 +232,7 @@ impl OpenStore {
         Ok(Self {
             store: Arc::clone(&owner) as _,
             commands: path.join(COMMANDS),
+            folder: Some(path.to_owned()),
             by: By::Served(owner),
         })
     }
@@ -287,14 +294,14 @@ impl OpenStore {
     /// As [`batchyard::RedisStore::connect`].
     #[cfg(feature = "redis")]
     pub(crate) async fn redis(url: &str, queues: QueueOptions) -> Result<Self, Failure> {
-        if url.starts_with("rediss://") {
-            let text = "rediss:// asks for TLS, which is not compiled in; use redis://, through a tunnel if it leaves this machine";
-            return Err(Failure::new(Exit::Usage, text));
-        }
-        let store = batchyard::RedisStore::connect(url).await?;
+        check_url(url)?;
+        let connected = batchyard::RedisStore::connect(url).await;
+        let store = connected
+            .map_err(|error| Failure::from(error).at(&batchyard::configuration::redacted(url)))?;
         Ok(Self {
             store: Arc::new(store.with_options(queues)),
             commands: state_folder(url).join(COMMANDS),
+            folder: None,
             by: By::Server,
         })
     }
@@ -305,11 +312,8 @@ impl OpenStore {
     /// Always.
     #[cfg(not(feature = "redis"))]
     #[expect(clippy::unused_async, reason = "a server is connected to")]
-    pub(crate) async fn redis(_url: &str, _queues: QueueOptions) -> Result<Self, Failure> {
-        Err(Failure::new(
-            Exit::Usage,
-            "this batchyard was built without Redis; build it with the feature redis, or use --store DIR",
-        ))
+    pub(crate) async fn redis(url: &str, _queues: QueueOptions) -> Result<Self, Failure> {
+        Err(check_url(url).err().unwrap_or_else(without_redis))
     }
 
     /// The queue of this name, or all queues; none is made.
@@ -322,10 +326,10 @@ impl OpenStore {
     ) -> Result<Vec<Arc<dyn Queue>>, Failure> {
         let mut names = self.store.queues("").await?;
         if let Some(name) = name {
-            names.retain(|known| known == name);
-            if names.is_empty() {
-                return Err(no_queue(name));
+            if !names.contains(name) {
+                return Err(no_queue(name, &names));
             }
+            names.retain(|known| known == name);
         }
         self.open_all(&names).await
     }
@@ -357,6 +361,39 @@ impl OpenStore {
         closed?;
         Ok(value)
     }
+}
+
+/// That there is no queue of this name, and which one may be meant.
+pub(super) fn no_queue(name: &QueueName, known: &[QueueName]) -> Failure {
+    let known = known.iter().map(QueueName::as_str);
+    let what = match nearest(name.as_str(), known) {
+        Some(meant) => format!("did you mean {meant:?}?"),
+        None => "stats lists those it has".to_owned(),
+    };
+    let text = format!("the store has no queue {name:?}; {what}");
+    Failure::new(Exit::NotFound, text)
+}
+
+/// Checks that a server at this URL can be connected to by this program, without connecting.
+///
+/// # Errors
+/// If it can't.
+pub(crate) fn check_url(url: &str) -> Result<(), Failure> {
+    if cfg!(not(feature = "redis")) {
+        return Err(without_redis());
+    }
+    if url.starts_with("rediss://") {
+        let text = "rediss:// asks for TLS, which is not compiled in; use redis://, through a tunnel if it leaves this machine";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    Ok(())
+}
+
+fn without_redis() -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "this batchyard was built without Redis; build it with the feature redis, or use --store DIR",
+    )
 }
 
 /// Options for verbs that don't let results go: how long those are kept is for the dispatcher to say.

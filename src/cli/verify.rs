@@ -51,7 +51,7 @@ struct Sum {
 
 /// Verifies it. Exit 8 if anything is damaged.
 pub(super) async fn verify(args: VerifyArgs) -> Result<Exit, Failure> {
-    let folder = args.store.folder()?;
+    let folder = &args.store.folder()?;
     let verified = match Backend::of_remains(folder) {
         #[cfg(feature = "journal")]
         Some(Backend::Journal) => batchyard::JournalStore::verify(folder).await?,

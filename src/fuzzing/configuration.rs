@@ -1,9 +1,10 @@
-//! What people write: names, times, ids, policies, templates, and the FORMAT files of stores.
+//! What people write: names, times, ids, policies, templates, configuration files, and the FORMAT files of stores.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::{Debug, Display},
     num::{NonZeroU32, NonZeroU64},
+    path::Path,
     str::FromStr,
     time::Duration,
 };
@@ -11,6 +12,7 @@ use std::{
 use crate::{
     batch::BatchId,
     clock::Timestamp,
+    configuration::{File, Group, Of, Settings},
     format::template::{RequestsType, Template},
     policy::{Decision, Policy, decide},
     queue::{QueueOptions, journal},
@@ -25,6 +27,7 @@ pub fn configuration(data: &[u8]) {
         return;
     };
     match (kind % 4, str::from_utf8(rest)) {
+        (_, Ok(text)) if *kind == b'T' => files(text),
         (0, _) => policy(rest),
         (1, Ok(text)) => names(text),
         (2, Ok(text)) => templates(text),
@@ -164,6 +167,35 @@ fn templates(text: &str) {
         let _ = template.apply("{\"n\":1}".into());
         let again = Template::decode(&template.encode());
         assert_eq!(again.expect("it was written"), template);
+    }
+}
+
+/// Whatever a file says: each mistake has its line, what is left says the same when it is written and read again, and
+/// each queue has the policy that its sections make.
+fn files(text: &str) {
+    let path = Path::new("batchyard.toml");
+    let (file, problems) = File::parse(path, text);
+    let lines = text.matches('\n').count() + 1;
+    for problem in &problems {
+        assert!(!problem.text.is_empty(), "{problem:?}");
+        assert!(
+            problem.line.is_some_and(|line| (1..=lines).contains(&line)),
+            "{problem:?}"
+        );
+    }
+    assert!(problems.is_sorted_by_key(|problem| problem.line));
+    let written = file.written();
+    let (again, wrong) = File::parse(path, &written);
+    assert!(wrong.is_empty(), "{written}: {wrong:?}");
+    assert_eq!(again.written(), written);
+    let (settings, _) = Settings::resolve(&Group::ALL, &BTreeMap::new(), |_| None, Some(file));
+    let _ = settings.queue_options();
+    let policies = settings.policies();
+    assert_eq!(policies.validate().is_ok(), settings.misfits().is_empty());
+    for section in settings.sections() {
+        if let Of::Queue(queue) = &section.of {
+            assert_eq!(policies.of(queue), &settings.policy_of(&section.of));
+        }
     }
 }
 

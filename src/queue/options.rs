@@ -105,7 +105,8 @@ impl QueueOptions {
             most => format!("{most} {unit}"),
         };
         Error::queue_full(format!(
-            "the queue holds {held} requests and {held_bytes} bytes, and its bounds are {} and {}",
+            "the queue holds {held} requests and {held_bytes} bytes, and its bounds are {} and {}; push again once it has drained, or \
+raise them",
             bound(self.max_requests, "requests"),
             bound(self.max_bytes, "bytes")
         ))

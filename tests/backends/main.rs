@@ -148,7 +148,9 @@ fn the_environment_names_the_backend_of_new_stores_alone() {
     let refused = push("d", "", "tape");
     assert_eq!(refused.code, Some(2));
     assert!(
-        refused.err.contains("BATCHYARD_BACKEND is \"tape\""),
+        refused
+            .err
+            .contains("BATCHYARD_BACKEND: \"tape\" is not possible: it may be sled or journal"),
         "{}",
         refused.err
     );

@@ -4,7 +4,7 @@ use batchyard::{Bookmark, Queue, fault::point};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Exit, Failure, RunArgs};
+use super::{Exit, Failure, Plan};
 
 /// What a run remembers of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,23 +69,18 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn of(args: &RunArgs) -> Self {
+    pub(super) fn of(plan: &Plan) -> Self {
+        let Plan { args, handling, .. } = plan;
         let input = std::path::absolute(&args.input).unwrap_or_else(|_| args.input.clone());
         let mut command = Sha256::new();
-        let handler = args.handler.handler.iter().map(String::as_bytes);
-        let words = args
-            .handler
-            .command
-            .iter()
-            .map(|word| word.as_encoded_bytes());
-        for word in handler.chain(words) {
+        for word in handling.words() {
             command.update((word.len() as u64).to_le_bytes());
             command.update(word);
         }
         Self {
             input: hex(&Sha256::digest(input.as_os_str().as_encoded_bytes())),
             command: hex(&command.finalize()),
-            mode: match (args.lines, args.handler.plain) {
+            mode: match (args.lines, handling.is_plain()) {
                 (false, false) => "json",
                 (false, true) => "json, plain",
                 (true, false) => "lines",

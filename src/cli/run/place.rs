@@ -28,7 +28,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn of(args: &RunArgs) -> Self {
-        let named = args.store.folder().map(Path::to_owned);
+        let named = args.store.clone();
         Self {
             own: named.is_none(),
             folder: named.unwrap_or_else(|| with_suffix(&args.out, ".batchyard")),

@@ -20,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 use batchyard::{Queue, QueueName, QueueOptions, State};
 
 use super::{
-    Exit, Failure, RunArgs,
+    Exit, Failure, Plan,
     ended::Ended,
     for_each_page,
     ledger::{Identity, Ledger, Retry},
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::cli::{
     output::say,
-    store::{Backend, OpenStore},
+    store::{Backend, NewAs, OpenStore},
 };
 
 /// The store of a run.
@@ -47,19 +47,19 @@ pub(super) struct TakenUp {
 }
 
 impl Site {
-    pub(super) async fn open(args: &RunArgs) -> Result<Self, Failure> {
-        let place = Place::of(args);
-        if args.retry_failed && !place.folder.exists() {
+    pub(super) async fn open(plan: &Plan) -> Result<Self, Failure> {
+        let place = Place::of(&plan.args);
+        if plan.args.retry_failed && !place.folder.exists() {
             return Err(nothing_to_retry(&place));
         }
-        let open = OpenStore::own_folder(&place.folder, args.store.backend, options()).await?;
+        let open = OpenStore::own_folder(&place.folder, plan.new_as, options()).await?;
         place.forget_removal()?;
         Ok(Self { open, place })
     }
 
     /// The queue of the run that goes on, or of a new one.
-    pub(super) async fn take_up(&mut self, args: &RunArgs) -> Result<TakenUp, Failure> {
-        let identity = Identity::of(args);
+    pub(super) async fn take_up(&mut self, plan: &Plan) -> Result<TakenUp, Failure> {
+        let (args, identity) = (&plan.args, Identity::of(plan));
         let last = self.last_run().await?;
         if let Some((queue, _)) = &last
             && !args.fresh
@@ -119,10 +119,10 @@ impl Site {
     }
 
     /// Brings back what failed, once for each time that it is asked for, however often that is cut off.
-    pub(super) async fn retry(&self, args: &RunArgs, run: &mut TakenUp) -> Result<(), Failure> {
+    pub(super) async fn retry(&self, plan: &Plan, run: &mut TakenUp) -> Result<(), Failure> {
         let TakenUp { queue, ledger, .. } = run;
-        if args.retry_failed {
-            ledger.identity = Identity::of(args);
+        if plan.args.retry_failed {
+            ledger.identity = Identity::of(plan);
             if run.was_over || ledger.retry == Retry::No {
                 ledger.retry = Retry::Begun;
             }
@@ -152,9 +152,13 @@ impl Site {
 
     async fn start_over(&mut self) -> Result<(), Failure> {
         self.open.store.close().await?;
-        let backend = Backend::of(&self.place.folder);
+        let backend = Backend::of(&self.place.folder).unwrap_or_default();
+        let new_as = NewAs {
+            backend,
+            insisted: false,
+        };
         self.place.remove()?;
-        self.open = OpenStore::own_folder(&self.place.folder, backend, options()).await?;
+        self.open = OpenStore::own_folder(&self.place.folder, new_as, options()).await?;
         Ok(())
     }
 

@@ -65,7 +65,7 @@ async fn show(
     open: &OpenStore,
     before: &mut HashMap<QueueName, Before>,
 ) -> Result<(), Failure> {
-    let disk_bytes = args.store.path().map(size_of);
+    let disk_bytes = open.folder.as_deref().map(size_of);
     let mut table = Table::new(&HEADINGS, 1);
     for queue in open.existing(args.queue.as_ref()).await? {
         let explanation = explain_queue(open, &*queue).await?;

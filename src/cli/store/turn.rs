@@ -14,7 +14,7 @@ use std::{
 use batchyard::{ControlStore, ErrorKind, QueueOptions, Store};
 use tokio::time::{Instant, sleep};
 
-use super::{Backend, Exit, Failure, say};
+use super::{Backend, Exit, Failure, NewAs, say};
 
 /// The turn of this process. The system may know no such locks; then it is everybody's.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Turn {
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) folder: PathBuf,
-    pub(super) backend: Option<Backend>,
+    pub(super) new: NewAs,
     pub(super) queues: QueueOptions,
 }
 
@@ -63,7 +63,7 @@ impl Place {
     /// Opens the store, made if it is missing, or finds who serves it.
     pub(super) async fn find(&self) -> Result<Found, Failure> {
         let mut waited = Waited::default();
-        Backend::at(&self.folder, self.backend)?;
+        Backend::at(&self.folder, self.new)?;
         // A folder that is there can be locked. Whether one can be made, opening tells.
         let _ = fs::create_dir_all(&self.folder);
         loop {
@@ -113,7 +113,7 @@ impl Place {
     }
 
     async fn open(&self, turn: Turn) -> Result<Opened, Failure> {
-        let backend = Backend::at(&self.folder, self.backend)?;
+        let backend = Backend::at(&self.folder, self.new)?;
         let (store, damages) = backend.open(&self.folder, self.queues).await?;
         Ok(Opened {
             store,
