@@ -1466,34 +1466,154 @@ fn dead_letters_are_redriven_and_purged_but_not_by_a_dry_run() {
 }
 
 #[test]
-fn each_verb_has_an_example_in_its_help_and_the_codes_are_in_that_of_all() {
+fn the_exit_codes_are_in_the_help_and_on_the_page() {
     let yard = Yard::new();
-    for verb in [
-        "push",
-        "dispatch",
-        "stats",
-        "export",
-        "results",
-        "batches",
-        "batches ls",
-        "batches show",
-        "batches release",
-        "dead",
-        "dead ls",
-        "dead show",
-        "dead redrive",
-        "dead purge",
-    ] {
-        let help = yard.ok(&format!("{verb} --help"), b"");
-        let example = format!("batchyard {verb} ");
-        let (_, after) = help
-            .split_once("Example: ")
-            .unwrap_or_else(|| panic!("{help}"));
-        assert!(after.starts_with(&example), "{help}");
-    }
     let help = yard.ok("--help", b"");
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let codes = "0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in use, changed input), \
-5 partial success, 7 remote error, 8 store damaged, 129 hung up, 130 interrupted, 143 terminated";
+5 partial success, 6 timeout, 7 remote error, 8 store damaged, 129 hung up, 130 interrupted, 143 terminated";
     assert!(help.contains(codes), "{help}");
+    let page = include_str!("../src/_documentation/command_line.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
+    let rows: Vec<i32> = rows
+        .filter_map(|row| row.split(' ').next()?.parse().ok())
+        .collect();
+    assert_eq!(rows, CODES);
+    // Where users look, an example follows.
+    for verb in [
+        "push",
+        "dispatch",
+        "dead",
+        "dead redrive",
+        "config",
+        "config show",
+    ] {
+        let help = yard.ok(&format!("{verb} --help"), b"");
+        assert!(
+            help.contains(&format!("Example: batchyard {verb} ")),
+            "{help}"
+        );
+    }
+}
+
+/// All exit codes there are.
+const CODES: [i32; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 129, 130, 143];
+
+/// Each of them by a call that a user could make.
+#[test]
+fn every_exit_code_is_met() {
+    let yard = Yard::new();
+    let mut met = Vec::new();
+    let mut meets = |ran: Ran, code: i32| {
+        assert_eq!(ran.code, Some(code), "{}", ran.err);
+        met.push(code);
+    };
+    meets(yard.run("push --store STORE", b"1\n2\n"), 0);
+    meets(yard.run("push --store STORE --max-requests 2", b"3\n"), 1);
+    meets(yard.run("push --store STORE --colour red", b""), 2);
+    meets(yard.run("stats --store nowhere", b""), 3);
+    let mut dispatch = yard.start("dispatch --store STORE --json -- cat");
+    dispatch.event("serving");
+    meets(yard.run("dispatch --store STORE -- cat", b""), 4);
+    dispatch.kill("HUP");
+    meets(dispatch.end(), 129);
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut dispatch = yard.start("dispatch --store STORE --json -- cat");
+        dispatch.event("serving");
+        dispatch.kill(signal);
+        meets(dispatch.end(), code);
+    }
+    meets(yard.settle(), 5);
+    yard.ok("pause --store STORE", b"");
+    yard.ok("push --store STORE", b"1\n");
+    let late = "dispatch --store STORE --drain --timeout 50ms -- cat";
+    meets(yard.run(late, b""), 6);
+    #[cfg(feature = "redis")]
+    {
+        let mut stats = yard.command("stats");
+        let stats = stats.env("BATCHYARD_REDIS_URL", "redis://127.0.0.1:1/");
+        meets(run(stats, b""), 7);
+    }
+    fs::remove_dir_all(yard.path("store/sled")).unwrap();
+    meets(yard.run("stats --store STORE", b""), 8);
+    met.sort_unstable();
+    let possible = CODES
+        .into_iter()
+        .filter(|code| cfg!(feature = "redis") || *code != 7);
+    assert_eq!(met, possible.collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_mistyped_is_refused_with_what_was_meant() {
+    let yard = Yard::new();
+    for queue in ["orders", "emails"] {
+        yard.ok(&format!("push --store STORE --queue {queue}"), b"1\n");
+    }
+    for (line, code, with) in [
+        ("dispach --store STORE -- cat", 2, "'dispatch'"),
+        ("dead redrve --store STORE --all", 2, "'redrive'"),
+        ("stats --stor STORE", 2, "'--store'"),
+        (
+            "dispatch --store STORE --time-treshold 1s -- cat",
+            2,
+            "'--time-threshold'",
+        ),
+        ("push --store STORE --backend jornal", 2, "'journal'"),
+        ("dead ls --store STORE --reason exausted", 2, "'exhausted'"),
+        (
+            "stats --store STORE --queue ordres",
+            3,
+            "did you mean \"orders\"?",
+        ),
+        (
+            "export --store STORE --queue Orders",
+            3,
+            "did you mean \"orders\"?",
+        ),
+        ("explain --store STORE email", 3, "did you mean \"emails\"?"),
+        (
+            "pause --store STORE --queue ordres",
+            3,
+            "did you mean \"orders\"?",
+        ),
+        (
+            "stats --store STORE --queue xyzzy",
+            3,
+            "stats lists those it has",
+        ),
+    ] {
+        yard.fails(line, code, &[with]);
+    }
+}
+
+#[test]
+fn a_paused_queue_that_is_drained_says_what_it_waits_for() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n");
+    yard.ok("pause --store STORE", b"");
+    let mut dispatch =
+        yard.start("dispatch --store STORE --drain --timeout 2m --json --plain -- cat");
+    let mut err = BufReader::new(dispatch.child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("paused") {
+        assert_ne!(
+            err.read_line(&mut said).unwrap(),
+            0,
+            "it said nothing: {said}"
+        );
+    }
+    let with = "queue \"default\" has been paused since";
+    assert!(
+        said.contains(with) && said.contains("batchyard resume"),
+        "{said}"
+    );
+    yard.ok("resume --store STORE", b"");
+    err.read_to_string(&mut said).unwrap();
+    assert_eq!(dispatch.end().code, Some(0), "{said}");
+    assert_eq!(said.matches("has been paused").count(), 1, "{said}");
+    // Nothing is said of a queue that holds nothing.
+    yard.ok("pause --store STORE", b"");
+    let ran = yard.run("dispatch --store STORE --drain --plain -- cat", b"");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(!ran.err.contains("has been paused"), "{}", ran.err);
 }

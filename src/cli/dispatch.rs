@@ -3,11 +3,12 @@
 //! ```text
 //!   SIGINT, SIGTERM, SIGHUP ─▶ first: batches under way may finish ─▶ second: they are stopped
 //!   --drain ─────────▶ all is settled ─┐
+//!   --timeout ───────▶ not in time ────┼
 //!   stdout is gone ──▶ nobody listens ─┼▶ shut down, and an exit code
 //!   a queue broke ───▶ it is given up ─┘
 //! ```
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use batchyard::{
     Batch, ControlAccess, Dispatcher, Event, Policies, Queue, QueueName, RunningDispatcher,
@@ -20,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    args::{self, AllArgs, Owned},
+    args::{self, AllArgs, Owned, duration},
     exit::{Exit, Failure},
     handling::Handling,
     output::{self, print_json, say},
@@ -47,6 +48,9 @@ pub(crate) struct DispatchArgs {
     /// Stop when nothing is delayed, ready or in flight any more; exit with 5 if there are new dead letters
     #[arg(long)]
     drain: bool,
+    /// Give up after this long, as if asked to stop, and exit with 6 [default: no limit]
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "drain")]
+    timeout: Option<Duration>,
     /// Print what happens as JSON Lines on stdout instead of logging it on stderr
     #[arg(long)]
     json: bool,
@@ -136,6 +140,31 @@ impl Source {
         }
         Ok((done, dead))
     }
+
+    /// Says of each queue once that it is paused and so does not drain, and never ends.
+    async fn tell_paused(&self, open: &OpenStore) {
+        let mut told = BTreeSet::new();
+        loop {
+            // What fails here fails the dispatcher as well, which tells it.
+            for queue in self.queues(open).await.unwrap_or_default() {
+                let Ok(stats) = queue.stats(queue.now()).await else {
+                    continue;
+                };
+                let name = queue.name();
+                if let Some(since) = stats.paused_at
+                    && stats.held() > 0
+                    && told.insert(name.clone())
+                {
+                    say(&format!(
+                        "queue {name:?} has been paused since {since} and holds {} requests: it is not drained until it is \
+resumed, as by batchyard resume --queue {name}",
+                        stats.held()
+                    ));
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 /// Serves until it is told to stop.
@@ -159,9 +188,15 @@ async fn serve(plan: &Plan<'_>, open: &OpenStore, stop: &mut Stop) -> Result<Exi
     let (running, events) = plan.dispatcher(open, &source)?.start_observed();
     let control = open.serve(running.handle(), ControlAccess::All);
     let mut watching = Watching::start(events, args.json);
-    let end = wait(args, &running, &mut watching, stop).await;
+    let end = tokio::select! {
+        end = wait(args, &running, &mut watching, stop) => end,
+        () = source.tell_paused(open), if args.drain => End::Died,
+    };
     match end {
-        End::Asked(_) => {
+        End::Asked(exit) => {
+            if exit == Exit::Timeout {
+                say("it is not drained in time");
+            }
             say("stopping: batches under way may finish; ask again to stop them at once");
             stop_twice(&running, stop).await;
         }
@@ -188,7 +223,7 @@ async fn serve(plan: &Plan<'_>, open: &OpenStore, stop: &mut Stop) -> Result<Exi
 
 /// Why a dispatcher is no longer wanted.
 enum End {
-    /// By a signal.
+    /// By a signal, or because its time is over.
     Asked(Exit),
     Drained,
     /// Its events can't be printed any more, or a queue was given up.
@@ -209,9 +244,17 @@ async fn wait(
             std::future::pending::<()>().await;
         }
     };
+    let late = async {
+        match args.timeout {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        biased;
         exit = stop.asked() => End::Asked(exit),
         () = drained => End::Drained,
+        () = late => End::Asked(Exit::Timeout),
         () = watching.over() => End::Pointless,
         () = running.ended() => End::Died,
     }
@@ -303,6 +346,8 @@ fn prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// How often a queue that is drained is looked at for being paused.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOG: &str = "warn,batchyard::command=info,batchyard::dispatcher=info";
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub(crate) enum Exit {
     Conflict = 4,
     /// It was done, but not for every request.
     Partial = 5,
+    /// It was not done in the time that it was given.
+    Timeout = 6,
     /// A server answered with an error, or not at all.
     Remote = 7,
     /// The store is damaged.
@@ -35,7 +37,7 @@ pub(crate) enum Exit {
 
 /// The table of exit codes, for the help.
 pub(crate) const HELP: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict (store in \
-use, changed input), 5 partial success, 7 remote error, 8 store damaged, 129 hung up, 130 interrupted, \
+use, changed input), 5 partial success, 6 timeout, 7 remote error, 8 store damaged, 129 hung up, 130 interrupted, \
 143 terminated.";
 
 /// An error on its way out of the program.
