@@ -156,6 +156,10 @@ pub(crate) struct OpenStore {
 /// Who has it open.
 enum By {
     /// A server.
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "a server needs the feature redis")
+    )]
     Server,
     /// This process, for itself, in this folder; its turn goes when it is not served.
     Own(PathBuf, Mutex<Option<Turn>>),
