@@ -129,7 +129,8 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     /// empty page is the end.
     ///
     /// # Errors
-    /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, or has ended.
+    /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, was given back or
+    /// [released](Administration::release), or has ended.
     async fn read(&self, lease: &Lease, page: Page) -> Result<Vec<Member>>;
 
     /// Records outcomes, replaces the checkpoint and decides what is next, in one atomic durable step.
@@ -141,7 +142,8 @@ pub trait Queue: Send + Sync + fmt::Debug + 'static {
     /// the rest as done, by position; dead letters, by position.
     ///
     /// # Errors
-    /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, or has ended.
+    /// [`LeaseLost`](crate::ErrorKind::LeaseLost): the batch has another holder, was given back or
+    /// [released](Administration::release), or has ended.
     /// [`Invalid`](crate::ErrorKind::Invalid): an id that is not a member, a checkpoint over 64 KiB
     /// ([`Update::validate`]), or a split with fewer than two members without an outcome. In either
     /// case nothing changes.
