@@ -7,6 +7,7 @@
 //!                          ├ store   from where a store is to an open one
 //!                          ├ handling from the settings to a handler
 //!                          ├ stop    SIGINT, SIGTERM and SIGHUP
+//!                          ├ service metrics, and what systemd is told
 //!                          ├ scratch a folder of this program's own, and its removal
 //!                          ├ child   this program, started again
 //!                          ├ output  data on stdout, talk on stderr, the progress bar
@@ -46,6 +47,7 @@ mod repair;
 mod results;
 mod run;
 mod scratch;
+mod service;
 mod show;
 mod stats;
 mod steer;
@@ -61,6 +63,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::{
     exit::{Exit, Failure},
+    output::LogFormat,
     steer::Steer,
 };
 
@@ -76,6 +79,9 @@ use self::{
     arg_required_else_help = true
 )]
 struct Cli {
+    /// What the log and all other talk on stderr is written as [default: that in `BATCHYARD_LOG_FORMAT`, or text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -166,7 +172,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    output::init_log(cli.verb.log());
+    let format = match LogFormat::chosen(cli.log_format) {
+        Ok(format) => format,
+        Err(failure) => return exit::report(Err(failure)),
+    };
+    output::init_log(cli.verb.log(), format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

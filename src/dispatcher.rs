@@ -18,6 +18,7 @@ mod driver;
 mod engine;
 mod event;
 mod explain;
+mod panic;
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
@@ -30,6 +31,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::driver::{Command, Driver};
+#[cfg(feature = "metrics")]
+pub(crate) use self::engine::{Surveyed, SurveyedQueue};
 pub use self::{builder::DispatcherBuilder, event::Event, explain::Explanation};
 use crate::{
     error::{Error, Result},
@@ -69,6 +72,7 @@ pub struct Dispatcher {
     /// The encoded template, for batches formed from now on.
     context: Bytes,
     handler: Arc<dyn BatchHandler>,
+    observers: Vec<event::Observer>,
 }
 
 /// Where the queues of a dispatcher come from.
@@ -103,9 +107,9 @@ impl Dispatcher {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn start_observed(self) -> (RunningDispatcher, broadcast::Receiver<Event>) {
+    pub fn start_observed(mut self) -> (RunningDispatcher, broadcast::Receiver<Event>) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let events = event::Events::new();
+        let events = event::Events::new(std::mem::take(&mut self.observers));
         let observed = events.subscribe();
         let shutdown = CancellationToken::new();
         let driver = Driver::new(self, receiver, events.clone(), shutdown);
@@ -159,6 +163,25 @@ impl DispatcherHandle {
     pub async fn explain(&self, queue: &QueueName) -> Result<Explanation> {
         let commands = self.commands.upgrade().ok_or_else(stopped)?;
         ask(&commands, |answer| Command::Explain(queue.clone(), answer)).await?
+    }
+
+    /// Answers once the loop that decides has turned: one that hangs, as in a call to a disk that hangs, does not answer.
+    ///
+    /// # Errors
+    /// [`Closed`](crate::ErrorKind::Closed): the dispatcher has stopped, or is about to.
+    pub async fn turned(&self) -> Result<()> {
+        let commands = self.commands.upgrade().ok_or_else(stopped)?;
+        ask(&commands, Command::Turn).await
+    }
+
+    /// Where every queue stands that it serves, as the loop that decides sees it: an answer says that this loop turns.
+    ///
+    /// # Errors
+    /// [`Closed`](crate::ErrorKind::Closed): the dispatcher has stopped, or is about to.
+    #[cfg(feature = "metrics")]
+    pub(crate) async fn survey(&self) -> Result<Surveyed> {
+        let commands = self.commands.upgrade().ok_or_else(stopped)?;
+        ask(&commands, Command::Survey).await
     }
 }
 

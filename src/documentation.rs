@@ -15,6 +15,15 @@ pub mod configuration {}
 #[doc = include_str!("_documentation/safety.md")]
 pub mod safety {}
 
+#[doc = include_str!("_documentation/metrics.md")]
+pub mod metrics {}
+
+#[doc = include_str!("_documentation/tracing.md")]
+pub mod tracing {}
+
+#[doc = include_str!("_documentation/upgrades.md")]
+pub mod upgrades {}
+
 #[doc = include_str!("_documentation/your_own_queue.md")]
 pub mod your_own_queue {}
 

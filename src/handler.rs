@@ -17,7 +17,7 @@ pub use self::command::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::http::{HttpHandler, HttpHandlerBuilder};
 pub use self::{
-    batch::{Batch, BatchOptions},
+    batch::{AttemptOutcomes, Batch, BatchOptions},
     report::{FailureKind, HandlerError, Report, Rest},
     typed::{JsonBatch, JsonHandler, json_handler},
 };

@@ -10,7 +10,8 @@
 //!   same at every redelivery.
 //! - The guides are in [`documentation`]: [how it works](documentation::how_it_works),
 //!   [durability](documentation::durability), [your own queue](documentation::your_own_queue),
-//!   [coming from LangBatch](documentation::coming_from_langbatch), [design](documentation::design).
+//!   [coming from LangBatch](documentation::coming_from_langbatch), [metrics](documentation::metrics),
+//!   [tracing](documentation::tracing), [upgrades](documentation::upgrades), [design](documentation::design).
 
 mod batch;
 #[cfg(feature = "bench")]
@@ -32,6 +33,8 @@ pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handler;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod policy;
 mod queue;
 mod request;
@@ -44,6 +47,7 @@ pub mod testing;
 #[cfg(feature = "torture")]
 #[doc(hidden)]
 pub mod torture;
+mod trace;
 
 #[cfg(feature = "control")]
 pub use self::control::{
@@ -54,6 +58,8 @@ pub use self::control::{
 pub use self::handler::{CommandHandler, supervise};
 #[cfg(feature = "http")]
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
+#[cfg(feature = "metrics")]
+pub use self::metrics::{Metrics, MetricsServer, serve_metrics};
 #[cfg(feature = "journal")]
 pub use self::queue::journal::{JournalOptions, JournalQueue, JournalStore};
 #[cfg(feature = "redis")]
@@ -77,8 +83,8 @@ pub use self::{
     error::{Error, ErrorKind, Result},
     format::template::{RequestsType, Template},
     handler::{
-        Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, JsonBatch, JsonHandler,
-        Report, Rest, json_handler,
+        AttemptOutcomes, Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, JsonBatch,
+        JsonHandler, Report, Rest, json_handler,
     },
     policy::{Decision, Policies, Policy, Trigger, decide},
     queue::{
@@ -91,7 +97,7 @@ pub use self::{
     request::{
         Attributes, Bookmark, DeadReason, MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_KEY_BYTES,
         MAX_PAYLOAD_BYTES, MAX_QUEUE_NAME_BYTES, NewRequest, Position, Pushed, QueueName,
-        RequestId, State,
+        RequestId, State, TRACEPARENT, TRACESTATE,
     },
     stats::{FirstSeen, Stats},
 };

@@ -23,6 +23,7 @@ use crate::{
     batch::check_note,
     clock::Timestamp,
     error::{Error, Result},
+    trace,
 };
 
 /// The largest payload that a queue accepts: 64 MiB. One byte more is [`ErrorKind::Invalid`](crate::ErrorKind::Invalid).
@@ -198,6 +199,11 @@ hex_id! {
     Position
 }
 
+/// The attribute that carries the W3C trace context of whoever pushed a request.
+pub const TRACEPARENT: &str = "traceparent";
+/// The attribute that carries what vendors add to it.
+pub const TRACESTATE: &str = "tracestate";
+
 /// A request about to be pushed.
 ///
 /// ```
@@ -248,6 +254,31 @@ impl NewRequest {
     pub fn attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.attributes.insert(name.into(), value.into());
         self
+    }
+
+    /// With the W3C trace context of whoever pushes it, as [`TRACEPARENT`] and, unless it is empty, [`TRACESTATE`] in its
+    /// attributes: with the feature `otel` the span of the batch that takes it has a link to there.
+    #[must_use]
+    pub fn with_trace_context(
+        self,
+        traceparent: impl Into<String>,
+        tracestate: impl Into<String>,
+    ) -> Self {
+        let tracestate = tracestate.into();
+        let with = self.attribute(TRACEPARENT, traceparent);
+        if tracestate.is_empty() {
+            return with;
+        }
+        with.attribute(TRACESTATE, tracestate)
+    }
+
+    /// With the trace context of the current span, if spans are collected with `tracing-opentelemetry`, and the feature `otel` is there.
+    #[must_use]
+    pub fn with_current_trace_context(self) -> Self {
+        match trace::context(&tracing::Span::current()) {
+            Some((traceparent, tracestate)) => self.with_trace_context(traceparent, tracestate),
+            None => self,
+        }
     }
 
     /// Not ready before this time.

@@ -31,6 +31,35 @@ fn claims(document: &str, columns: &[usize]) -> Vec<(String, Vec<String>)> {
     rows.map(|row| (row.to_owned(), names(row))).collect()
 }
 
+/// The names in ticks that can be names of tests.
+fn names_of_tests(text: &str) -> Vec<&str> {
+    let ticked = text.split('`').skip(1).step_by(2);
+    let is_test = |name: &&str| {
+        name.matches('_').count() >= 4
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    ticked.filter(is_test).collect()
+}
+
+#[test]
+fn every_test_that_the_page_on_upgrades_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = String::new();
+    sources(&root.join("tests"), &mut tests);
+    sources(&root.join("src"), &mut tests);
+    let page = fs::read_to_string(root.join("src/_documentation/upgrades.md")).unwrap();
+    let names = names_of_tests(&page);
+    assert!(names.len() >= 8, "the names were not found: {names:?}");
+    for name in names {
+        assert!(
+            tests.contains(&format!("fn {name}(")),
+            "{name} is not a test"
+        );
+    }
+}
+
 #[test]
 fn every_guarantee_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

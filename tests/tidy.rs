@@ -6,7 +6,7 @@ use std::{ffi::OsString, fs, path::Path};
 
 /// The layers of the design; a module belongs to the longest prefix of its path.
 const ROWS: [&str; 7] = [
-    "error request batch stats clock fault sync",
+    "error request batch stats clock fault sync trace",
     "policy retry format",
     "queue handler",
     "queue/memory queue/sled queue/journal queue/redis",
@@ -35,8 +35,8 @@ reqwest | handler/http provider | the library alone has no HTTP client
 clap | cli main | the library alone parses no arguments
 std/time/Instant | clock | take `now` as an argument
 std/time/SystemTime | clock torture/forgetful | take `now` as an argument
-tokio | clock sync queue handler dispatcher provider control server bench torture cli main testing fuzzing | it is pure: move this
-std/fs | fault queue handler provider control server bench torture cli main testing | it is pure: move this
+tokio | clock sync queue handler dispatcher provider metrics control server bench torture cli main testing fuzzing | it is pure: move this
+std/fs | fault queue handler provider metrics control server bench torture cli main testing | it is pure: move this
 std/net | handler provider server cli testing | it is pure: move this";
 /// A word | what, in its line or path, makes it legal (the runtime has tasks) | what to say instead.
 const WORDS: &str = "job | | request or batch

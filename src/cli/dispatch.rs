@@ -25,6 +25,7 @@ use super::{
     exit::{Exit, Failure},
     handling::Handling,
     output::{self, print_json, say},
+    service::{Service, ServiceArgs},
     stop::Stop,
     store::OpenStore,
 };
@@ -56,6 +57,8 @@ pub(crate) struct DispatchArgs {
     json: bool,
     #[command(flatten)]
     settings: AllArgs,
+    #[command(flatten)]
+    service: ServiceArgs,
 }
 
 /// What they come to.
@@ -96,7 +99,12 @@ impl DispatchArgs {
 }
 
 impl Plan<'_> {
-    fn dispatcher(&self, open: &OpenStore, source: &Source) -> Result<Dispatcher, Failure> {
+    fn dispatcher(
+        &self,
+        open: &OpenStore,
+        source: &Source,
+        service: &Service,
+    ) -> Result<Dispatcher, Failure> {
         let handler = self.handling.handler(&open.commands)?;
         let handle = move |batch: Batch| {
             let handler = Arc::clone(&handler);
@@ -111,7 +119,7 @@ impl Plan<'_> {
         if let Some(Value::Count(most)) = total.map(|found| found.value) {
             builder = builder.max_in_flight_total(most);
         }
-        Ok(builder.build()?)
+        Ok(service.watch(builder).build()?)
     }
 }
 
@@ -172,26 +180,36 @@ pub(super) async fn dispatch(args: DispatchArgs) -> Result<Exit, Failure> {
     let plan = args.plan()?;
     let mut stop = Stop::new()?;
     let options = plan.settings.queue_options();
+    let service = args.service.begin().await?;
     // It may have to wait for who has it open.
-    let open = tokio::select! {
+    let mut open = tokio::select! {
         open = args::open(&plan.settings, options, Owned::Here) => open?,
         exit = stop.asked() => return Ok(exit),
     };
-    let result = serve(&plan, &open, &mut stop).await;
+    service.observe(&mut open);
+    let result = serve(&plan, &open, service, &mut stop).await;
     open.close(result).await
 }
 
-async fn serve(plan: &Plan<'_>, open: &OpenStore, stop: &mut Stop) -> Result<Exit, Failure> {
+async fn serve(
+    plan: &Plan<'_>,
+    open: &OpenStore,
+    service: Service,
+    stop: &mut Stop,
+) -> Result<Exit, Failure> {
     let args = plan.args;
     let source = args.source(open).await?;
     let before = source.settled(open).await?;
-    let (running, events) = plan.dispatcher(open, &source)?.start_observed();
+    let dispatcher = plan.dispatcher(open, &source, &service)?;
+    let (running, events) = dispatcher.start_observed();
     let control = open.serve(running.handle(), ControlAccess::All);
+    let watched = service.start(running.handle(), &open.store);
     let mut watching = Watching::start(events, args.json);
     let end = tokio::select! {
         end = wait(args, &running, &mut watching, stop) => end,
         () = source.tell_paused(open), if args.drain => End::Died,
     };
+    watched.stopping();
     match end {
         End::Asked(exit) => {
             if exit == Exit::Timeout {

@@ -187,7 +187,7 @@ pub(crate) fn no_folder(path: &Path) -> Option<Failure> {
 pub(super) fn report(result: Result<Exit, Failure>) -> ExitCode {
     let exit = result.unwrap_or_else(|failure| {
         if failure.exit != Exit::Ok {
-            output::say(&format!("error: {}", failure.text));
+            output::say_error(&failure.text);
         }
         failure.exit
     });

@@ -1,28 +1,41 @@
 //! `health`: whether a store is served, and its service is well.
 
-use batchyard::{Error, ErrorKind, Explanation, QueueName};
+use std::{
+    fs::{self, File, TryLockError},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use batchyard::{Error, ErrorKind, Explanation, Queue, QueueName, Stats};
 use clap::Args;
 use serde::Serialize;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    args::StoreArgs,
+    args::{StoreArgs, duration},
     exit::{Exit, Failure},
     explain::explain_queue,
     output::{print, print_json},
+    service::PROBE,
     store::OpenStore,
 };
 
 /// Options of `health`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "It is well if the store is open, its recovery is done, every queue can be read, and nothing has failed for \
-good: exit 0. Exit 3 if no dispatcher or run serves the store, 7 if who does can't be asked, 8 if it is damaged, 1 else. For a store on a \
+    after_help = "It is well if the store is open, its recovery is done, every queue can be read, and the dispatcher is at work: its loop \
+answers, and what is due is claimed. That a queue is paused, its handler down or all slots taken is told, and is well. Exit 0 if it is, 3 if \
+no dispatcher or run serves the store, 7 if who does can't be asked or does not answer in time, 8 if it is damaged, 1 else. For a store on a \
 server: if that can be reached and read.\n\nExample: batchyard health --store ./store --json"
 )]
 pub(crate) struct HealthArgs {
     /// Print it as JSON
     #[arg(long)]
     json: bool,
+    /// How long to wait for answers [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    timeout: Option<Duration>,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -45,16 +58,54 @@ struct Line {
 
 /// Asks and tells.
 pub(super) async fn health(args: HealthArgs) -> Result<Exit, Failure> {
-    let open = args.store.served().await?;
-    let result = tell(&args, &open).await;
+    let limit = args.timeout.unwrap_or(TIMEOUT);
+    let begun = Instant::now();
+    let late = |_| {
+        let text = format!(
+            "no answer within {limit:?}: who has the store open, its dispatcher or its disk hangs"
+        );
+        Failure::new(Exit::Remote, text)
+    };
+    let open = match timeout(limit, args.store.served()).await.map_err(late)? {
+        Err(failure) if failure.exit() == Exit::NotFound => {
+            let folder = args.store.folder().ok();
+            let elsewhere = folder.and_then(|folder| open_elsewhere(&folder));
+            return Err(elsewhere.unwrap_or(failure));
+        }
+        open => open?,
+    };
+    let left = limit.saturating_sub(begun.elapsed());
+    let result = timeout(left, tell(&args, &open, limit)).await;
+    let result = result.map_err(late).flatten();
     open.close(result).await
 }
 
-async fn tell(args: &HealthArgs, open: &OpenStore) -> Result<Exit, Failure> {
+/// That somebody has the store open and serves it to nobody, if so.
+fn open_elsewhere(folder: &Path) -> Option<Failure> {
+    // Who answers there has said what it is.
+    if UnixStream::connect(folder.join("control.sock")).is_ok() {
+        return None;
+    }
+    let path = folder.join("LOCK");
+    let lock = File::open(&path).ok()?;
+    let Err(TryLockError::WouldBlock) = lock.try_lock_shared() else {
+        return None;
+    };
+    let owner = fs::read_to_string(path).unwrap_or_default();
+    let pid = owner.lines().next().unwrap_or("unknown");
+    let text = format!(
+        "{} is open in the process with pid {pid}, which serves it to nobody: it is still opening it, or it can't \
+make control.sock; try again, or ask that process",
+        folder.display()
+    );
+    Some(Failure::new(Exit::Remote, text))
+}
+
+async fn tell(args: &HealthArgs, open: &OpenStore, limit: Duration) -> Result<Exit, Failure> {
     let mut exit = Exit::Ok;
     let mut queues = Vec::new();
     for name in open.store.queues("").await? {
-        let explained = look(open, &name).await;
+        let explained = look(open, &name, limit).await;
         if let Err(failure) = &explained {
             // Of several the worst, which has the largest code.
             exit = [exit, failure.exit()]
@@ -89,11 +140,11 @@ async fn tell(args: &HealthArgs, open: &OpenStore) -> Result<Exit, Failure> {
 }
 
 /// Looks at a queue in memory and, past that, at what is stored.
-async fn look(open: &OpenStore, name: &QueueName) -> Result<Explanation, Failure> {
+async fn look(open: &OpenStore, name: &QueueName, limit: Duration) -> Result<Explanation, Failure> {
     let queue = open.store.queue(name).await?;
-    let explanation = explain_queue(open, &*queue).await?;
+    let explanation = watch(open, &*queue, STUCK_AFTER.min(limit / 2)).await?;
     // A store that is poisoned still has its last reading, and nothing to read from.
-    match queue.bookmark("batchyard:health").await {
+    match queue.bookmark(PROBE).await {
         Err(error) if error.kind() == ErrorKind::Invalid => {}
         looked => drop(looked?),
     }
@@ -103,3 +154,46 @@ async fn look(open: &OpenStore, name: &QueueName) -> Result<Explanation, Failure
     }
     Ok(explanation)
 }
+
+/// Explains a queue; one that is due has to be claimed from soon.
+async fn watch(
+    open: &OpenStore,
+    queue: &dyn Queue,
+    patience: Duration,
+) -> Result<Explanation, Failure> {
+    let begun = Instant::now();
+    let first = explain_queue(open, queue).await?;
+    let mut explanation = first.clone();
+    while is_due(&explanation) && held(&explanation.stats) == held(&first.stats) {
+        if begun.elapsed() >= patience {
+            let text = format!(
+                "its dispatcher is stuck: nothing was claimed for {patience:?}, although {}",
+                explanation.summary
+            );
+            return Err(Failure::new(Exit::Failure, text));
+        }
+        sleep(POLL).await;
+        explanation = explain_queue(open, queue).await?;
+    }
+    Ok(explanation)
+}
+
+fn is_due(explanation: &Explanation) -> bool {
+    explanation.next.is_some_and(|next| next <= explanation.at)
+}
+
+/// What a claim changes.
+fn held(stats: &Stats) -> impl PartialEq {
+    (
+        stats.oldest_ready_at,
+        stats.offered,
+        stats.batches,
+        stats.ready,
+    )
+}
+
+/// How long to wait for all answers.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// For how long a queue may be due without being claimed from.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(50);

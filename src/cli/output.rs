@@ -4,14 +4,17 @@ use std::{
     cell::Cell,
     fmt,
     io::{self, IsTerminal, Write},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
+
+use super::exit::{Exit, Failure};
 
 /// The bar on the terminal, if there is one just now.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -19,25 +22,78 @@ static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// What is in the log by default: warnings, and what commands write to their stderr.
 pub(super) const LOG: &str = "warn,batchyard::command=info";
 
+/// What stderr is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// JSON Lines, with the time, for programs
+    Json,
+}
+
+impl LogFormat {
+    /// As asked for, else as in `BATCHYARD_LOG_FORMAT`.
+    pub(super) fn chosen(asked: Option<Self>) -> Result<Self, Failure> {
+        let name = std::env::var_os("BATCHYARD_LOG_FORMAT").unwrap_or_default();
+        let name = name.to_string_lossy();
+        match asked {
+            Some(asked) => Ok(asked),
+            None if name.is_empty() => Ok(Self::Text),
+            None => Self::from_str(&name, false).map_err(|_| {
+                let text = format!("BATCHYARD_LOG_FORMAT is {name:?}; it may be text or json");
+                Failure::new(Exit::Usage, text)
+            }),
+        }
+    }
+}
+
+/// As it was chosen; text until it was.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
 /// Sends the log to stderr. `RUST_LOG` says what is in it, or else `default`.
-pub(super) fn init_log(default: &str) {
+pub(super) fn init_log(default: &str, format: LogFormat) {
+    let _ = FORMAT.set(format);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_target(false)
-        .without_time()
         .with_writer(|| Stderr);
     // Only fails if a log was set up before, which nobody did.
-    let _ = log.try_init();
+    let _ = match format {
+        LogFormat::Text => log
+            .with_ansi(colours)
+            .with_target(false)
+            .without_time()
+            .try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
 }
 
 /// Says a line on stderr.
 pub(crate) fn say(line: &str) {
+    tell("INFO", line, line);
+}
+
+/// Says on stderr what went wrong.
+pub(super) fn say_error(line: &str) {
+    tell("ERROR", line, &format!("error: {line}"));
+}
+
+fn tell(level: &str, line: &str, text: &str) {
     // With stderr gone there is nobody to tell.
-    let _ = writeln!(Stderr, "{line}");
+    let _ = match FORMAT.get() {
+        Some(LogFormat::Json) => {
+            let fields = serde_json::json!({
+                "timestamp": batchyard::now(),
+                "level": level,
+                "fields": { "message": line },
+                "target": "batchyard",
+            });
+            writeln!(Stderr, "{fields}")
+        }
+        _ => writeln!(Stderr, "{text}"),
+    };
 }
 
 /// Prints data as one line of JSON on stdout, at once.

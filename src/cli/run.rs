@@ -51,6 +51,7 @@ use super::{
     exit::{Exit, Failure, no_folder},
     handling::Handling,
     output::{Progress, print_json, say},
+    service::{Service, ServiceArgs},
     stop::Stop,
     store::NewAs,
 };
@@ -99,6 +100,8 @@ pub(crate) struct RunArgs {
     store: Option<PathBuf>,
     #[command(flatten)]
     settings: RunSettingArgs,
+    #[command(flatten)]
+    service: ServiceArgs,
 }
 
 /// What they come to.
@@ -146,8 +149,11 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     if let Some(exit) = end_removal(&plan, &mut stop).await? {
         return Ok(exit);
     }
+    let service = args.service.begin().await?;
     let mut site = Site::open(&plan).await?;
     let mut run = site.take_up(&plan).await?;
+    service.observe(&mut site.open);
+    run.queue = site.open.store.queue(&run.queue.name()).await?;
     // It is this run, and nobody else is at work on it: its files may be written anew.
     let failures = Arc::new(Failures::open(args.failures.as_deref())?);
     let reader = Reader::open(&args.input, args.lines, Arc::clone(&failures))?;
@@ -162,7 +168,8 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         unordered: args.unordered,
     };
     let output = Output::begin(&args.out, format, Arc::clone(&failures)).await?;
-    let dispatcher = dispatcher(&plan, &queue, &site)?;
+    let dispatcher = dispatcher(&plan, &queue, &site, &service)?;
+    let watched = service.start(dispatcher.handle(), &site.open.store);
     let yard = Yard {
         // What is in there, and nothing else, becomes the output.
         control: site.open.serve(dispatcher.handle(), ControlAccess::Look),
@@ -170,6 +177,7 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         queue: Arc::clone(&queue),
     };
     let ended = yard.work(reader, output, ledger, &mut stop).await;
+    watched.stopping();
     let ended = ended.and_then(|ended| failures.finish().map(|()| ended));
     let stats = queue.stats(queue.now()).await;
     let (ended, stats) = (ended?, stats?);
@@ -274,6 +282,7 @@ fn dispatcher(
     plan: &Plan,
     queue: &Arc<dyn Queue>,
     site: &Site,
+    service: &Service,
 ) -> Result<RunningDispatcher, Failure> {
     let handler = plan.handling.handler(&site.open.commands)?;
     let handle = move |batch: Batch| {
@@ -281,7 +290,8 @@ fn dispatcher(
         async move { handler.handle(batch).await }
     };
     let builder = Dispatcher::builder(Arc::clone(queue)).policies(plan.policies.clone());
-    let (running, events) = builder.handler(handle).build()?.start_observed();
+    let builder = service.watch(builder.handler(handle));
+    let (running, events) = builder.build()?.start_observed();
     tokio::spawn(trouble::tell(events));
     Ok(running)
 }

@@ -269,6 +269,14 @@ impl OpenStore {
         }
     }
 
+    /// Where it is, if that is a folder that is open here.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.by {
+            By::Own(folder, _) => Some(folder),
+            _ => None,
+        }
+    }
+
     /// Lets other processes use it too, if it is in a folder.
     pub(crate) fn serve(
         &self,

@@ -11,24 +11,33 @@
 //!              └ lease lost ─────────────────▶ nothing: it is another holder's now
 //! ```
 
-use std::{any::Any, future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{Instrument, Span};
 
 use super::{
     engine::Ended,
     event::{Event, Events},
+    panic::panicked,
 };
 use crate::{
     batch::{Lease, Outcome, Page, Retries, Then, Update},
     error::{Error, ErrorKind},
     fault::point,
-    handler::{Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, Report, Rest},
+    handler::{
+        AttemptOutcomes, Batch, BatchHandler, BatchOptions, FailureKind, HandlerError, Report, Rest,
+    },
     policy::Policy,
     queue::Queue,
     request::{DeadReason, QueueName, RequestId},
     retry::backoff,
+    trace,
 };
 
 /// One claim of a batch in the hands of a dispatcher.
@@ -39,8 +48,20 @@ pub(super) struct Attempt {
     pub(super) handler: Arc<dyn BatchHandler>,
     pub(super) events: Events,
     pub(super) lease: Lease,
+    pub(super) noted: Noted,
     /// Cancelled when handlers have no time left.
     pub(super) shutdown: CancellationToken,
+}
+
+/// What is noted of an attempt on its way.
+#[derive(Default)]
+pub(super) struct Noted {
+    /// How long the handler took.
+    took: OnceLock<Duration>,
+    failure: OnceLock<FailureKind>,
+    span: OnceLock<Span>,
+    /// What the members got that had no outcome of their own.
+    rest: OnceLock<Outcome>,
 }
 
 /// How an attempt ended, for the driver.
@@ -76,6 +97,9 @@ impl Attempt {
             Ok(batch) => batch,
             Err(error) => return self.unreadable(&error).await,
         };
+        let span = trace::process(&self.name, &self.lease);
+        batch.trace(&span);
+        let _ = self.noted.span.set(span);
         let ended = match self.attempt(&batch, &stop).await {
             Err(Failure::Handler(error)) => self.fail(&batch, &stop, error).await,
             Ok(()) => {
@@ -90,6 +114,12 @@ impl Attempt {
             }
             Err(failure) => Err(failure),
         };
+        let end = self.ended(ended).await;
+        self.tell_end(batch.outcomes(self.noted.rest.get(), self.policy.max_attempts));
+        end
+    }
+
+    async fn ended(&self, ended: Result<AttemptEnd, Failure>) -> AttemptEnd {
         match ended {
             Ok(end) => end,
             Err(Failure::ShutDown) => self.release().await,
@@ -100,6 +130,27 @@ impl Attempt {
                 self.end(Ended::Tried)
             }
         }
+    }
+
+    fn tell_end(&self, outcomes: AttemptOutcomes) {
+        self.events.emit(Event::AttemptEnded {
+            queue: self.name.clone(),
+            batch: self.lease.batch,
+            took: self.noted.took.get().copied(),
+            failure: self.noted.failure.get().copied(),
+            outcomes,
+        });
+    }
+
+    /// Settles the batch: these are the outcomes of the members that have none.
+    async fn finish(&self, rest: Outcome, retries: Retries) -> Result<(), Failure> {
+        let then = Then::Finish {
+            rest: rest.clone(),
+            retries,
+        };
+        self.update(then).await?;
+        let _ = self.noted.rest.set(rest);
+        Ok(())
     }
 
     fn end(&self, ended: Ended) -> AttemptEnd {
@@ -126,6 +177,7 @@ impl Attempt {
         };
         match self.update(Then::Finish { rest, retries }).await {
             Ok(()) => {
+                self.tell_end(AttemptOutcomes::all_damaged(self.lease.unsettled));
                 let (queue, batch) = (self.name.clone(), self.lease.batch);
                 self.events.emit(Event::Rejected {
                     queue,
@@ -156,14 +208,17 @@ impl Attempt {
             let (handler, given) = (self.handler.clone(), batch.clone());
             let work = async move { handler.handle(given).await };
             point("dispatcher.handle");
-            let report = self.supervise(stop, work).await?;
+            let begun = Instant::now();
+            let report = self.supervise(stop, work).await;
+            let _ = self.noted.took.set(begun.elapsed());
+            let report = report?;
             point("dispatcher.handled");
             rest = self.record(batch, report).await?.unwrap_or(rest);
         }
         self.tell_results(batch, stop).await?;
         let retries = self.retries(batch);
         point("dispatcher.finish");
-        self.update(Then::Finish { rest, retries }).await?;
+        self.finish(rest, retries).await?;
         point("dispatcher.finished");
         Ok(())
     }
@@ -191,9 +246,10 @@ impl Attempt {
         stop: &CancellationToken,
         work: impl Future<Output = Result<T, HandlerError>> + Send + 'static,
     ) -> Result<T, Failure> {
-        let mut task = AbortOnDropHandle::new(tokio::spawn(work));
+        let span = self.noted.span.get_or_init(Span::none).clone();
+        let mut task = AbortOnDropHandle::new(tokio::spawn(work.instrument(span)));
         let every = self.policy.heartbeat_interval.min(RARELY);
-        let mut heartbeats = interval_at(tokio::time::Instant::now() + every, every);
+        let mut heartbeats = interval_at(Instant::now() + every, every);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = async {
             match self.policy.handler_timeout {
@@ -349,11 +405,12 @@ impl Attempt {
     }
 
     async fn update(&self, then: Then) -> Result<(), Failure> {
-        self.persist(|| {
+        let span = trace::settle(&self.name, &self.lease, self.noted.span.get());
+        let updating = self.persist(|| {
             self.queue
                 .update(self.queue.now(), &self.lease, Update::then(then.clone()))
-        })
-        .await
+        });
+        updating.instrument(span).await
     }
 
     /// Makes a call until it is answered: what a handler has done is not thrown away because the
@@ -391,6 +448,7 @@ impl Attempt {
         stop: &CancellationToken,
         error: HandlerError,
     ) -> Result<AttemptEnd, Failure> {
+        let _ = self.noted.failure.set(error.kind());
         let used_up = match self.lease.parent {
             // A half of a batch that failed often enough is not tried often again.
             Some(_) => true,
@@ -491,7 +549,7 @@ impl Attempt {
             self.record_rest(batch, &rest).await?;
             self.tell_results(batch, stop).await?;
         }
-        self.update(Then::Finish { rest, retries }).await?;
+        self.finish(rest, retries).await?;
         point("dispatcher.rejected");
         self.events.emit(Event::Rejected {
             queue,
@@ -523,20 +581,6 @@ impl Attempt {
             ..self.end(Ended::Untried)
         }
     }
-}
-
-fn panicked(error: tokio::task::JoinError) -> HandlerError {
-    let said = match error.try_into_panic() {
-        Ok(panic) => panic_text(&*panic),
-        Err(_) => "it was aborted".to_owned(),
-    };
-    HandlerError::transient(format!("the handler panicked: {said}"))
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "(no text)".to_owned())
 }
 
 /// How many outcomes are recorded in one step.

@@ -4,7 +4,10 @@ use std::{fmt, future::Future, num::NonZeroU32, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Dispatcher, Source};
+use super::{
+    Dispatcher, Source,
+    event::{Event, Observer},
+};
 use crate::{
     error::{Error, Result},
     format::template::{RequestsType, Template},
@@ -24,6 +27,7 @@ pub struct DispatcherBuilder {
     requests_type: RequestsType,
     request_kwargs: String,
     handler: Option<Arc<dyn BatchHandler>>,
+    observers: Vec<Observer>,
 }
 
 impl DispatcherBuilder {
@@ -35,6 +39,7 @@ impl DispatcherBuilder {
             requests_type: RequestsType::default(),
             request_kwargs: String::new(),
             handler: None,
+            observers: Vec::new(),
         }
     }
 
@@ -96,6 +101,13 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Tells this of every event, as it happens and without missing any; it has to be quick, since the dispatcher waits for it.
+    #[must_use]
+    pub fn on_event(mut self, observe: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.observers.push(Arc::new(observe));
+        self
+    }
+
     /// What works on the batches.
     #[must_use]
     pub fn handler(mut self, handler: impl BatchHandler) -> Self {
@@ -138,6 +150,7 @@ impl DispatcherBuilder {
             max_in_flight_total: self.max_in_flight_total,
             context: Template::new(self.requests_type, &self.request_kwargs)?.encode(),
             handler,
+            observers: self.observers,
         })
     }
 }

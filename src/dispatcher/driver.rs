@@ -13,10 +13,11 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     Dispatcher, ShutdownReport, Source,
-    attempt::{Attempt, AttemptEnd},
+    attempt::{Attempt, AttemptEnd, Noted},
     engine::{Action, BreakerChange, Ended, Engine},
     event::{Event, Events},
     explain::Explanation,
@@ -29,6 +30,7 @@ use crate::{
     policy::Trigger,
     queue::Queue,
     request::QueueName,
+    trace,
 };
 
 /// What a running dispatcher can be asked for.
@@ -37,7 +39,10 @@ pub(super) enum Command {
     Flush(oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
     Pause(bool),
+    Turn(oneshot::Sender<()>),
     Explain(QueueName, oneshot::Sender<Result<Explanation>>),
+    #[cfg(feature = "metrics")]
+    Survey(oneshot::Sender<super::engine::Surveyed>),
     ShutDown,
 }
 
@@ -238,13 +243,20 @@ impl Driver {
             due: Some(due),
             context: self.dispatcher.context.clone(),
         };
-        let lease = match queue.claim(now, &claim).await {
+        let waited = self.engine.oldest_age(name, now);
+        let span = trace::receive(name);
+        let claimed = queue.claim(now, &claim).instrument(span.clone()).await;
+        let lease = claimed.as_ref().ok().and_then(Option::as_ref);
+        trace::received(&span, lease);
+        drop(span);
+        let lease = match claimed {
             Ok(lease) => lease,
             Err(error) => return self.queue_failed(name, &error),
         };
         self.engine.claimed(name, lease.is_some());
         let Some(lease) = lease else { return Ok(()) };
         fault::point("dispatcher.claimed");
+        let trigger = trigger.filter(|_| lease.attempt == 1 && lease.parent.is_none());
         self.events.emit(Event::Claimed {
             queue: name.clone(),
             batch: lease.batch,
@@ -252,7 +264,8 @@ impl Driver {
             attempt: lease.attempt,
             requests: lease.requests,
             bytes: lease.bytes,
-            trigger: trigger.filter(|_| lease.attempt == 1 && lease.parent.is_none()),
+            waited: waited.filter(|_| trigger.is_some()),
+            trigger,
         });
         let attempt = Attempt {
             queue,
@@ -261,6 +274,7 @@ impl Driver {
             handler: self.dispatcher.handler.clone(),
             events: self.events.clone(),
             lease,
+            noted: Noted::default(),
             shutdown: self.shutdown.clone(),
         };
         self.attempts.spawn(attempt.run());
@@ -332,8 +346,15 @@ impl Driver {
                 self.waiting_for_drain.push(answer);
             }
             Command::Pause(paused) => self.engine.pause(paused),
+            Command::Turn(answer) => {
+                let _ = answer.send(());
+            }
             Command::Explain(queue, answer) => {
                 let _ = answer.send(self.explain(&queue).await);
+            }
+            #[cfg(feature = "metrics")]
+            Command::Survey(answer) => {
+                let _ = answer.send(self.engine.survey(&self.queues, self.now()));
             }
             Command::ShutDown => return Ok(ControlFlow::Break(())),
         }

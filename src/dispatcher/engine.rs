@@ -83,6 +83,25 @@ pub(super) enum Standing {
     Free(Decision),
 }
 
+/// Where a dispatcher and the queues that it serves stand.
+#[derive(Debug)]
+#[cfg(feature = "metrics")]
+pub(crate) struct Surveyed {
+    pub(crate) queues: Vec<(Arc<dyn crate::queue::Queue>, Option<SurveyedQueue>)>,
+    pub(crate) slots_used: u32,
+    pub(crate) max_in_flight: Option<NonZeroU32>,
+    pub(crate) is_paused: bool,
+}
+
+/// Where a queue stands, if it was not given up.
+#[derive(Debug)]
+#[cfg(feature = "metrics")]
+pub(crate) struct SurveyedQueue {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) slots_used: u32,
+    pub(crate) is_breaker_open: bool,
+}
+
 impl Lane {
     /// When it is looked at again although nothing is known to have happened.
     fn fallback(&self) -> Option<Timestamp> {
@@ -123,6 +142,35 @@ impl Engine {
         if let Some(lane) = self.lanes.remove(queue) {
             self.in_flight -= lane.in_flight;
         }
+    }
+
+    /// Where these queues stand.
+    #[cfg(feature = "metrics")]
+    pub(super) fn survey(
+        &self,
+        queues: &std::collections::HashMap<QueueName, Arc<dyn crate::queue::Queue>>,
+        now: Timestamp,
+    ) -> Surveyed {
+        let of = |lane: &Lane| SurveyedQueue {
+            policy: Arc::clone(&lane.policy),
+            slots_used: lane.in_flight,
+            is_breaker_open: lane.breaker.gate(now) != Gate::Open,
+        };
+        let queues = queues.iter();
+        Surveyed {
+            queues: queues
+                .map(|(name, queue)| (Arc::clone(queue), self.lanes.get(name).map(of)))
+                .collect(),
+            slots_used: self.in_flight,
+            max_in_flight: self.max_in_flight,
+            is_paused: self.paused,
+        }
+    }
+
+    /// How old the oldest ready request of a queue was at its last reading.
+    pub(super) fn oldest_age(&self, queue: &QueueName, now: Timestamp) -> Option<Duration> {
+        let (stats, _) = self.lanes.get(queue)?.reading?;
+        Some(now.since(stats.oldest_ready_at?))
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -1,9 +1,17 @@
 //! What a dispatcher tells while it runs: for logs, metrics and tests.
 
-use serde::Serialize;
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::{Serialize, Serializer};
 use tokio::sync::broadcast;
 
-use crate::{batch::BatchId, clock::Timestamp, policy::Trigger, request::QueueName};
+use crate::{
+    batch::BatchId,
+    clock::Timestamp,
+    handler::{AttemptOutcomes, FailureKind},
+    policy::Trigger,
+    request::QueueName,
+};
 
 /// Something that happened to a queue or to a batch in the hands of a dispatcher.
 ///
@@ -34,6 +42,23 @@ pub enum Event {
         bytes: u64,
         /// Why it was formed; `None` for one that is offered again.
         trigger: Option<Trigger>,
+        /// How old the oldest of it was, in seconds where it is printed; `None` for one that is offered again.
+        #[serde(rename = "waited_seconds", serialize_with = "seconds")]
+        waited: Option<Duration>,
+    },
+    /// What a handler did with a batch is over, whatever came of it; the event that tells comes before.
+    AttemptEnded {
+        /// The queue.
+        queue: QueueName,
+        /// The batch.
+        batch: BatchId,
+        /// How long the handler took, in seconds where it is printed; `None` if it was not called, or cut off.
+        #[serde(rename = "took_seconds", serialize_with = "seconds")]
+        took: Option<Duration>,
+        /// How it failed, if it did.
+        failure: Option<FailureKind>,
+        /// The outcomes that members were given.
+        outcomes: AttemptOutcomes,
     },
     /// A batch ended, every member settled.
     Finished {
@@ -123,24 +148,47 @@ pub enum Event {
     ShuttingDown,
 }
 
+/// Is told of every event, on the way.
+pub(super) type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
+
 /// The sending side of the event stream; every event is logged as well.
-#[derive(Clone, Debug)]
-pub(super) struct Events(broadcast::Sender<Event>);
+#[derive(Clone)]
+pub(super) struct Events {
+    sender: broadcast::Sender<Event>,
+    observers: Arc<[Observer]>,
+}
 
 impl Events {
-    pub(super) fn new() -> Self {
-        Self(broadcast::Sender::new(CAPACITY))
+    pub(super) fn new(observers: Vec<Observer>) -> Self {
+        Self {
+            sender: broadcast::Sender::new(CAPACITY),
+            observers: observers.into(),
+        }
     }
 
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.0.subscribe()
+        self.sender.subscribe()
     }
 
     pub(super) fn emit(&self, event: Event) {
         log(&event);
+        self.observers.iter().for_each(|observe| observe(&event));
         // Nobody listening is fine.
-        let _ = self.0.send(event);
+        let _ = self.sender.send(event);
     }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::ref_option, reason = "what serde calls")]
+fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration
+        .map(|duration| duration.as_secs_f64())
+        .serialize(serializer)
 }
 
 fn log(event: &Event) {
@@ -166,6 +214,9 @@ fn log(event: &Event) {
         } => {
             info!(%queue, %batch, requests, "batch finished");
         }
+        Event::AttemptEnded {
+            queue, batch, took, ..
+        } => debug!(%queue, %batch, ?took, "attempt ended"),
         Event::Deferred {
             queue,
             batch,

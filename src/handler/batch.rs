@@ -1,10 +1,12 @@
 //! The handle of a batch that a handler works with.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     fmt,
+    num::NonZeroU32,
+    ops::AddAssign,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -12,7 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::{
     batch::{BatchId, Lease, Member, Outcome, Page, Then, Update},
@@ -36,10 +40,17 @@ struct Inner {
     template: Template,
     options: BatchOptions,
     checkpoint: Mutex<Option<Bytes>>,
-    /// Requests whose outcome was recorded through this handle.
-    recorded: Mutex<HashSet<RequestId>>,
+    /// Requests whose outcome was recorded through this handle, and which it was.
+    recorded: Mutex<HashMap<RequestId, Given>>,
+    /// Members read so far that have had more attempts than one, and how many.
+    tried: Mutex<HashMap<RequestId, u32>>,
     /// The most attempts that a member read so far has had.
     attempts: AtomicU32,
+    /// That of the handler's work, if somebody traces.
+    span: OnceLock<Span>,
+    /// How many members it is linked to.
+    #[cfg(feature = "otel")]
+    links: AtomicU32,
 }
 
 /// What a [`Batch`] is made with, besides its queue and its lease.
@@ -71,7 +82,11 @@ impl Batch {
             template: Template::decode(&lease.context)?,
             checkpoint: Mutex::new(lease.checkpoint.clone()),
             recorded: Mutex::default(),
+            tried: Mutex::default(),
             attempts: AtomicU32::new(lease.attempt),
+            span: OnceLock::new(),
+            #[cfg(feature = "otel")]
+            links: AtomicU32::new(0),
             lease,
             options,
         })))
@@ -189,7 +204,10 @@ impl Batch {
         checkpoint: Option<Bytes>,
     ) -> Result<()> {
         let now = self.0.queue.now();
-        let ids: Vec<RequestId> = outcomes.iter().map(|(id, _)| *id).collect();
+        let given: Vec<_> = outcomes
+            .iter()
+            .map(|(id, outcome)| (*id, Given::of(outcome)))
+            .collect();
         let update = Update {
             outcomes,
             checkpoint: checkpoint.clone(),
@@ -200,7 +218,12 @@ impl Batch {
         point("handler.record");
         self.0.queue.update(now, &self.0.lease, update).await?;
         point("handler.recorded");
-        locked(&self.0.recorded).extend(ids);
+        let mut recorded = locked(&self.0.recorded);
+        for (id, given) in given {
+            // The first one wins.
+            recorded.entry(id).or_insert(given);
+        }
+        drop(recorded);
         if checkpoint.is_some() {
             *locked(&self.0.checkpoint) = checkpoint;
         }
@@ -227,6 +250,11 @@ impl Batch {
                 continue;
             }
             self.0.attempts.fetch_max(member.attempt, Ordering::Relaxed);
+            #[cfg(feature = "otel")]
+            self.link(&member);
+            if member.attempt > 1 {
+                locked(&self.0.tried).insert(member.id, member.attempt);
+            }
             match self.0.template.apply(member.payload) {
                 Ok(payload) => {
                     member.payload = payload;
@@ -252,9 +280,139 @@ impl Batch {
         (self.0.lease.unsettled as usize).saturating_sub(recorded)
     }
 
+    /// The span of the handler's work.
+    pub(crate) fn trace(&self, span: &Span) {
+        let _ = self.0.span.set(span.clone());
+    }
+
+    /// The trace context of that span, as `traceparent` and `tracestate`, for who is called by the handler; `None` if nobody traces.
+    #[cfg(any(feature = "command", feature = "http"))]
+    pub(crate) fn trace_context(&self) -> Option<(String, String)> {
+        self.0.span.get().and_then(crate::trace::context)
+    }
+
+    /// Links the span to the one in which this member was pushed.
+    #[cfg(feature = "otel")]
+    fn link(&self, member: &Member) {
+        if let Some(span) = self.0.span.get()
+            && self.0.links.load(Ordering::Relaxed) < MAX_LINKS
+            && crate::trace::link(span, member.id, &member.attributes)
+        {
+            self.0.links.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The most attempts that a member read so far has had, this one included.
     pub(crate) fn attempts(&self) -> u32 {
         self.0.attempts.load(Ordering::Relaxed)
+    }
+
+    /// The outcomes that were recorded through this handle, and this one for the members that have none, if it is given.
+    /// A retry of what has no attempts left is a dead letter, as the end of the batch makes it one.
+    pub(crate) fn outcomes(
+        &self,
+        rest: Option<&Outcome>,
+        max_attempts: NonZeroU32,
+    ) -> AttemptOutcomes {
+        let recorded = locked(&self.0.recorded);
+        let tried = locked(&self.0.tried);
+        let all_used_up = self.0.lease.attempt.max(1) >= max_attempts.get();
+        let used_up = |id: &RequestId| {
+            let attempts = tried.get(id).copied().unwrap_or(self.0.lease.attempt);
+            attempts >= max_attempts.get()
+        };
+        let mut counts = AttemptOutcomes::default();
+        for (id, given) in recorded.iter() {
+            counts.add(*given, 1, || u64::from(used_up(id)));
+        }
+        let open = (self.0.lease.unsettled as usize).saturating_sub(recorded.len()) as u64;
+        if let Some(rest) = rest.map(Given::of) {
+            counts.add(rest, open, || {
+                if all_used_up {
+                    return open;
+                }
+                let open = tried.keys().filter(|id| !recorded.contains_key(id));
+                open.filter(|id| used_up(id)).count() as u64
+            });
+        }
+        counts
+    }
+}
+
+/// Which outcome a member was given.
+#[derive(Clone, Copy, Debug)]
+enum Given {
+    Done,
+    Retry,
+    Dead(DeadReason),
+}
+
+impl Given {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Done { .. } => Self::Done,
+            Outcome::Retry { .. } => Self::Retry,
+            Outcome::Reject { reason, .. } => Self::Dead(*reason),
+        }
+    }
+}
+
+/// How many members of a batch were given which outcome, in one attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct AttemptOutcomes {
+    /// Done.
+    pub done: u64,
+    /// To be tried again in a later batch.
+    pub retried: u64,
+    /// Dead: the handler rejected them, or failed for good with each alone.
+    pub rejected: u64,
+    /// Dead: they failed, or killed their holder, as often as `max_attempts` allows.
+    pub exhausted: u64,
+    /// Dead: each alone exceeds the limits of a batch.
+    pub too_large: u64,
+    /// Dead: their payloads are not what the handler or `request_kwargs` needs.
+    pub undecodable: u64,
+    /// Dead: their stored bytes are damaged.
+    pub damaged: u64,
+}
+
+impl AddAssign for AttemptOutcomes {
+    fn add_assign(&mut self, other: Self) {
+        self.done += other.done;
+        self.retried += other.retried;
+        self.rejected += other.rejected;
+        self.exhausted += other.exhausted;
+        self.too_large += other.too_large;
+        self.undecodable += other.undecodable;
+        self.damaged += other.damaged;
+    }
+}
+
+impl AttemptOutcomes {
+    /// Of a batch that no handler can be given.
+    pub(crate) fn all_damaged(members: u32) -> Self {
+        Self {
+            damaged: members.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Counts members; `used_up` are those of them that have no attempts left.
+    fn add(&mut self, given: Given, members: u64, used_up: impl FnOnce() -> u64) {
+        match given {
+            Given::Done => self.done += members,
+            Given::Retry => {
+                let used_up = used_up().min(members);
+                self.retried += members - used_up;
+                self.exhausted += used_up;
+            }
+            Given::Dead(DeadReason::Rejected) => self.rejected += members,
+            Given::Dead(DeadReason::Exhausted) => self.exhausted += members,
+            Given::Dead(DeadReason::TooLarge) => self.too_large += members,
+            Given::Dead(DeadReason::Undecodable) => self.undecodable += members,
+            Given::Dead(DeadReason::Damaged) => self.damaged += members,
+        }
     }
 }
 
@@ -270,3 +428,7 @@ impl fmt::Debug for Batch {
             .finish_non_exhaustive()
     }
 }
+
+/// The most links of a span: what the SDKs of OpenTelemetry keep by default.
+#[cfg(feature = "otel")]
+const MAX_LINKS: u32 = 128;

@@ -217,6 +217,10 @@ impl CommandHandler {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
+        if let Some((traceparent, tracestate)) = batch.trace_context() {
+            command.env("TRACEPARENT", traceparent);
+            command.env("TRACESTATE", tracestate);
+        }
         command
     }
 

@@ -26,6 +26,7 @@ use crate::{
     clock,
     error::{Error, Result},
     handler::{Batch, BatchHandler, HandlerError, Report},
+    request::{TRACEPARENT, TRACESTATE},
 };
 
 /// Posts each batch to a URL as JSON Lines: for webhooks and bulk-insert endpoints.
@@ -113,6 +114,12 @@ impl HttpHandler {
             .body(upload.body);
         if let Some(signature) = upload.signature {
             request = request.header("Batchyard-Signature", signature);
+        }
+        if let Some((traceparent, tracestate)) = batch.trace_context() {
+            request = request.header(TRACEPARENT, traceparent);
+            if !tracestate.is_empty() {
+                request = request.header(TRACESTATE, tracestate);
+            }
         }
         Ok(Some((request, upload.progress)))
     }

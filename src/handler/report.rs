@@ -2,6 +2,8 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
+use serde::Serialize;
+
 use crate::{
     batch::Outcome,
     error::{Error, ErrorKind},
@@ -84,7 +86,8 @@ pub struct HandlerError {
 }
 
 /// What a failed batch means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// Nothing is wrong with the requests: what the handler needs is down or asks to slow down. No
     /// attempt is counted; the queue's breaker opens, and one batch at a time probes until one passes.

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
+use tracing::Instrument;
 
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
     queue::{Entry, Queue, directive},
     request::{Bookmark, NewRequest, Pushed, RequestId, State},
+    trace,
 };
 
 /// Shorthands for every [`Queue`], with the queue's own clock.
@@ -20,7 +22,9 @@ pub trait QueueExt: Queue {
     /// # Errors
     /// As [`Queue::push`].
     async fn push_one(&self, request: NewRequest) -> Result<Pushed> {
-        let pushed = self.push(self.now(), vec![request]).await?;
+        let span = trace::send(&self.name(), 1);
+        let pushing = self.push(self.now(), vec![request]);
+        let pushed = pushing.instrument(span).await?;
         pushed
             .first()
             .copied()
