@@ -368,8 +368,12 @@ impl Core {
                     return;
                 };
                 let mut is_idle = false;
+                // What is to be tidied up can wait until it is opened again.
+                if inner.is_closed && inner.is_all_written() {
+                    return;
+                }
                 while inner.busy || (inner.filling.is_empty() && !inner.wants_writer()) {
-                    if inner.is_closed && !inner.busy {
+                    if inner.is_closed && inner.is_all_written() {
                         return;
                     }
                     let waited = self.work.wait_timeout(inner, IDLE_AFTER);
@@ -460,6 +464,11 @@ impl Inner {
     pub(super) fn of(state: State, end: Cursor) -> Self {
         let filling = Filling::new(end, Vec::new(), state.salt);
         Self::new(state, filling)
+    }
+
+    /// Whether nothing is on its way to the disk.
+    fn is_all_written(&self) -> bool {
+        !self.busy && self.filling.is_empty() && self.sealed.is_empty()
     }
 
     /// Whether there is something for the writer besides the filling group.

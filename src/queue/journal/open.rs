@@ -113,7 +113,6 @@ pub(super) fn open(
     if is_used && !found.has_segments() {
         return Err(gone(&path));
     }
-    let oldest = found.oldest().segment;
     let mut report = Vec::new();
     if is_used && !found.has_root() {
         report.push(root_is_gone());
@@ -126,7 +125,7 @@ pub(super) fn open(
         queues.for_each(|queue| queue.stored.last_fence = 0);
     }
     let (log, cursor, reader) = found.recover(tail, &mut report)?;
-    let tend = Tend::new(disk.clone(), path.clone(), options, oldest);
+    let tend = Tend::new(disk.clone(), path.clone(), options);
     let filling = Filling::new(cursor, Vec::new(), salt);
     let origin = Origin {
         disk,

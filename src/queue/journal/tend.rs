@@ -36,28 +36,37 @@ pub(super) struct Tend {
     path: PathBuf,
     low_space_mark: u64,
     segment_bytes: u64,
-    /// The oldest segment that is kept, and the bytes of the last baseline.
-    oldest: u32,
+    /// The bytes of the last baseline.
     baseline_bytes: u64,
     /// The segment in which it was last looked whether something is to be carried.
     weighed_in: u32,
+    /// The round of carrying that is under way.
+    round: Option<Round>,
+    /// How many bytes of the log a live one took, as it was when all had been carried: they are estimated, without keys, attributes
+    /// and unused ends. Without it, a log that can't get any smaller would be carried for ever.
+    live_takes: u64,
+}
+
+/// All of the log is carried once: as soon as nothing is needed of the segment in which this began, or of those before.
+#[derive(Debug)]
+struct Round {
+    began: u32,
+    /// The bytes that seemed to be needed then.
+    live: u64,
+    carried: u64,
 }
 
 impl Tend {
-    pub(super) fn new(
-        disk: Arc<dyn Disk>,
-        path: PathBuf,
-        options: &JournalOptions,
-        oldest: u32,
-    ) -> Self {
+    pub(super) fn new(disk: Arc<dyn Disk>, path: PathBuf, options: &JournalOptions) -> Self {
         Self {
             disk,
             path,
             low_space_mark: options.low_space_mark,
             segment_bytes: options.segment_bytes.into(),
-            oldest,
             baseline_bytes: 0,
             weighed_in: 0,
+            round: None,
+            live_takes: 1,
         }
     }
 
@@ -66,8 +75,7 @@ impl Tend {
         let is_due = {
             let Ok(mut inner) = core.lock() else { return };
             inner.since_look = (0, 0);
-            let bytes = 2 * usize::try_from(self.baseline_bytes).unwrap_or(usize::MAX / 4);
-            self.is_due(&inner, is_idle) && has_room_for(core, &inner, bytes + 2 * PART_BYTES)
+            self.is_due(core, &inner, is_idle) && self.has_room(core, &inner)
         };
         let tidied = if is_due {
             self.write_baseline(core)
@@ -89,20 +97,33 @@ impl Tend {
         }
     }
 
-    /// Whether a baseline is worth what it takes: it lets segments go, and shortens the next opening.
-    fn is_due(&self, inner: &Inner, is_idle: bool) -> bool {
-        let current = inner.filling.place().segment;
-        let needed = inner.state.oldest_segment().unwrap_or(current).min(current);
-        let freeable = needed.saturating_sub(self.oldest);
-        let enough = self.segment_bytes.max(16 * self.baseline_bytes);
+    /// Whether a baseline is worth what it takes: it lets segments go, and shortens the next opening. It takes as much
+    /// as all that is kept in memory, which may be many segments: then it comes the more rarely.
+    fn is_due(&self, core: &Core, inner: &Inner, is_idle: bool) -> bool {
+        let own = self.baseline_bytes;
+        let enough = self.segment_bytes.max(16 * own);
+        let freeable = freeable_bytes(core, inner);
         match inner.since_baseline {
             0 => false,
             since if since >= 4 * enough => true,
-            since if since >= 16 * self.baseline_bytes || is_idle => {
+            since if since >= 16 * own || (is_idle && since >= own) => {
                 freeable > 0 || (is_idle && since >= self.segment_bytes / 8)
             }
-            _ => freeable >= 2,
+            _ => freeable >= 2 * self.segment_bytes && self.pays(core, inner),
         }
+    }
+
+    /// Whether a baseline lets go of more than it takes. The one before is among what it lets go of; without counting that, a log
+    /// whose baseline is larger than a segment would grow with every segment that is tidied up.
+    fn pays(&self, core: &Core, inner: &Inner) -> bool {
+        let times = if inner.no_room.is_some() { 1 } else { 2 };
+        let freeable = freeable_bytes(core, inner);
+        freeable > 0 && freeable >= times * self.baseline_bytes && self.has_room(core, inner)
+    }
+
+    fn has_room(&self, core: &Core, inner: &Inner) -> bool {
+        let bytes = 2 * usize::try_from(self.baseline_bytes).unwrap_or(usize::MAX / 4);
+        has_room_for(core, inner, bytes + 2 * PART_BYTES)
     }
 
     /// Writes all that is kept in memory at the head of the log, in parts between the groups of others; then lets go of the
@@ -176,8 +197,10 @@ impl Tend {
         if let Some(log) = &mut *log {
             log.set_root(root)?;
         }
-        self.oldest = root.oldest;
+        drop(log);
         self.baseline_bytes = bytes.len() as u64;
+        let mut inner = core.lock()?;
+        inner.since_baseline = inner.since_baseline.saturating_sub(self.baseline_bytes);
         Ok(())
     }
 
@@ -221,6 +244,18 @@ impl Tend {
             )
         })
     }
+}
+
+/// The bytes of the segments that a baseline would let go of.
+fn freeable_bytes(core: &Core, inner: &Inner) -> u64 {
+    core.reader.log_bytes(..oldest_needed(inner))
+}
+
+/// The oldest segment of which anything is needed, besides the baseline.
+fn oldest_needed(inner: &Inner) -> u32 {
+    let current = inner.filling.place().segment;
+    let oldest = inner.state.oldest_segment();
+    oldest.unwrap_or(current).min(current)
 }
 
 /// Whether so much can be written: it lets segments go, and must not be tried again and again when it can't.

@@ -22,6 +22,7 @@ mod moments;
 mod places;
 mod script;
 mod sweep;
+mod tidying;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

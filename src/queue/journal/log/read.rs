@@ -130,6 +130,13 @@ impl Reader {
         }
     }
 
+    /// How many bytes the segments with these numbers take.
+    pub(in crate::queue::journal) fn log_bytes(&self, numbers: impl RangeBounds<u32>) -> u64 {
+        let all = self.segments.read();
+        let lengths = all.live.range(numbers).map(|(_, segment)| segment.length);
+        lengths.map(u64::from).sum()
+    }
+
     /// Reads what can be had without waiting for the disk, and fails otherwise.
     pub(in crate::queue::journal) fn only_cached(&self) -> Self {
         Self {

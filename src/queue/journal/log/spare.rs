@@ -208,6 +208,7 @@ pub(in crate::queue::journal) struct Space(Arc<Shared>);
 
 impl Space {
     /// Bytes that all files of the log take.
+    #[cfg(test)]
     pub(in crate::queue::journal) fn disk_bytes(&self) -> u64 {
         self.0.disk_bytes.load(Ordering::Relaxed)
     }

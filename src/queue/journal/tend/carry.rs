@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{SLACK_BYTES, Tend, has_room_for};
+use super::{Round, SLACK_BYTES, Tend, has_room_for, oldest_needed};
 use crate::{
     error::Result,
     fault::point,
@@ -35,47 +35,69 @@ impl Tend {
         let Some(segment) = carrying else {
             return Ok(());
         };
-        let mut carried = Ok(false);
+        let (mut carried, mut took) = (Ok(false), 0);
         core.log_now(|inner| {
+            inner.seal();
+            let from = inner.filling.place();
             carried = slice(inner, core, segment);
             inner.seal();
+            took = self.between(from, inner.filling.place());
         })?;
         point("journal.carried");
         let is_over = !matches!(carried, Ok(true));
         if is_over {
             core.lock()?.carrying = None;
         }
-        if carried? {
-            return Ok(());
+        carried?;
+        if let Some(round) = &mut self.round {
+            round.carried += took;
         }
-        self.write_baseline(core)
+        let pays = is_over && self.pays(core, &*core.lock()?);
+        if pays {
+            self.write_baseline(core)
+        } else {
+            Ok(())
+        }
     }
 
-    /// The segment to carry away, if the log takes more than twice what is needed of it and a constant. While pushes
-    /// are kept out for want of space, the constant does not count.
-    fn too_heavy(&self, core: &Core, inner: &Inner) -> Option<u32> {
-        let disk = core.space.disk_bytes();
-        let constant = CONSTANT_SEGMENTS * self.segment_bytes;
+    /// How much of the log lies between two places, with what was left unused at the ends of segments.
+    fn between(&self, from: Place, to: Place) -> u64 {
+        let begun = u64::from(to.segment - from.segment) * self.segment_bytes;
+        (begun + u64::from(to.offset)).saturating_sub(u64::from(from.offset))
+    }
+
+    /// The segment to carry away, if the log takes more than twice what is needed of it, the baseline included, and a constant;
+    /// what the next baseline lets go of does not count. While pushes are kept out for want of space, the constant does not, either.
+    fn too_heavy(&mut self, core: &Core, inner: &Inner) -> Option<u32> {
+        let oldest = oldest_needed(inner);
+        let log_bytes = core.reader.log_bytes(oldest..);
         let is_scarce = inner.no_room.is_some();
+        let constant = if is_scarce {
+            self.segment_bytes
+        } else {
+            CONSTANT_SEGMENTS * self.segment_bytes
+        };
         // The walk over all stretches is only made when it may matter.
-        if disk <= constant && !is_scarce {
+        if oldest == inner.filling.place().segment || log_bytes <= constant {
             return None;
         }
-        let live: u64 = inner
-            .state
-            .queues
-            .values()
-            .map(QueueState::live_bytes)
-            .sum();
-        let oldest = inner.state.oldest_segment()?;
-        let current = inner.filling.place().segment;
-        let behind = u64::from(current.saturating_sub(oldest));
-        let is_heavy = if is_scarce {
-            behind * self.segment_bytes > 2 * live
-        } else {
-            behind > 1 && disk > 2 * live + constant
+        let queues = inner.state.queues.values();
+        let live: u64 = queues.map(QueueState::live_bytes).sum();
+        if let Some(round) = self.round.take_if(|round| oldest > round.began) {
+            self.live_takes = round.carried.div_ceil(live.max(round.live).max(1)).max(1);
+        }
+        let needed = live * self.live_takes + self.baseline_bytes;
+        if log_bytes <= 2 * needed + constant {
+            return None;
+        }
+        let began = inner.filling.place().segment;
+        let round = Round {
+            began,
+            live,
+            carried: 0,
         };
-        is_heavy.then_some(oldest)
+        self.round.get_or_insert(round);
+        Some(oldest)
     }
 }
 
@@ -216,5 +238,5 @@ fn carry_blobs(inner: &mut Inner, core: &Core, id: u32, segment: u32) -> Result<
 
 /// So much is carried between two groups.
 const SLICE_BYTES: usize = 256 << 10;
-/// What the log may take besides twice what is needed: the open segment, two spares, and one to be freed.
-const CONSTANT_SEGMENTS: u64 = 4;
+/// What the log may take besides twice what is needed: the open segment, and one to be freed.
+const CONSTANT_SEGMENTS: u64 = 2;
