@@ -117,6 +117,7 @@ sled.recovered | all queues are as they should be, nothing was synced
 sled.folder_synced | all files were synced, a new store does not say that it is made
 sled.open | all of opening is done
 sled.write | sled is given what a step writes
+sled.save | what a step changes is saved for a dump that is being read
 sled.written | sled was given what a step writes
 sled.chunk | a chunk of a push was written
 sled.claimed | a claim was written, not synced

@@ -26,6 +26,7 @@
 //! | `db` | every call into sled, guarded; the sync |
 //! | `plan` | a transaction, and the note of one that failed in its middle |
 //! | `transfer` | to and from other backends |
+//! | `moment` | all queues as they were, dumped while they go on |
 //! | `repair` | saving what can be read of a damaged store |
 //! | `verify`, `progress` | reading all that is held, in a copy, and how far that is |
 //! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
@@ -72,6 +73,7 @@ mod db;
 pub(crate) mod fuzzing;
 mod handle;
 mod keys;
+mod moment;
 mod open;
 mod plan;
 mod progress;
@@ -100,15 +102,16 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
-use self::{handle::Handle, progress::Pulse, state::QueueState, writer::Writer};
+use self::{handle::Handle, moment::Still, progress::Pulse, state::QueueState, writer::Writer};
 pub use self::{
     progress::{VerifyPhase, VerifyProgress},
     queue::SledQueue,
     repair::Repaired,
 };
 use crate::{
+    clock::Timestamp,
     error::{Error, Result},
-    queue::{Queue, QueueOptions, Store, verified::Verified},
+    queue::{Moment, Queue, QueueOptions, Store, verified::Verified},
     request::QueueName,
 };
 
@@ -349,6 +352,10 @@ impl Store for SledStore {
 
     fn created(&self) -> Option<watch::Receiver<u64>> {
         Some(self.handle.core.created.subscribe())
+    }
+
+    async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
+        Ok(Some(Box::new(Still::of(&self.handle, now).await?)))
     }
 
     async fn close(&self) -> Result<()> {

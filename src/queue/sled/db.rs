@@ -8,6 +8,7 @@
 //! and a sync is never tried again.
 
 mod count;
+mod moments;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ use sled::IVec;
 
 use super::{
     keys::{self, Tree},
+    moment::Past,
     plan::{Change, Plan, Redo},
     range::{Chunks, Range, Source},
     record::{self, ChunkV1, CountsV1, QueueV1, Record},
@@ -52,6 +54,9 @@ pub(super) struct Db {
     queues: Mutex<BTreeMap<u32, QueueV1>>,
     /// Windows that are dropped and noted as such.
     dropped: Mutex<BTreeSet<(u32, u64)>>,
+    /// Those of them that are still there, for moments.
+    kept: Mutex<BTreeSet<(u32, u64)>>,
+    pasts: Mutex<Vec<Arc<Past>>>,
     poison: Arc<OnceLock<String>>,
     syncs: AtomicU64,
     /// What was given to sled since the last sync.
@@ -80,6 +85,8 @@ impl Db {
             counts: Mutex::default(),
             queues: Mutex::default(),
             dropped: Mutex::default(),
+            kept: Mutex::default(),
+            pasts: Mutex::default(),
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
             unsynced: AtomicUsize::new(0),
@@ -395,7 +402,9 @@ impl Db {
         let mut plan = Plan::default();
         plan.tree(Tree::Meta, (0, 0), || self.tree(Tree::Meta).clone());
         let dropped = self.plan_rows(rows, chunks, &mut before, &mut plan)?;
-        for (noted, value) in [(&*held(&self.dropped), None), (&dropped, Some(Vec::new()))] {
+        let kept = held(&self.kept).clone();
+        let gone: BTreeSet<_> = held(&self.dropped).difference(&kept).copied().collect();
+        for (noted, value) in [(&gone, None), (&dropped, Some(Vec::new()))] {
             for (queue, first) in noted {
                 let key = keys::key(*queue, &[*first]);
                 entries.insert((Tree::Requests, key), value.clone());
@@ -406,6 +415,7 @@ impl Db {
             plan.changes.push((index, key, value));
         }
         self.make_way(plan.bytes())?;
+        self.save(&plan)?;
         let mut begun = None;
         let after = self.guard("a write", || plan.run(&before, &mut begun));
         if let (Err(_), Some(begun)) = (&after, &begun) {
@@ -415,10 +425,10 @@ impl Db {
         *held(&self.counts) = after;
         for window in &dropped {
             point("sled.drop");
-            self.guard("a write", || self.windows.drop_window(*window))?;
+            self.drop_or_keep(*window)?;
             point("sled.dropped");
         }
-        *held(&self.dropped) = dropped;
+        *held(&self.dropped) = &dropped | &kept;
         Ok(())
     }
 

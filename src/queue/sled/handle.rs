@@ -13,13 +13,14 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::{
     apply::Step,
     db::{self, Db},
+    moment::{Past, Saved, Sight},
     reader::View,
     state::{Live, QueueState},
 };
 use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    queue::QueueOptions,
+    queue::{QueueOptions, transfer::Turns},
     request::QueueName,
 };
 
@@ -35,6 +36,14 @@ pub(super) enum Command {
         push: Option<usize>,
         run: Run,
     },
+    /// Keeps what all queues hold as of a time.
+    Hold {
+        now: Timestamp,
+        saved: Saved,
+        reply: oneshot::Sender<Result<Arc<Past>>>,
+    },
+    /// A moment has ended.
+    Forget,
     /// Makes a queue, or gives it other options.
     Open {
         name: QueueName,
@@ -55,6 +64,7 @@ pub(super) struct Core {
     pub(super) lives: Mutex<BTreeMap<QueueName, Arc<Live>>>,
     pub(super) created: watch::Sender<u64>,
     pub(super) permits: Arc<Semaphore>,
+    pub(super) turns: Turns,
     pub(super) low_space_mark: u64,
     pub(super) defaults: QueueOptions,
     /// Why the store stopped, if it did.
@@ -166,6 +176,15 @@ impl Handle {
         answer.await.map_err(|_| self.core.closed())?
     }
 
+    /// What all queues hold as of `now`, once that is durable.
+    pub(super) async fn hold(&self, now: Timestamp, saved: Saved) -> Result<Arc<Past>> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Hold { now, saved, reply };
+        let sent = self.commands.send(command).await;
+        sent.map_err(|_| self.core.closed())?;
+        answer.await.map_err(|_| self.core.closed())?
+    }
+
     /// Closes the store; answers when it may be opened again.
     pub(super) async fn close(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
@@ -197,7 +216,10 @@ impl Handle {
             if now.is_some_and(is_behind) {
                 return Ok(None);
             }
-            let read = catch_unwind(AssertUnwindSafe(|| read(View { db, queue })));
+            let read = catch_unwind(AssertUnwindSafe(|| {
+                let db = Sight::of(db);
+                read(View { db, queue })
+            }));
             let value = read.unwrap_or_else(|panic| Err(bug(&*panic)))?;
             Ok(Some((gate.group, value)))
         });

@@ -28,6 +28,7 @@ use super::{
     clean,
     db::{self, Db},
     keys::{self, PartOf, Tree},
+    moment,
     plan::Redo,
     progress::Pulse,
     record::{QueueV1, StoreV1},
@@ -83,6 +84,7 @@ pub(super) fn open(path: &Path, queues: QueueOptions, cache_bytes: u64) -> Resul
     let (db, (queues, next_queue)) = or_let_go(db, |db| {
         clean::unmark(path)?;
         point("sled.unmarked");
+        moment::clear(path);
         let recovered = recover(db, queues)?;
         point("sled.recovered");
         finish(path, db, format)?;

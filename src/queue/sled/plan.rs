@@ -57,6 +57,14 @@ impl Plan {
         bytes.sum()
     }
 
+    /// Which keys of which trees are changed.
+    pub(super) fn changed(&self) -> impl Iterator<Item = (At, &sled::Tree, &[u8])> {
+        self.changes.iter().map(|(index, key, _)| {
+            let (at, tree) = &self.trees[*index];
+            (*at, tree, &key[..])
+        })
+    }
+
     /// Does it; what the store counts after it, also in `begun` once some of it may be there. The first tree is `meta`.
     pub(super) fn run(
         &self,

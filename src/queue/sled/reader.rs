@@ -9,9 +9,9 @@ use bytes::Bytes;
 use sled::IVec;
 
 use super::{
-    apply,
-    db::{self, Db},
+    apply, db,
     keys::{self, PartOf, Tree},
+    moment::Sight,
     record::{
         BatchV1, BookmarkV1, DeadV1, OutcomeV1, PartV1, PlaceV1, RequestV1, ResultV1, SettledV1,
         VerdictV1,
@@ -31,7 +31,7 @@ const MAX_LISTED_BYTES: usize = 4 << 20;
 
 /// A queue between two groups.
 pub(super) struct View<'a> {
-    pub(super) db: &'a Db,
+    pub(super) db: Sight<'a>,
     pub(super) queue: &'a QueueState,
 }
 

@@ -129,7 +129,7 @@ fn files(folder: &Path, prefix: &str) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-fn config(folder: &Path, cache_bytes: u64) -> sled::Config {
+pub(super) fn config(folder: &Path, cache_bytes: u64) -> sled::Config {
     sled::Config::new()
         .path(folder)
         .segment_size(SEGMENT_BYTES)

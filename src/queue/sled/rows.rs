@@ -224,6 +224,11 @@ impl Windows {
         Ok(())
     }
 
+    /// Takes a window out, which is to be dropped later.
+    pub(super) fn take_out(&self, window: (u32, u64)) {
+        self.lock().trees.remove(&window);
+    }
+
     /// Drops the tree of a window that is not open, if it is there.
     pub(super) fn drop_tree(&self, window: (u32, u64)) -> sled::Result<()> {
         self.sled.drop_tree(name(window)).map(|_| ())
@@ -412,7 +417,7 @@ pub(super) fn chunk((queue, window): (u32, u64), (key, value): (IVec, IVec)) -> 
 }
 
 /// The first position of a chunk; no key of ours is too short.
-fn position(key: &[u8]) -> u64 {
+pub(super) fn position(key: &[u8]) -> u64 {
     let bytes = key.get(..8).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, u64::from_be_bytes)
 }

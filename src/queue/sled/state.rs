@@ -171,6 +171,15 @@ impl QueueState {
         }
     }
 
+    /// What is dumped of it, as it is now.
+    pub(super) fn still(&self) -> Self {
+        let (record, live) = (self.record.clone(), Arc::clone(&self.live));
+        Self {
+            open: self.open.clone(),
+            ..Self::new(self.id, record, self.options, live)
+        }
+    }
+
     /// Reads what is kept in memory.
     pub(super) fn load(&mut self, db: &Db) -> Result<()> {
         let (from, to) = (keys::batch(self.id, 0), keys::batch(self.id, u128::MAX));

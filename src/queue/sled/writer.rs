@@ -23,15 +23,17 @@ use super::{
     clean::{self, Closed, Held},
     db::Db,
     handle::{Answer, Command, Core, Gate, Handle, MAX_GROUP_COMMANDS, PERMITS, Run, bug},
+    moment::{Past, Saved},
     open::Opened,
     record::QueueV1,
     state::{Live, QueueState},
     write::Write,
 };
 use crate::{
+    clock::Timestamp,
     error::{ErrorKind, Result},
     fault::point,
-    queue::QueueOptions,
+    queue::{QueueOptions, transfer::Turns},
     request::QueueName,
 };
 
@@ -73,6 +75,7 @@ impl Writer {
             synced: watch::Sender::new(0),
             created: watch::Sender::new(0),
             permits: Arc::new(Semaphore::new(PERMITS as usize)),
+            turns: Turns::default(),
             low_space_mark,
             defaults,
             health: db.health(),
@@ -133,6 +136,7 @@ impl Writer {
     /// Applies what waits, makes it durable, and answers; the reply to a `Close` among it.
     fn group(&mut self, first: Command) -> Option<oneshot::Sender<Result<()>>> {
         let low_space = low_space(&self.core.path, self.core.low_space_mark);
+        self.keep_room();
         let (mut answers, mut touched) = (Vec::new(), BTreeSet::new());
         let (mut bytes, mut close) = (0, None);
         let core = self.core.clone();
@@ -162,6 +166,14 @@ impl Writer {
                         let _ = reply.send(durable.map(|()| live));
                     }));
                 }
+                Command::Hold { now, saved, reply } => {
+                    let past = self.hold(&mut gate, now, saved);
+                    touched.extend(gate.queues.keys());
+                    answers.push(Box::new(move |durable: Result<()>| {
+                        let _ = reply.send(past.and_then(|past| durable.map(|()| past)));
+                    }));
+                }
+                Command::Forget => gate.db.iter().for_each(Db::forget_moments),
                 Command::Close { reply } => close = Some(reply),
             }
             let full =
@@ -321,6 +333,49 @@ impl Writer {
         more
     }
 
+    /// Brings all queues to `now`, and keeps what they hold for whoever reads it.
+    fn hold(&mut self, gate: &mut Gate, now: Timestamp, saved: Saved) -> Result<Arc<Past>> {
+        self.commit(gate);
+        let Gate { db, queues, .. } = &mut *gate;
+        let db = db.as_ref().ok_or_else(|| self.core.closed())?;
+        db.check()?;
+        for queue in queues.values_mut() {
+            let mut step = Step {
+                db,
+                write: &mut self.write,
+                queue,
+                low_space: None,
+            };
+            let bring = || step.advance(now).and_then(|()| step.settle_all());
+            let brought = catch_unwind(AssertUnwindSafe(bring));
+            let brought = brought.unwrap_or_else(|panic| Err(bug(&*panic)));
+            brought.inspect_err(|error| db.poison(error.to_string()))?;
+        }
+        db.commit(&mut self.write)?;
+        self.commit(gate);
+        let Gate { db, queues, .. } = &*gate;
+        let db = db.as_ref().ok_or_else(|| self.core.closed())?;
+        let past = Arc::new(Past::of(queues.values(), db.windows().all(), saved));
+        db.hold(Arc::clone(&past));
+        Ok(past)
+    }
+
+    /// Ends moments when the disk gets low, well before pushes would be refused.
+    fn keep_room(&self) {
+        // Nobody may be reading what is dropped then.
+        let gate = self.core.write_gate();
+        let Some(db) = gate.db.as_ref().filter(|db| db.has_moments()) else {
+            return;
+        };
+        let least = self.core.low_space_mark.saturating_mul(2);
+        if low_space(&self.core.path, least).is_some() {
+            db.end_moments(&format!(
+                "the disk of {} gets low, with fewer bytes free than twice the low-space mark; begin again when there are more",
+                self.core.path.display()
+            ));
+        }
+    }
+
     fn open_queue(
         &mut self,
         gate: &mut Gate,
@@ -365,6 +420,9 @@ impl Writer {
         let core = self.core.clone();
         let mut gate = core.write_gate();
         self.commit(&mut gate);
+        if let Some(db) = &gate.db {
+            db.end_moments("the store was closed");
+        }
         drop(gate);
         let synced = self.sync();
         self.let_readers_go(synced);
