@@ -20,9 +20,9 @@ use super::{
     after_help = "A payload is `payload` if it is JSON, else `payload_text`, or `payload_base64` if it is no text \
 either, or so that its white space comes through; so are results. Done requests have no payload any more. Lines \
 that are no requests have a `record`: batches, the order of results, idempotency keys, bookmarks and, last of each \
-queue, its counters; `batchyard import` takes all of it to another store, on whatever backend, without loss. A journal \
-is exported as it was at one moment, all queues of it, also while a dispatcher has it open and goes on. Of other \
-stores, let nothing else use the queue meanwhile: what others change may come twice or not at all, and import \
+queue, its counters; `batchyard import` takes all of it to another store, on whatever backend, without loss. A store in a \
+folder is exported as it was at one moment, all queues of it, also while a dispatcher has it open and goes on. On a \
+server, let nothing else use the queue meanwhile: what others change may come twice or not at all, and import \
 refuses what does not add up. What is damaged and can't be printed is told on stderr, and the exit code is 8 then.\n\n\
 Example: batchyard export --store ./store | jq -c 'select(.state == \"ready\") | .payload'"
 )]

@@ -166,10 +166,11 @@ pub(crate) fn show(backend: &str, kills: usize, caught: &[&str]) {
 }
 
 /// Points that only come after a torn write or a pause, or in the program: killed at in tests of their own.
-const ELSEWHERE: [&str; 5] = [
+const ELSEWHERE: [&str; 6] = [
     "journal.set_aside",
     "journal.cut",
     "journal.idle",
     "redis.taken_in",
+    "sled.save",
     "sled.write_anew",
 ];

@@ -5,6 +5,7 @@
 
 mod damage;
 mod kills;
+mod moments;
 mod refusals;
 mod repair;
 mod restoring;

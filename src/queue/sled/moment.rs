@@ -168,7 +168,7 @@ impl Past {
             return Ok(None);
         }
         match self.saved()?.get(&saved_key(at, key))? {
-            Some(was) => Ok(was),
+            Some(was) => Ok(value(&was)),
             None => db.get(tree, key),
         }
     }
@@ -212,7 +212,7 @@ impl Past {
         let windows = self.windows.range((queue, first.unwrap_or(position))..);
         let windows = windows.take_while(move |(window, _)| **window <= to);
         let chunks = windows.flat_map(move |(window, tree)| {
-            let chunks = self.chunks(db, Arc::clone(&saved), (*window, tree), position);
+            let chunks = self.chunks(db, &saved, (*window, tree), position);
             let (chunks, failed) = match chunks {
                 Ok(chunks) => (Some(chunks), None),
                 Err(error) => (None, Some(Err(error))),
@@ -237,7 +237,7 @@ impl Past {
     fn chunks<'a>(
         &'a self,
         db: &'a Db,
-        saved: Arc<Saved>,
+        saved: &Saved,
         (window, tree): ((u32, u64), &'a sled::Tree),
         position: u64,
     ) -> Result<impl Iterator<Item = Result<Chunk>> + use<'a>> {
@@ -340,9 +340,9 @@ impl Saved {
         guarded(|| call(sled))
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Option<IVec>>> {
-        let was = self.ask(|sled| sled.get(key))?;
-        Ok(was.map(|was| value(&was)))
+    /// What was saved under a key, as it is stored.
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>> {
+        self.ask(|sled| sled.get(key))
     }
 
     fn put(&self, key: &[u8], was: Option<&[u8]>) -> Result<()> {
