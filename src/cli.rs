@@ -49,6 +49,7 @@ mod run;
 mod scratch;
 mod service;
 mod show;
+mod snapshot;
 mod stats;
 mod steer;
 mod stop;
@@ -131,6 +132,8 @@ enum Verb {
     Export(export::ExportArgs),
     /// Take in what export printed, or another store, without loss
     Import(import::ImportArgs),
+    /// Copy a store as it is at this moment into a new one, while it goes on
+    Snapshot(snapshot::SnapshotArgs),
     /// Look at the requests that failed for good, bring them back or forget them
     #[command(subcommand, after_help = "Example: batchyard dead ls --store ./store")]
     Dead(dead::DeadVerb),
@@ -212,6 +215,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Batches(verb) => batches::batches(verb).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Import(args) => import::import(args).await,
+        Verb::Snapshot(args) => snapshot::snapshot(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
         Verb::Verify(args) => verify::verify(args).await,

@@ -101,6 +101,8 @@ run.note | a note that the run has ended is named
 run.noted | it was named, its folder was not synced
 run.removing | the folder of the run has its last name
 run.removed | the folder of the run is gone, the note of it is not
+snapshot.copied | all of a snapshot is written and synced, and has no name yet
+snapshot.named | it has its name, its folder was not synced
 sled.locked | the folder of the store is locked, nothing was looked at
 sled.format | a new FORMAT is named
 sled.format_named | a new FORMAT was named, the folder was not synced

@@ -6,8 +6,9 @@
 //!   moment   dumps of all queues of a store, as they were at one moment, while it goes on
 //!   restore  the same, in the same order, into an empty queue: all of it is there once `Queue` is, or nothing
 //! ```
-//! [`lines`] has the records as JSON Lines.
+//! [`lines`] has the records as JSON Lines, and [`copy`] takes all of a moment into another store.
 
+mod copy;
 pub mod lines;
 mod order;
 
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use self::copy::copy;
 pub(crate) use self::order::Order;
 use super::{Entry, ResultCursor};
 use crate::{

@@ -11,6 +11,7 @@ mod places;
 #[path = "../redis/server.rs"]
 #[expect(dead_code, reason = "the tests of the Redis backend use more of it")]
 mod server;
+mod snapshots;
 
 use std::{
     fs,
