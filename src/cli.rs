@@ -24,6 +24,7 @@ mod batches;
 mod bench;
 mod cancel;
 mod child;
+mod compact;
 mod config;
 mod dead;
 mod dispatch;
@@ -134,6 +135,8 @@ enum Verb {
     Import(import::ImportArgs),
     /// Copy a store as it is at this moment into a new one, while it goes on
     Snapshot(snapshot::SnapshotArgs),
+    /// Make a store anew from what is left in it, so that it takes less of the disk
+    Compact(compact::CompactArgs),
     /// Look at the requests that failed for good, bring them back or forget them
     #[command(subcommand, after_help = "Example: batchyard dead ls --store ./store")]
     Dead(dead::DeadVerb),
@@ -216,6 +219,7 @@ async fn obey(cli: Cli) -> Result<Exit, Failure> {
         Verb::Export(args) => export::export(args).await,
         Verb::Import(args) => import::import(args).await,
         Verb::Snapshot(args) => snapshot::snapshot(args).await,
+        Verb::Compact(args) => compact::compact(args).await,
         Verb::Dead(verb) => dead::dead(verb).await,
         Verb::Repair(args) => repair::repair(args).await,
         Verb::Verify(args) => verify::verify(args).await,

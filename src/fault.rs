@@ -27,6 +27,9 @@ command.started | the child was started, nothing was written to it
 command.ended | the child has exited with 0, its answers are not kept
 command.kept | the answers are kept, none is recorded
 command.recorded | the answers are recorded, and still kept
+compact.copied | all of a compacted store is written and synced beside the old one
+compact.exchanged | it is in the place of the old one, the folder around them was not synced
+compact.synced | that was synced, the old one is still there
 dispatcher.claimed | a batch was claimed, its handler was not called
 dispatcher.handle | the handler is called
 dispatcher.handled | the handler has answered, nothing of it is recorded

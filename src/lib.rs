@@ -60,6 +60,8 @@ pub use self::handler::{CommandHandler, supervise};
 pub use self::handler::{HttpHandler, HttpHandlerBuilder};
 #[cfg(feature = "metrics")]
 pub use self::metrics::{Metrics, MetricsServer, serve_metrics};
+#[cfg(any(feature = "journal", feature = "sled"))]
+pub use self::queue::compact::Compacted;
 #[cfg(feature = "journal")]
 pub use self::queue::journal::{JournalOptions, JournalQueue, JournalStore};
 #[cfg(feature = "redis")]

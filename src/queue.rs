@@ -5,6 +5,8 @@
 //! clause, by the conformance suite (`testing` feature) on our backends and on yours.
 
 mod admin;
+#[cfg(any(feature = "journal", feature = "sled"))]
+pub(crate) mod compact;
 pub(crate) mod directive;
 mod ext;
 #[cfg(feature = "journal")]

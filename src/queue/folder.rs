@@ -42,7 +42,7 @@ pub(crate) struct StoreFolder {
     /// A folder that is locked as well: nobody removes that to get around a lock. Let go of first, so that who has the
     /// lock finds this one free.
     folder_lock: Option<File>,
-    _lock: File,
+    lock: File,
 }
 
 impl StoreFolder {
@@ -62,7 +62,7 @@ impl StoreFolder {
             kind,
             fields,
             folder_lock: None,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -85,6 +85,12 @@ impl StoreFolder {
             }
         }
         Ok(())
+    }
+
+    /// Its locks once more: others are kept out for as long as they are held.
+    pub(crate) fn locks(&self) -> io::Result<Vec<File>> {
+        let all = self.folder_lock.iter().chain([&self.lock]);
+        all.map(File::try_clone).collect()
     }
 
     /// Makes it a store of its kind, durably.

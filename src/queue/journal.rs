@@ -20,6 +20,7 @@
 //! | `transfer` | to and from other backends |
 //! | `moment` | all queues as they were, dumped while they go on |
 //! | `verify` | reading all that is held |
+//! | `compact` | a new store in the place of this one |
 //! | `record`, `codec` | the bytes of requests and events |
 //! | `identity` | which store it is |
 //! | `open`, `tend` | recovery; baselines and freeing segments |
@@ -32,6 +33,7 @@ compile_error!(
 );
 
 mod codec;
+mod compact;
 mod core;
 mod disk;
 mod event;
@@ -249,6 +251,11 @@ impl JournalOptions {
         if self.verify {
             opened.report.extend(verify::held_by(&core)?);
         }
+        if let Some(folder) = &folder {
+            let locks = folder.locks();
+            core.locks
+                .hold(locks.map_err(|error| unusable(&core.path, "can't be locked", error))?);
+        }
         let mut tend = opened.tend;
         let is_damaged = |found: &Finding| found.kind == FindingKind::Damaged;
         if opened.report.iter().any(is_damaged)
@@ -441,6 +448,7 @@ impl Drop for Ending {
         let mut log = (self.core.log.lock()).unwrap_or_else(PoisonError::into_inner);
         drop(log.take());
         // Others may open it only after that.
+        self.core.locks.hold(Vec::new());
         self.folder = None;
         self.ended.send_replace(true);
     }

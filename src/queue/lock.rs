@@ -11,9 +11,9 @@
 //! full disk can still take a note, in a page that is there already. The note has to last no longer than that memory.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, Metadata, OpenOptions, TryLockError},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt as _},
     path::Path,
     thread,
     time::Duration,
@@ -41,6 +41,10 @@ pub(crate) fn take(path: &Path) -> Result<File> {
         .open(path.join(LOCK))
         .map_err(|error| unusable(path, "can't be written", error))?;
     take_from(path, &file, File::try_lock)?;
+    if !is_of(path, &file)? {
+        // The store was made anew meanwhile: this lock is the old one's.
+        return take(path);
+    }
     // Its pid is there to be named: a full disk is no reason not to open.
     if let Err(error) = note(&file, is_unsynced(&file))
         && !is_full(&error)
@@ -48,6 +52,19 @@ pub(crate) fn take(path: &Path) -> Result<File> {
         return Err(unusable(path, "can't be written", error));
     }
     Ok(file)
+}
+
+/// Whether this file is still the lock of the store.
+fn is_of(path: &Path, lock: &File) -> Result<bool> {
+    let file_of = |metadata: io::Result<Metadata>| {
+        let metadata =
+            metadata.map_err(|error| unusable(path, "has a lock that can't be read", error))?;
+        Ok((metadata.dev(), metadata.ino()))
+    };
+    match std::fs::metadata(path.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        there => Ok(file_of(there)? == file_of(lock.metadata())?),
+    }
 }
 
 /// Whether a sync has failed, and what could be read then was not written anew.

@@ -52,7 +52,7 @@
 //!
 //! # Limits
 //! The file shrinks only where its end is unused: freed space is used again, so it is about as large as its busiest
-//! moments made it. A smaller file is a new store, into which each queue is taken ([`transfer`](crate::transfer)).
+//! moments made it. A smaller file is a new store of what is left ([`SledStore::compact`]).
 //! That keeps requests which are not where they were pushed (retried, redriven) in memory until their turn has come,
 //! without what is in parts of their payloads.
 //! Opening takes seconds for each GB of file, and after a crash it also counts every entry. Error texts
@@ -93,6 +93,7 @@ mod write;
 mod writer;
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     thread,
@@ -111,7 +112,11 @@ pub use self::{
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    queue::{Moment, Queue, QueueOptions, Store, verified::Verified},
+    queue::{
+        Moment, Queue, QueueOptions, Store,
+        compact::{self, Compact, Compacted},
+        verified::Verified,
+    },
     request::QueueName,
 };
 
@@ -322,10 +327,46 @@ impl SledStore {
         progress::while_it_goes_on(verify, progress, tell).await
     }
 
+    /// Makes the store in this folder anew from what is left in it: its file never shrinks by itself but at its end.
+    /// `tell` hears how many records there are in the new one so far, again and again.
+    ///
+    /// Nothing is lost: see [`Transfer`](crate::transfer::Transfer). It needs room for the new store beside the old one, and
+    /// nobody may have that open. Whenever it is cut off, there is the old store or the new one, whole; what is left beside
+    /// it, the next compaction removes. What else lies in the folder is kept.
+    ///
+    /// # Errors
+    /// [`Locked`](crate::ErrorKind::Locked): it is open. [`NotFound`](crate::ErrorKind::NotFound): there is none.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable): the file system can't exchange two folders in one step.
+    /// [`Corrupt`](crate::ErrorKind::Corrupt): it is damaged. Then, and if it fails otherwise, the old store is as it was.
+    pub async fn compact(
+        path: impl AsRef<Path>,
+        tell: impl FnMut(u64) + Send,
+    ) -> Result<Compacted> {
+        compact::compact::<Self>(path.as_ref(), tell).await
+    }
+
     /// How many syncs have reached the disk since the store was opened: one for each group of calls
     /// that changed something, and more for a large one.
     pub fn sync_count(&self) -> u64 {
         self.handle.syncs()
+    }
+}
+
+#[async_trait]
+impl Compact for SledStore {
+    const LEFT: &[&str] = &["moments", "REDO"];
+
+    async fn open_at(path: &Path) -> Result<Self> {
+        let kept = QueueOptions::default().retention(Duration::MAX);
+        Self::options().queues(kept).open(path).await
+    }
+
+    async fn locks(&self) -> Result<Vec<File>> {
+        Ok(vec![self.handle.lock().await?])
+    }
+
+    fn check(&self, _: &Path) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod again;
+mod compacting;
 mod damaged;
 mod killed;
 mod pairs;

@@ -21,11 +21,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use tokio::sync::watch;
 
 use super::{
+    compact::Locks,
     group::{Done, Filling, Group, Refused, Synced, poisoned},
     log::{
         Cursor, Log, Reader, Space,
@@ -55,6 +57,7 @@ pub(super) struct Core {
     pub(super) created: watch::Sender<u64>,
     pub(super) syncs: AtomicU64,
     pub(super) moments: Moments,
+    pub(super) locks: Locks,
     inner: Mutex<Inner>,
     /// What the writer waits for.
     work: Condvar,
@@ -116,6 +119,7 @@ impl Core {
             created: watch::Sender::new(0),
             syncs: AtomicU64::new(0),
             moments: Moments::default(),
+            locks: Locks::default(),
             inner: Mutex::new(Inner::new(state, filling)),
             work: Condvar::new(),
             log: Mutex::new(Some(log)),
@@ -160,9 +164,8 @@ impl Core {
     /// The state, unless a verb panicked over it.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock().map_err(|_| {
-            let why = "a verb of the journal backend panicked";
-            self.poison(why.into());
-            poisoned(why)
+            self.poison(PANICKED.into());
+            poisoned(PANICKED)
         })?;
         // Under the lock: who comes after those who waited were told would wait for ever.
         self.check()?;
@@ -323,8 +326,7 @@ impl Core {
             self.give_up();
             return;
         };
-        let read = self.origin.read_again(log.cursor());
-        let state = match read {
+        let state = match self.origin.read_again(log.cursor()) {
             Ok(state) => state,
             Err(error) => {
                 drop(inner);
@@ -378,7 +380,7 @@ impl Core {
                     }
                     let waited = self.work.wait_timeout(inner, IDLE_AFTER);
                     let Ok((back, timeout)) = waited else {
-                        self.poison("a verb of the journal backend panicked".into());
+                        self.poison(PANICKED.into());
                         self.give_up();
                         return;
                     };
@@ -460,7 +462,7 @@ impl Inner {
         }
     }
 
-    /// A state to be looked at, all of which lies in the log before this place.
+    /// A state to look at; all of it lies before this place.
     pub(super) fn of(state: State, end: Cursor) -> Self {
         let filling = Filling::new(end, Vec::new(), state.salt);
         Self::new(state, filling)
@@ -513,8 +515,7 @@ impl Inner {
         self.carrying = None;
         self.is_witnessed = false;
         self.no_room = Some(full.to_owned());
-        // There may be room again at once.
-        self.since_look.1 = LOOK_EVERY_GROUPS;
+        self.since_look.1 = LOOK_EVERY_GROUPS; // There may be room again at once.
         waiting
     }
 
@@ -599,9 +600,10 @@ impl Drop for Ticket {
     }
 }
 
+const PANICKED: &str = "a verb of the journal backend panicked";
 const KEPT_BUFFERS: usize = 3;
 /// After so long without a call the writer looks what there is to tidy up.
-const IDLE_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// After so many groups, or bytes logged or no longer held, the writer looks whether a baseline is due.
 const LOOK_EVERY_GROUPS: u32 = 512;
 const LOOK_EVERY_BYTES: u64 = 4 << 20;

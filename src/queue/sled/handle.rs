@@ -44,6 +44,10 @@ pub(super) enum Command {
     },
     /// A moment has ended.
     Forget,
+    /// Gives the lock of the store to somebody else as well.
+    Lock {
+        reply: oneshot::Sender<std::io::Result<std::fs::File>>,
+    },
     /// Makes a queue, or gives it other options.
     Open {
         name: QueueName,
@@ -183,6 +187,17 @@ impl Handle {
         let sent = self.commands.send(command).await;
         sent.map_err(|_| self.core.closed())?;
         answer.await.map_err(|_| self.core.closed())?
+    }
+
+    /// The lock of the store, which keeps others from opening it for as long as it is held.
+    pub(super) async fn lock(&self) -> Result<std::fs::File> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Lock { reply }).await;
+        sent.map_err(|_| self.core.closed())?;
+        let lock = answer.await.map_err(|_| self.core.closed())?;
+        lock.map_err(|error| {
+            Error::unavailable("the lock of the store can't be held on to").with_source(error)
+        })
     }
 
     /// Closes the store; answers when it may be opened again.

@@ -390,6 +390,7 @@ impl Drop for Saved {
             }
             // What stays is cleared by the next opening.
             let _ = fs::remove_dir_all(&folder);
+            let _ = folder.parent().map(fs::remove_dir);
         };
         let ended = thread::Builder::new()
             .name("batchyard-moment".to_owned())

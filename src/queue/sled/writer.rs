@@ -45,7 +45,7 @@ pub(super) struct Writer {
     core: Arc<Core>,
     commands: mpsc::Receiver<Command>,
     /// Held until the end; letting go of it lets others open the store.
-    _lock: std::fs::File,
+    lock: std::fs::File,
     write: Write,
     /// The commits that are durable.
     durable: u64,
@@ -90,7 +90,7 @@ impl Writer {
         let writer = Self {
             core: core.clone(),
             commands,
-            _lock: lock,
+            lock,
             write: Write::default(),
             durable,
             next_queue,
@@ -173,6 +173,7 @@ impl Writer {
                         let _ = reply.send(past.and_then(|past| durable.map(|()| past)));
                     }));
                 }
+                Command::Lock { reply } => drop(reply.send(self.lock.try_clone())),
                 Command::Forget => gate.db.iter().for_each(Db::forget_moments),
                 Command::Close { reply } => close = Some(reply),
             }
