@@ -67,11 +67,8 @@ pub use self::queue::journal::{JournalOptions, JournalQueue, JournalStore};
 #[cfg(feature = "redis")]
 pub use self::queue::redis::{RedisQueue, RedisStore};
 #[cfg(feature = "sled")]
-pub use self::queue::sled::{
-    Repaired, SledOptions, SledQueue, SledStore, VerifyPhase, VerifyProgress,
-};
-#[cfg(any(feature = "journal", feature = "sled"))]
-pub use self::queue::verified::{Finding, FindingKind, Verified};
+pub use self::queue::sled::{Repaired, SledOptions, SledQueue, SledStore};
+pub use self::queue::verified::{Finding, FindingKind, Verified, VerifyPhase, VerifyProgress};
 pub use self::{
     batch::{
         BatchId, Claim, Due, Fence, Lease, MAX_CHECKPOINT_BYTES, Member, Outcome, Page, Retries,

@@ -17,6 +17,8 @@ pub(crate) mod journal;
 pub(crate) mod lock;
 pub(crate) mod memory;
 mod options;
+#[cfg(any(feature = "journal", feature = "sled"))]
+pub(crate) mod progress;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 mod room;
@@ -27,7 +29,6 @@ pub(crate) mod stated;
 #[cfg(any(feature = "journal", feature = "sled"))]
 mod stored;
 pub mod transfer;
-#[cfg(any(feature = "journal", feature = "sled"))]
 pub(crate) mod verified;
 
 use std::{fmt, sync::Arc};
@@ -37,7 +38,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub(crate) use self::transfer::{Moment, Transfer};
 pub use self::{
     admin::{
         Administration, BatchEntry, BatchState, Cancelled, Entry, List, OutcomeCounts,
@@ -45,6 +45,10 @@ pub use self::{
     },
     ext::QueueExt,
     options::{QueueOptions, WhenFull},
+};
+pub(crate) use self::{
+    transfer::{Moment, Transfer},
+    verified::{Verified, VerifyProgress},
 };
 use crate::{
     batch::{Claim, Lease, Member, Page, Update},
@@ -255,6 +259,23 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
         let _ = now;
         Ok(None)
+    }
+
+    /// Reads all that the store holds, beside those who use it, and says what of it is damaged; `tell` hears how far that is.
+    /// Pushes and claims go on meanwhile. What only a store that nobody has open shows is named in
+    /// [`not_looked_at`](Verified::not_looked_at).
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid): this backend can't. [`Unavailable`](crate::ErrorKind::Unavailable): nothing went on
+    /// for 10 minutes, or it was given up so that pushes go on. And as [`queue`](Self::queue).
+    ///
+    /// # Cancel safety
+    /// Dropped, it ends soon.
+    async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
+        let _ = tell;
+        Err(Error::invalid(
+            "this backend tells damage when it is met, and can't look for it",
+        ))
     }
 
     /// Closes every queue and lets go of the store.

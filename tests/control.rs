@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use batchyard::{
     Claim, ControlAccess, ControlServer, ControlStore, Dispatcher, ErrorKind, HandlerError, Lease,
     List, Member, MemoryStore, NewRequest, OwnerGone, Page, Pushed, Queue, QueueExt, QueueName,
-    QueueOptions, Report, Result, State, Stats, Store, Timestamp, Update, serve_control,
-    serve_control_for_now,
+    QueueOptions, Report, Result, State, Stats, Store, Timestamp, Update, Verified, VerifyProgress,
+    serve_control, serve_control_for_now,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -186,6 +186,12 @@ impl Store for Stuck {
     async fn queues(&self, _: &str) -> Result<Vec<QueueName>> {
         Ok(Vec::new())
     }
+
+    async fn verify(&self, _: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
+        let _leaving = Leaving(self.0.clone());
+        let _ = self.0.send("begun");
+        std::future::pending().await
+    }
 }
 
 /// Waits for what is told next.
@@ -209,6 +215,13 @@ async fn a_call_that_is_dropped_is_given_up_by_the_owner() {
     let queue = client.queue(&QueueName::default()).await.unwrap();
     let calling = Arc::clone(&queue);
     let call = tokio::spawn(async move { calling.push_one(NewRequest::new("a")).await });
+    next_is(&mut tells, "begun").await;
+    call.abort();
+    next_is(&mut tells, "given up").await;
+    // As is a verification.
+    let client = Arc::new(client);
+    let verifying = Arc::clone(&client);
+    let call = tokio::spawn(async move { verifying.verify(&mut |_| {}).await });
     next_is(&mut tells, "begun").await;
     call.abort();
     next_is(&mut tells, "given up").await;

@@ -379,3 +379,83 @@ fn whoever_begins_while_the_store_is_opened_waits_for_that() {
         assert_eq!(yard.stats()["pushed"], 7);
     }
 }
+
+/// What `verify` says at its end, by its exit code.
+fn verified(yard: &Yard, code: i32) -> (Vec<Value>, Value) {
+    let (ended, out, err) = yard.start("verify --json").end();
+    assert_eq!(ended, Some(code), "{out} {err}");
+    let mut lines: Vec<Value> = out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let sum = lines.pop().unwrap();
+    (lines, sum)
+}
+
+#[test]
+fn a_store_that_is_open_is_verified_beside_its_work() {
+    for backend in BACKENDS {
+        let yard = Yard::new(backend);
+        let large = "x".repeat(300_000);
+        yard.ok("push", format!("\"{large}\"\n").as_bytes());
+        let many: Vec<String> = (0..3000).map(|n| format!("{n}\n")).collect();
+        yard.ok("push", many.concat().as_bytes());
+        let (_, closed) = verified(&yard, 0);
+        assert_eq!(
+            (&closed["held"], closed.get("not_looked_at")),
+            (&3002.into(), None)
+        );
+        let (mut push, _) = yard.pushing("owner's");
+        let (found, open) = verified(&yard, 0);
+        assert_eq!(
+            (found.len(), &open["held"]),
+            (0, &3003.into()),
+            "{backend}: {open}"
+        );
+        assert!(open["bytes"].as_u64().unwrap() > 300_000, "{open}");
+        assert!(
+            !open["not_looked_at"].as_array().unwrap().is_empty(),
+            "{open}"
+        );
+        // While others push.
+        let mut verify = yard.start("verify");
+        let mut more = yard.start("push");
+        for n in 0..300 {
+            push.push(&format!("meanwhile {n}"));
+            more.push(&format!("through it {n}"));
+        }
+        drop(verify.stdin.take());
+        let (code, out, err) = verify.end();
+        assert_eq!(code, Some(0), "{backend}: {out} {err}");
+        assert!(out.contains("not looked at because it is open: "), "{out}");
+        assert_eq!((more.end().0, push.end().0), (Some(0), Some(0)));
+    }
+}
+
+#[test]
+fn damage_in_a_journal_is_found_while_it_is_open() {
+    let yard = Yard::new("journal");
+    let (mut push, id) = yard.pushing("somewhere in the log");
+    push.push("behind it");
+    let log = yard.path("store/log");
+    let mut files = fs::read_dir(log)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let text = b"somewhere in the log";
+    let found = files.find_map(|path| {
+        let bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(text.len()).position(|part| part == text)?;
+        Some((path, bytes, at))
+    });
+    let (path, mut bytes, at) = found.unwrap();
+    bytes[at] ^= 1;
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_at(&file, &bytes[at..=at], at as u64).unwrap();
+    let (open, sum) = verified(&yard, 8);
+    assert_eq!(sum["clean"], false, "{sum}");
+    assert!(open.iter().any(|line| line["request"] == *id), "{open:?}");
+    push.push("and it goes on");
+    assert_eq!(push.end().0, Some(0));
+    let (closed, _) = verified(&yard, 8);
+    assert_eq!(open, closed);
+}

@@ -22,7 +22,7 @@ use batchyard::{
 };
 use clap::ValueEnum;
 
-pub(crate) use self::turn::Turn;
+pub(crate) use self::turn::{Turn, Waited};
 use self::{
     shared::{Shared, SharedStore},
     turn::{Opened, Place},

@@ -21,7 +21,7 @@ use self::{
     dumps::ControlMoment,
     owner::{Connection, Lost, Owner, held},
 };
-use super::wire::{self, Call, Opened, Verb};
+use super::wire::{self, Call, Opened, Told, Verb};
 use crate::{
     batch::{BatchId, Claim, Lease, Member, Page, Update},
     clock::Timestamp,
@@ -29,7 +29,7 @@ use crate::{
     error::{Error, Result},
     queue::{
         Administration, BatchEntry, Cancelled, Capabilities, Entry, List, Moment, Queue,
-        ResultCursor, SettledPage, Store, Transfer,
+        ResultCursor, SettledPage, Store, Transfer, Verified, VerifyProgress,
     },
     request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -170,6 +170,26 @@ impl Store for ControlStore {
 
     async fn queues(&self, prefix: &str) -> Result<Vec<QueueName>> {
         self.owner.call(&Call::Queues(prefix.to_owned())).await
+    }
+
+    async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
+        let owner = &self.owner;
+        owner.check_open()?;
+        let call = wire::encode(&Call::Verify)?;
+        let mut connection = owner.dial_again().await?;
+        let mut told: Told = owner
+            .ask(&mut connection, &call)
+            .await?
+            .ok_or_else(|| owner.said_bye())??;
+        loop {
+            match told {
+                Told::Progress(progress) => tell(progress),
+                Told::Ended(verified) => return Ok(verified),
+            }
+            let answer = connection.answer().await;
+            let next = owner.read(answer)?;
+            told = next.ok_or_else(|| owner.said_bye())??;
+        }
     }
 
     async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {

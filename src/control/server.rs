@@ -312,6 +312,7 @@ impl Served {
                     return self.hold_still(now, &mut stream).await;
                 }
                 Call::HandOver => return self.hand_over(&mut stream).await,
+                Call::Verify => return self.verify(&mut stream).await,
                 _ => {}
             }
             let frame = tokio::select! {
@@ -386,9 +387,11 @@ impl Served {
     /// The frame of a call's result.
     async fn obey(&self, call: Call) -> Vec<u8> {
         match call {
-            Call::Hello { .. } | Call::HandOver | Call::Moment(_) | Call::Page(..) => {
-                answer::<()>(Err(out_of_place()))
-            }
+            Call::Hello { .. }
+            | Call::HandOver
+            | Call::Moment(_)
+            | Call::Page(..)
+            | Call::Verify => answer::<()>(Err(out_of_place())),
             Call::Queues(prefix) => answer(self.store.queues(&prefix).await),
             Call::Open(name) => answer(self.open(&name).await),
             Call::To(name, verb) => match self.allowed(&name, &verb).await {

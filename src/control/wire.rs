@@ -24,7 +24,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     queue::{
-        Capabilities, List, ResultCursor,
+        Capabilities, List, ResultCursor, Verified, VerifyProgress,
         transfer::{DumpFrom, Record},
     },
     request::{Bookmark, NewRequest, QueueName, RequestId},
@@ -46,6 +46,8 @@ pub(super) enum Call {
     Queues(String),
     /// [`Opened`]
     Open(QueueName),
+    /// [`Told`], as long as it is being verified.
+    Verify,
     /// `bool`: whether the server lets go of the store; once it has, the connection ends.
     HandOver,
     /// To a queue.
@@ -121,6 +123,13 @@ pub(super) struct Opened {
     pub(super) has_transfer: bool,
     /// Its counter of changes, if it has one.
     pub(super) changes: Option<u64>,
+}
+
+/// How far the owner is with a verification, and at last what it came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Told {
+    Progress(VerifyProgress),
+    Ended(Verified),
 }
 
 /// An [`Error`] on its way.

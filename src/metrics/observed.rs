@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     queue::{
         Administration, BatchEntry, Cancelled, Capabilities, Entry, List, Queue, ResultCursor,
-        SettledPage, Store, Transfer, transfer::Moment,
+        SettledPage, Store, Transfer, Verified, VerifyProgress, transfer::Moment,
     },
     request::{Bookmark, NewRequest, Pushed, QueueName, RequestId},
     stats::Stats,
@@ -50,6 +50,10 @@ impl Store for ObservedStore {
 
     async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
         self.counted.note(self.store.moment(now).await)
+    }
+
+    async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
+        self.counted.note(self.store.verify(tell).await)
     }
 
     async fn close(&self) -> Result<()> {

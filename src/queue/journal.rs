@@ -93,7 +93,8 @@ use crate::{
     queue::{
         Moment, Queue, QueueOptions, Store,
         folder::{StoreFolder, unusable},
-        verified::{Finding, FindingKind, Verified},
+        progress,
+        verified::{Finding, FindingKind, Verified, VerifyProgress},
     },
     request::QueueName,
     sync::Builder,
@@ -357,9 +358,19 @@ impl JournalStore {
     /// [`Locked`](crate::ErrorKind::Locked): it is open. [`NotFound`](crate::ErrorKind::NotFound): there is none.
     /// Otherwise those of [`JournalOptions::open`], but for [`Corrupt`](crate::ErrorKind::Corrupt): that is a finding.
     pub async fn verify(path: impl AsRef<Path>) -> Result<Verified> {
+        Self::verify_telling(path, |_| {}).await
+    }
+
+    /// The same; `tell` hears how far it is, again and again. Dropped, it ends soon.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify), and [`Unavailable`](crate::ErrorKind::Unavailable): nothing went on for 10 minutes.
+    pub async fn verify_telling(
+        path: impl AsRef<Path>,
+        tell: impl FnMut(VerifyProgress),
+    ) -> Result<Verified> {
         let path: PathBuf = path.as_ref().to_owned();
-        let verified = tokio::task::spawn_blocking(move || verify::verify(&path)).await;
-        verified.map_err(|error| Error::internal("verifying was cut off").with_source(error))?
+        progress::telling(tell, move |pulse| verify::verify(&path, pulse)).await
     }
 
     /// How many syncs of groups have reached the disk since the store was opened.
@@ -547,6 +558,14 @@ impl Store for JournalStore {
 
     async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
         Ok(Some(Box::new(Still::of(&self.keeper, now).await?)))
+    }
+
+    /// As of one moment; no segment is reused until then, so the disk needs room for what is written meanwhile: it is given up
+    /// before that would stop pushes. It takes memory for a second index.
+    async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
+        self.keeper.check()?;
+        let keeper = Arc::clone(&self.keeper);
+        progress::telling(tell, move |pulse| verify::verify_open(&keeper.core, pulse)).await
     }
 
     async fn close(&self) -> Result<()> {

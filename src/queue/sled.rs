@@ -28,7 +28,7 @@
 //! | `transfer` | to and from other backends |
 //! | `moment` | all queues as they were, dumped while they go on |
 //! | `repair` | saving what can be read of a damaged store |
-//! | `verify`, `progress` | reading all that is held, in a copy, and how far that is |
+//! | `verify` | reading all that is held, in a copy or beside the writer |
 //! | `rows` | how requests that wait or are members lie in sled: chunks, windows |
 //! | `record`, `keys` | what lies on disk |
 //!
@@ -76,7 +76,6 @@ mod keys;
 mod moment;
 mod open;
 mod plan;
-mod progress;
 mod queue;
 mod range;
 mod reader;
@@ -103,19 +102,15 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
-use self::{handle::Handle, moment::Still, progress::Pulse, state::QueueState, writer::Writer};
-pub use self::{
-    progress::{VerifyPhase, VerifyProgress},
-    queue::SledQueue,
-    repair::Repaired,
-};
+use self::{handle::Handle, moment::Still, state::QueueState, writer::Writer};
+pub use self::{queue::SledQueue, repair::Repaired};
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
     queue::{
-        Moment, Queue, QueueOptions, Store,
+        Moment, Queue, QueueOptions, Store, Verified, VerifyProgress,
         compact::{self, Compact, Compacted},
-        verified::Verified,
+        progress,
     },
     request::QueueName,
 };
@@ -318,13 +313,7 @@ impl SledStore {
         tell: impl FnMut(VerifyProgress),
     ) -> Result<Verified> {
         let (path, scratch) = (path.as_ref().to_owned(), scratch.as_ref().to_owned());
-        let (pulse, progress) = Pulse::new();
-        let verify = tokio::task::spawn_blocking(move || verify::verify(&path, &scratch, &pulse));
-        let verify = async {
-            let verified = verify.await;
-            verified.map_err(|error| Error::internal("verifying was cut off").with_source(error))?
-        };
-        progress::while_it_goes_on(verify, progress, tell).await
+        progress::telling(tell, move |pulse| verify::verify(&path, &scratch, pulse)).await
     }
 
     /// Makes the store in this folder anew from what is left in it: its file never shrinks by itself but at its end.
@@ -397,6 +386,12 @@ impl Store for SledStore {
 
     async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>> {
         Ok(Some(Box::new(Still::of(&self.handle, now).await?)))
+    }
+
+    /// In slices between which the writer goes on. Damage that sled itself meets stops the store, as any read of it does.
+    async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
+        let core = Arc::clone(&self.handle.core);
+        progress::telling(tell, move |pulse| verify::verify_open(&core, pulse)).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,13 +1,49 @@
 //! What reading all of a store has shown.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, request::RequestId};
+#[cfg(any(feature = "journal", feature = "sled"))]
+use crate::error::Error;
+use crate::request::RequestId;
 
-/// What reading all of a store has shown: see `JournalStore::verify` and `SledStore::verify`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+/// What a verification does, and how far it is with that: see [`Store::verify`](crate::Store::verify).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct VerifyProgress {
+    /// What it does.
+    pub phase: VerifyPhase,
+    /// How much of that is done: entries while it counts and reads, requests of those, else bytes.
+    pub done: u64,
+    /// How much there is.
+    pub of: u64,
+}
+
+/// What a verification does, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum VerifyPhase {
+    /// The store is copied.
+    Copying,
+    /// sled opens the copy, and does not say how far it is.
+    Opening,
+    /// All entries are counted.
+    Counting,
+    /// All entries are read.
+    Reading,
+    /// What was begun is ended in the copy, as opening does, and nothing says how far that is.
+    Recovering,
+    /// Every group of a log is read.
+    Log,
+    /// What happened is put together from the log.
+    Replaying,
+    /// The requests that are held are looked at, with their outcomes and results.
+    Requests,
+}
+
+/// What reading all of a store has shown: see [`Store::verify`](crate::Store::verify), and `verify` of the stores in folders.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Verified {
     /// Queues.
@@ -18,6 +54,8 @@ pub struct Verified {
     pub bytes: u64,
     /// What was found, in that order; of what each queue holds at most about a hundred.
     pub findings: Vec<Finding>,
+    /// What was not looked at, because the store was open meanwhile; empty if nobody had it open.
+    pub not_looked_at: Vec<Cow<'static, str>>,
 }
 
 impl Verified {
@@ -28,6 +66,7 @@ impl Verified {
     }
 
     /// A store that is so damaged that nothing of it is read.
+    #[cfg(any(feature = "journal", feature = "sled"))]
     pub(crate) fn refused(error: &Error, opening: &'static str) -> Self {
         Self {
             findings: vec![Finding::damaged(error.to_string(), opening)],
@@ -45,7 +84,7 @@ impl Verified {
 }
 
 /// What a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FindingKind {
@@ -56,7 +95,7 @@ pub enum FindingKind {
 }
 
 /// Something that is not as it should be in a store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Finding {
     /// What it is.
@@ -74,9 +113,10 @@ pub struct Finding {
     /// What is amiss.
     pub what: String,
     /// What opening the store does about it.
-    pub opening: &'static str,
+    pub opening: Cow<'static, str>,
 }
 
+#[cfg(any(feature = "journal", feature = "sled"))]
 impl Finding {
     pub(crate) fn damaged(what: impl Into<String>, opening: &'static str) -> Self {
         Self {
@@ -87,7 +127,7 @@ impl Finding {
             queue: None,
             request: None,
             what: what.into(),
-            opening,
+            opening: Cow::Borrowed(opening),
         }
     }
 

@@ -134,7 +134,7 @@ several queues (--prefix), or use another store",
 
 /// For how long a store was waited for.
 #[derive(Default)]
-struct Waited {
+pub(crate) struct Waited {
     since: Option<Instant>,
     /// Since when it is open without a turn, and not served.
     closed_since: Option<Instant>,
@@ -143,7 +143,10 @@ struct Waited {
 
 impl Waited {
     /// Waits, as long as somebody is about to serve the store.
-    async fn for_a_moment(
+    ///
+    /// # Errors
+    /// `locked`, if somebody else has had it open for too long.
+    pub(crate) async fn for_a_moment(
         &mut self,
         folder: &Path,
         locked: Option<Failure>,

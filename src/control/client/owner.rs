@@ -88,6 +88,18 @@ impl Connection {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         };
+        self.rest_of(first).await
+    }
+
+    /// One more answer.
+    pub(super) async fn answer(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match wire::read_first(&mut self.stream).await? {
+            Some(first) => self.rest_of(first).await,
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    async fn rest_of(&mut self, first: u8) -> io::Result<Option<Vec<u8>>> {
         let length = wire::read_length(&mut self.stream, first).await?;
         if length == 0 {
             return Ok(None);
@@ -121,6 +133,14 @@ impl Owner {
         frame: &[u8],
     ) -> Result<Option<Result<T>>> {
         let answer = connection.exchange(frame).await;
+        self.read(answer)
+    }
+
+    /// The result in an answer, in the same way.
+    pub(super) fn read<T: DeserializeOwned>(
+        &self,
+        answer: io::Result<Option<Vec<u8>>>,
+    ) -> Result<Option<Result<T>>> {
         let Some(answer) = answer.map_err(|error| self.lost(error))? else {
             return Ok(None);
         };

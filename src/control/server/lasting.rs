@@ -2,18 +2,46 @@
 
 use std::{io, time::Duration};
 
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::UnixStream,
+    sync::watch,
+    time::{interval, timeout},
+};
 
 use super::{Served, answer, gone, out_of_place, transfer};
 use crate::{
     clock::Timestamp,
-    control::wire::{self, Call, Verb},
+    control::wire::{self, Call, Told, Verb},
     error::Result,
     queue::transfer::Restore,
     request::QueueName,
 };
 
 impl Served {
+    /// Has the store verified, as long as the client waits for it.
+    pub(super) async fn verify(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let (told, mut progress) = watch::channel(None);
+        let mut tell = |progress| {
+            told.send_replace(Some(progress));
+        };
+        let mut verify = self.store.verify(&mut tell);
+        let mut ticks = interval(TELL_AGAIN);
+        loop {
+            tokio::select! {
+                ended = &mut verify => {
+                    return wire::write(stream, &answer(ended.map(Told::Ended))).await;
+                }
+                _ = ticks.tick() => {
+                    let now = *progress.borrow_and_update();
+                    if let Some(now) = now {
+                        wire::write(stream, &answer(Ok(Told::Progress(now)))).await?;
+                    }
+                }
+                () = gone(stream) => return Ok(()),
+            }
+        }
+    }
+
     /// Has the store let go of, if its owner is for that and no dump is half in or out; then this connection lasts as long as it has it.
     pub(super) async fn hand_over(&self, stream: &mut UnixStream) -> io::Result<()> {
         let Some(wanted) = &self.wanted else {
@@ -104,5 +132,7 @@ impl Served {
     }
 }
 
+/// How often a client is told how far a verification is.
+const TELL_AGAIN: Duration = Duration::from_millis(200);
 /// Of a moment nobody may ask for nothing for so long.
 const ABANDONED: Duration = Duration::from_mins(10);

@@ -66,6 +66,36 @@ impl Origin {
         )))
     }
 
+    /// What there is of a log that is open.
+    ///
+    /// # Errors
+    /// As [`Found::look`].
+    pub(super) fn found(&self) -> Result<Found> {
+        Found::look(self.disk.clone(), self.options)
+    }
+
+    /// What seeds its checksums.
+    pub(super) fn salt(&self) -> u64 {
+        self.options.salt
+    }
+
+    /// Whether there is space for segments that are not reused as long as they are read.
+    ///
+    /// # Errors
+    /// `Unavailable` if there is not.
+    pub(super) fn check_reading(&self) -> Result<()> {
+        let free = self.disk.free_bytes().unwrap_or(u64::MAX);
+        let needed = self
+            .low_space_mark
+            .saturating_add(SPARE_SEGMENTS * u64::from(self.options.segment_bytes));
+        if free >= needed {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "segments are not reused as long as they are read, and the disk has {free} bytes free of the {needed} that are left for that; free some space and try again"
+        )))
+    }
+
     /// The state that is durable, of a log that is open, whose end is this, and to which nobody appends meanwhile.
     ///
     /// # Errors
@@ -90,7 +120,7 @@ impl Origin {
     }
 
     fn replay_open(&self) -> Result<(State, Place)> {
-        let found = Found::look(self.disk.clone(), self.options)?;
+        let found = self.found()?;
         let mut report = Vec::new();
         // What was missing already when it was opened was told then.
         let (state, tail) = replay(&found, self.options.salt, &mut report, &mut Vec::new())?;
@@ -373,6 +403,8 @@ const COUNTED_AGAIN: &str =
     "the log is read on from where it can be, and the queues are counted again from what they hold";
 
 /// To read again what changes while it is read.
+/// So many may be needed while others are read.
+const SPARE_SEGMENTS: u64 = 4;
 const ATTEMPTS: usize = 3;
 
 /// Segments kept ready: one to settle with when the disk is full, one to carry with.

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | an opening that is to verify | the requests, outcomes and results that are held, besides all events |
 //! | `verify` | the same, and every body of every group; it changes nothing |
+//! | `verify` of an open store | the same as of one moment, beside the writer: no segment is reused meanwhile |
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc, thread, time::Duration};
 
 use super::{
     JournalOptions,
@@ -23,14 +24,15 @@ use crate::{
     error::{ErrorKind, Result},
     queue::{
         folder::{LookedAt, unusable},
-        verified::{Finding, Verified},
+        progress::Pulse,
+        verified::{Finding, FindingKind, Verified, VerifyPhase},
     },
     request::RequestId,
 };
 
 /// Reads all of the store in this folder, and changes nothing.
-pub(super) fn verify(path: &Path) -> Result<Verified> {
-    match verify_now(path) {
+pub(super) fn verify(path: &Path, pulse: &Pulse) -> Result<Verified> {
+    match verify_now(path, pulse) {
         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Verified::refused(
             &error,
             "it is refused, and left as it is",
@@ -39,7 +41,7 @@ pub(super) fn verify(path: &Path) -> Result<Verified> {
     }
 }
 
-fn verify_now(path: &Path) -> Result<Verified> {
+fn verify_now(path: &Path, pulse: &Pulse) -> Result<Verified> {
     let looked_at = LookedAt::begin(path, KIND, LOG);
     let looked_at = looked_at.map_err(|error| lost_format(path, error))?;
     let stated = &looked_at.fields;
@@ -57,7 +59,7 @@ fn verify_now(path: &Path) -> Result<Verified> {
     let there = salts(&disk).map_err(|error| unusable(&log, "can't be read", error))?;
     let (salt, is_mended) = salt(path, stated, &there)?;
     let identity = Identity { salt, is_used };
-    let mut verified = look(Arc::new(disk), identity, path)?;
+    let mut verified = look(Arc::new(disk), identity, path, pulse)?;
     if is_mended {
         let finding = Finding::damaged(wrong_salt(stated, salt), "FORMAT is written again");
         verified
@@ -70,10 +72,86 @@ fn verify_now(path: &Path) -> Result<Verified> {
 /// Reads all of a log, and changes nothing.
 pub(super) fn look(
     disk: Arc<dyn Disk>,
+    identity: Identity,
+    path: &Path,
+    pulse: &Pulse,
+) -> Result<Verified> {
+    let found = Found::look(disk, log_options(identity.salt, &JournalOptions::default()))?;
+    read(&found, identity, path, &Going { pulse, core: None })
+}
+
+/// Reads all of a log that is open, as it is at one moment.
+pub(super) fn verify_open(core: &Core, pulse: &Pulse) -> Result<Verified> {
+    // What is there now is there until it has been read.
+    let _pin = core.reader.pin(0..=u32::MAX);
+    let going = Going {
+        pulse,
+        core: Some(core),
+    };
+    let look = || -> Result<Verified> {
+        let mut found = core.origin.found();
+        for _ in 0..ATTEMPTS {
+            if found.is_ok() {
+                break;
+            }
+            // A file that was listed may have been recycled or removed before it was looked at.
+            found = core.origin.found();
+        }
+        let identity = Identity {
+            salt: core.origin.salt(),
+            is_used: true,
+        };
+        let mut verified = match read(&found?, identity, &core.path, &going) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => Verified::refused(&error, ""),
+            read => read?,
+        };
+        // The end is what its writer is about to write.
+        let is_damage = |finding: &Finding| finding.kind == FindingKind::Damaged;
+        verified.findings.retain(is_damage);
+        Ok(verified)
+    };
+    let mut verified = look()?;
+    if !verified.findings.is_empty() {
+        // Nor is what was just on its way to the disk, or a file on its way to another use: that is whole when it is seen again.
+        let again = look()?;
+        let found = &mut verified.findings;
+        found.retain(|finding| again.findings.contains(finding));
+    }
+    core.check()?;
+    let open = [
+        "FORMAT, and the lock",
+        "the end of the log, which is being written",
+    ];
+    verified.not_looked_at.extend(open.map(Into::into));
+    Ok(verified)
+}
+
+/// Whoever waits for a verification, and the store that is used meanwhile, if it is.
+struct Going<'a> {
+    pulse: &'a Pulse,
+    core: Option<&'a Core>,
+}
+
+impl Going<'_> {
+    /// So much more is done, and about a mebibyte was read.
+    fn on(&self, done: u64) -> Result<()> {
+        self.pulse.add(done)?;
+        if let Some(core) = self.core {
+            core.check()?;
+            core.origin.check_reading()?;
+            thread::sleep(REST);
+        }
+        Ok(())
+    }
+}
+
+/// Reads all that was found.
+fn read(
+    found: &Found,
     Identity { salt, is_used }: Identity,
     path: &Path,
+    going: &Going<'_>,
 ) -> Result<Verified> {
-    let found = Found::look(disk, log_options(salt, &JournalOptions::default()))?;
     if is_used && !found.has_segments() {
         return Err(gone(path));
     }
@@ -82,17 +160,37 @@ pub(super) fn look(
         findings.push(root_is_gone());
     }
     let reader = found.reader();
-    found.scan(found.oldest(), true, &mut |scanned| {
-        if let Scanned::Damage { from, bytes, what } = scanned {
-            findings.push(not_read(&reader, from, bytes, &what));
+    going.pulse.begin(VerifyPhase::Log, found.live_bytes());
+    let (mut at, mut unsaid) = (found.oldest(), 0);
+    found.scan(at, true, &mut |scanned| {
+        match scanned {
+            Scanned::Damage { from, bytes, what } => {
+                findings.push(not_read(&reader, from, bytes, &what));
+            }
+            Scanned::Group { body, .. } => {
+                unsaid += distance(at, body);
+                at = body;
+                if unsaid >= A_LOOK {
+                    going.on(std::mem::take(&mut unsaid))?;
+                }
+            }
         }
         Ok(())
     })?;
     let mut more = Vec::new();
     let mut missing = Vec::new();
-    let (state, tail) = replay(&found, salt, &mut more, &mut missing)?;
+    going
+        .pulse
+        .begin(VerifyPhase::Replaying, found.live_bytes());
+    let (state, tail) = replay(found, salt, &mut more, &mut missing)?;
     more.extend(missing);
-    more.extend(held(&state, &reader));
+    let all = state
+        .queues
+        .values()
+        .flat_map(|queue| queue.stored.stretches.values());
+    let requests = all.map(|stretch| u64::from(stretch.requests)).sum();
+    going.pulse.begin(VerifyPhase::Requests, requests);
+    more.extend(held(&state, &reader, going)?);
     // What lies behind the last baseline was read twice.
     more.retain(|finding| !findings.contains(finding));
     findings.extend(more);
@@ -113,7 +211,18 @@ pub(super) fn look(
         held: state.queues.values().map(held_requests).sum(),
         bytes: found.live_bytes(),
         findings,
+        not_looked_at: Vec::new(),
     })
+}
+
+/// How far one group is behind another, without the ends of segments.
+fn distance(from: Place, to: Place) -> u64 {
+    let begin = if from.segment == to.segment {
+        from.offset
+    } else {
+        0
+    };
+    to.offset.saturating_sub(begin).into()
 }
 
 fn held_requests(queue: &QueueState) -> u64 {
@@ -125,12 +234,21 @@ fn held_requests(queue: &QueueState) -> u64 {
 /// # Errors
 /// `Poisoned`.
 pub(super) fn held_by(core: &Core) -> Result<Vec<Finding>> {
-    Ok(held(&core.lock()?.state, &core.reader))
+    let pulse = &Pulse::default();
+    held(
+        &core.lock()?.state,
+        &core.reader,
+        &Going { pulse, core: None },
+    )
 }
 
 /// What of the requests, outcomes and results that are held can't be read.
-fn held(state: &State, reader: &Reader) -> Vec<Finding> {
+///
+/// # Errors
+/// If nobody waits for it any more.
+fn held(state: &State, reader: &Reader, going: &Going<'_>) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
+    let (mut bytes, mut requests) = (0, 0);
     for queue in state.queues.values() {
         let mut lines = Lines::of(queue, reader);
         let stretches: Vec<Stretch> = queue.stored.stretches.values().copied().collect();
@@ -139,6 +257,7 @@ fn held(state: &State, reader: &Reader) -> Vec<Finding> {
             // What is known of them is looked up for as many as may be read in one go.
             let rest = &stretches[at..(at + TOGETHER).min(stretches.len())];
             let known = queue.known(rest, state.salt);
+            let before = at;
             match view::read_together(reader, rest, &known) {
                 Ok((loaded, count)) => {
                     for (stretch, loaded) in rest.iter().zip(&loaded) {
@@ -151,13 +270,26 @@ fn held(state: &State, reader: &Reader) -> Vec<Finding> {
                     at += 1;
                 }
             }
+            for stretch in &stretches[before..at] {
+                bytes += u64::from(stretch.bytes);
+                requests += u64::from(stretch.requests);
+            }
+            if bytes >= A_LOOK {
+                bytes = 0;
+                going.on(std::mem::take(&mut requests))?;
+            }
         }
         for blob in queue.blobs() {
             lines.look_at_blob(blob);
+            bytes += u64::from(blob.bytes);
+            if bytes >= A_LOOK {
+                bytes = 0;
+                going.on(0)?;
+            }
         }
         found.extend(lines.end());
     }
-    found
+    Ok(found)
 }
 
 /// The findings of a queue, of which there may be too many.
@@ -270,6 +402,11 @@ fn place_of(stretch: &Stretch) -> Place {
 
 /// What is done about what the disk does not give now.
 const RETRIED: &str = "who asks for it is told that it is unavailable, and it is tried again";
+/// So much is read between two looks at who else wants something.
+const A_LOOK: u64 = 1 << 20;
+const REST: Duration = Duration::from_millis(1);
+/// How often files that come and go are listed.
+const ATTEMPTS: u32 = 3;
 /// Of one queue.
 const MOST_LINES: usize = 100;
 /// Stretches that are read in one go are rarely more.

@@ -8,10 +8,9 @@ use std::{
 
 use super::{
     open::{self, unusable},
-    progress::Pulse,
     recovery,
 };
-use crate::error::Result;
+use crate::{error::Result, queue::progress::Pulse};
 
 /// Copies a database, with its snapshots or without, over what is there.
 pub(super) fn database(from: &Path, copy: &Path, snapshots: bool, pulse: &Pulse) -> Result<()> {

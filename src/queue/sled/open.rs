@@ -30,7 +30,6 @@ use super::{
     keys::{self, PartOf, Tree},
     moment,
     plan::Redo,
-    progress::Pulse,
     record::{QueueV1, StoreV1},
     recovery::{self, SEGMENT_BYTES, refuse_blobs},
     state::{Live, QueueState},
@@ -44,6 +43,7 @@ use crate::{
     queue::{
         QueueOptions,
         lock::{self, LOCK},
+        progress::Pulse,
         stated::{self, FORMAT, SLED, names_a_store},
     },
 };

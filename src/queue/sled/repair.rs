@@ -29,7 +29,6 @@ use super::{
     db::{self, Db},
     keys::{self, PartOf, Tree},
     open,
-    progress::Pulse,
     range::Range,
     record::{
         BatchV1, BookmarkV1, CountsV1, DeadV1, KeptV1, KeyExpiryV1, KeyV1, MarkV1, NoteV1,
@@ -42,7 +41,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    queue::{QueueOptions, lock},
+    queue::{QueueOptions, lock, progress::Pulse},
     request::DeadReason,
 };
 

@@ -1,20 +1,23 @@
 //! Reading all that a store holds, to tell what of it is damaged.
 //!
 //! sled writes to a database when it opens it: it cuts off what it takes for torn, and makes snapshots. So a copy is
-//! opened, as the store itself would be, every entry of it is counted and read, and it is removed again.
+//! opened, as the store itself would be, every entry of it is counted and read, and it is removed again. One that is open is
+//! read beside its writer.
+
+mod beside;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
+pub(super) use self::beside::verify_open;
 use super::{
     clean, copy,
     db::Db,
     keys::{self, Tree},
     open::{self, Format},
     plan::REDO,
-    progress::{Pulse, VerifyPhase},
     repair::is_right,
     synced::SYNCED,
 };
@@ -22,13 +25,14 @@ use crate::{
     error::{Error, ErrorKind, Result},
     queue::{
         QueueOptions, lock,
-        verified::{Finding, FindingKind, Verified},
+        progress::Pulse,
+        verified::{Finding, FindingKind, Verified, VerifyPhase},
     },
 };
 
 /// Reads all of the store in this folder; a copy of it is made within `scratch` meanwhile.
 pub(super) fn verify(path: &Path, scratch: &Path, pulse: &Pulse) -> Result<Verified> {
-    let _locks = [
+    let locks = [
         lock::share(path, lock::LOCK)?,
         lock::share(path, "sled/db")?,
     ];
@@ -56,6 +60,8 @@ pub(super) fn verify(path: &Path, scratch: &Path, pulse: &Pulse) -> Result<Verif
             )
         });
     }
+    // From here on others may have it.
+    drop(locks);
     match look(&copy, &format, &mut verified, pulse) {
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             let what = copy.in_terms_of(path, &error);
@@ -130,7 +136,7 @@ fn check(tree: Tree, (key, value): (&[u8], &[u8])) -> Option<Finding> {
     let name = tree.name();
     let finding = Finding::damaged(
         format!("an entry of {name:?} of queue {queue} does not match its checksum"),
-        "who needs it is refused, and so are all after it; `repair` saves the rest",
+        NEEDED,
     );
     Some(Finding {
         bytes: Some(value.len() as u64),
@@ -207,6 +213,8 @@ fn bytes_of(folder: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// What is done about an entry that is damaged.
+const NEEDED: &str = "who needs it is refused, and so are all after it; `repair` saves the rest";
 /// What opening does about a store that is damaged like this.
 const REFUSED: &str = "it is refused, and left as it is; `repair` saves what can be read";
 /// What opening may add to a copy.

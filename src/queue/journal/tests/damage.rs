@@ -23,6 +23,7 @@ use crate::{
             tend::carry::slice,
             verify::{held_by, look},
         },
+        progress::Pulse,
     },
     request::{DeadReason, NewRequest, RequestId},
 };
@@ -79,8 +80,13 @@ pub(super) struct Told {
 /// Verifies a damaged image, opens it, opens it again, and claims all that is in it.
 pub(super) fn check(sound: &Sound, image: &Image, told: &mut Told) -> Result<(), String> {
     let disk = SimDisk::from_image(image.clone());
-    let looked = look(Arc::new(disk.clone()), IDENTITY, Path::new("simulated"))
-        .map_err(|error| format!("it can't be verified: {error}"))?;
+    let looked = look(
+        Arc::new(disk.clone()),
+        IDENTITY,
+        Path::new("simulated"),
+        &Pulse::default(),
+    )
+    .map_err(|error| format!("it can't be verified: {error}"))?;
     if disk.operations() > 0 || disk.image() != *image {
         return Err("verifying changes something".into());
     }

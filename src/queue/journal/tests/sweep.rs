@@ -18,19 +18,22 @@ use super::{
     options, script, seeds,
 };
 use crate::{
-    queue::journal::{
-        codec::Codec,
-        disk::Disk,
-        log::{
-            Found, Place,
-            fault::{self, Fault},
+    queue::{
+        journal::{
+            codec::Codec,
+            disk::Disk,
+            log::{
+                Found, Place,
+                fault::{self, Fault},
+            },
+            open::{log_options, replay},
+            record,
+            simulated::SimDisk,
+            state::{Blob, Need, State},
+            verify::look,
+            view,
         },
-        open::{log_options, replay},
-        record,
-        simulated::SimDisk,
-        state::{Blob, Need, State},
-        verify::look,
-        view,
+        progress::Pulse,
     },
     testing::proof,
 };
@@ -140,7 +143,8 @@ fn store(is_closed: bool) -> Store {
 /// Whether verifying finds a damage; if it does not, nothing has changed. What would be served is right anyhow.
 fn is_found(store: &Store, image: &Image) -> Result<bool, String> {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::from_image(image.clone()));
-    let looked = look(disk, IDENTITY, Path::new("simulated")).map_err(|why| why.to_string())?;
+    let looked = look(disk, IDENTITY, Path::new("simulated"), &Pulse::default())
+        .map_err(|why| why.to_string())?;
     let held = held(image)?;
     for (id, payload) in &held.payloads {
         if store.pushed.get(id) != Some(payload) {

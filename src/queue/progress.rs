@@ -7,39 +7,12 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 
+use super::verified::{VerifyPhase, VerifyProgress};
 use crate::error::{Error, Result};
-
-/// What a verification does, and how far it is with that: see [`SledStore::verify_telling`](super::SledStore::verify_telling).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct VerifyProgress {
-    /// What it does.
-    pub phase: VerifyPhase,
-    /// How much of that is done: entries while it counts and reads, else bytes.
-    pub done: u64,
-    /// How much there is.
-    pub of: u64,
-}
-
-/// What a verification does, one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum VerifyPhase {
-    /// The store is copied.
-    Copying,
-    /// sled opens the copy, and does not say how far it is.
-    Opening,
-    /// All entries are counted.
-    Counting,
-    /// All entries are read.
-    Reading,
-    /// What was begun is ended in the copy, as opening does, and nothing says how far that is.
-    Recovering,
-}
 
 /// Tells how far it is, if there is anybody to tell.
 #[derive(Debug, Default)]
-pub(super) struct Pulse(Option<Teller>);
+pub(crate) struct Pulse(Option<Teller>);
 
 #[derive(Debug)]
 struct Teller {
@@ -48,8 +21,22 @@ struct Teller {
     untold: AtomicU64,
 }
 
+/// A verification that goes on by itself, beside whoever waits for it.
+pub(crate) async fn telling<T: Send + 'static>(
+    tell: impl FnMut(VerifyProgress),
+    verify: impl FnOnce(&Pulse) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (pulse, progress) = Pulse::new();
+    let verify = tokio::task::spawn_blocking(move || verify(&pulse));
+    let verify = async {
+        let verified = verify.await;
+        verified.map_err(|error| Error::internal("verifying was cut off").with_source(error))?
+    };
+    while_it_goes_on(verify, progress, tell).await
+}
+
 impl Pulse {
-    pub(super) fn new() -> (Self, watch::Receiver<VerifyProgress>) {
+    fn new() -> (Self, watch::Receiver<VerifyProgress>) {
         let (progress, receiver) = watch::channel(VerifyProgress {
             phase: VerifyPhase::Copying,
             done: 0,
@@ -60,7 +47,7 @@ impl Pulse {
     }
 
     /// The next phase, in which there is so much to do.
-    pub(super) fn begin(&self, phase: VerifyPhase, of: u64) {
+    pub(crate) fn begin(&self, phase: VerifyPhase, of: u64) {
         if let Some(Teller { progress, untold }) = &self.0 {
             untold.store(0, Ordering::Relaxed);
             progress.send_replace(VerifyProgress { phase, done: 0, of });
@@ -71,7 +58,7 @@ impl Pulse {
     ///
     /// # Errors
     /// If nobody waits for it any more.
-    pub(super) fn add(&self, done: u64) -> Result<()> {
+    pub(crate) fn add(&self, done: u64) -> Result<()> {
         let Some(Teller { progress, untold }) = &self.0 else {
             return Ok(());
         };
@@ -90,7 +77,7 @@ impl Pulse {
 }
 
 /// Waits for what tells how far it is, unless it stands still.
-pub(super) async fn while_it_goes_on<T>(
+async fn while_it_goes_on<T>(
     work: impl Future<Output = Result<T>>,
     mut progress: watch::Receiver<VerifyProgress>,
     mut tell: impl FnMut(VerifyProgress),
@@ -112,7 +99,7 @@ pub(super) async fn while_it_goes_on<T>(
             changed = timeout(patience, changed) => if changed.is_err() {
                 return Err(Error::unavailable(format!(
                     "nothing has gone on for {patience:?} while it was {:?}: {} of {}; try again, or run `repair` to save \
-                     what can be read", now.phase, now.done, now.of
+                     what can be read of a sled store", now.phase, now.done, now.of
                 )));
             },
         }
@@ -122,7 +109,9 @@ pub(super) async fn while_it_goes_on<T>(
 /// How long nothing may go on.
 fn patience(progress: VerifyProgress) -> Duration {
     let silent = match progress.phase {
-        VerifyPhase::Opening | VerifyPhase::Recovering => progress.of / SILENT_BYTES_PER_SECOND,
+        VerifyPhase::Opening | VerifyPhase::Recovering | VerifyPhase::Replaying => {
+            progress.of / SILENT_BYTES_PER_SECOND
+        }
         _ => 0,
     };
     PATIENCE + Duration::from_secs(silent)
