@@ -8,7 +8,7 @@ use super::{
     args::StoreArgs,
     exit::{Exit, Failure},
     output::{Steps, print_json, say},
-    store::Backend,
+    store::{Backend, Turn},
 };
 
 /// Options of `compact`.
@@ -41,6 +41,8 @@ struct Line<'a> {
 /// Compacts it.
 pub(super) async fn compact(args: CompactArgs) -> Result<Exit, Failure> {
     let store = &args.store.folder()?;
+    // Who comes meanwhile waits, instead of being refused.
+    let _turn = Turn::take(store);
     let steps = Steps::of_verifying();
     let tell = move |records: u64| {
         let line = format!("copied: {records} records");

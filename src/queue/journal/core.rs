@@ -370,12 +370,8 @@ impl Core {
                     return;
                 };
                 let mut is_idle = false;
-                // What is to be tidied up can wait until it is opened again.
-                if inner.is_closed && inner.is_all_written() {
-                    return;
-                }
                 while inner.busy || (inner.filling.is_empty() && !inner.wants_writer()) {
-                    if inner.is_closed && inner.is_all_written() {
+                    if inner.is_closed && !inner.busy {
                         return;
                     }
                     let waited = self.work.wait_timeout(inner, IDLE_AFTER);
@@ -402,8 +398,7 @@ impl Core {
             if !is_idle {
                 self.write_sealed();
             }
-            let is_due = self.lock().is_ok_and(|inner| inner.is_to_be_tended());
-            if is_idle || is_due {
+            if is_idle || self.lock().is_ok_and(|inner| inner.is_to_be_tended()) {
                 tend(self, is_idle);
             }
         }
@@ -468,21 +463,17 @@ impl Inner {
         Self::new(state, filling)
     }
 
-    /// Whether nothing is on its way to the disk.
-    fn is_all_written(&self) -> bool {
-        !self.busy && self.filling.is_empty() && self.sealed.is_empty()
-    }
-
     /// Whether there is something for the writer besides the filling group.
     fn wants_writer(&self) -> bool {
         !self.sealed.is_empty() || self.waits_for_turn || self.is_to_be_tended()
     }
 
-    /// Whether it is time to look what there is to tidy up.
+    /// Whether it is time to look what there is to tidy up. Once the store is closed, that waits until it is opened again.
     pub(super) fn is_to_be_tended(&self) -> bool {
-        self.carrying.is_some()
-            || self.since_look.0 >= LOOK_EVERY_BYTES
-            || self.since_look.1 >= LOOK_EVERY_GROUPS
+        !self.is_closed
+            && (self.carrying.is_some()
+                || self.since_look.0 >= LOOK_EVERY_BYTES
+                || self.since_look.1 >= LOOK_EVERY_GROUPS)
     }
 
     /// Those who wait for what is not durable yet, which is given up.
