@@ -5,7 +5,7 @@ use std::{fs, io::Write as _, process::Stdio};
 use crate::{
     Yard,
     places::{dump, lived_in},
-    run, values,
+    values,
 };
 
 const BACKENDS: [&str; 2] = ["sled", "journal"];
@@ -105,7 +105,7 @@ async fn a_compaction_that_is_killed_leaves_the_old_store_or_the_new_one() {
         ];
         for kill in kills {
             let mut command = yard.command("compact --store store");
-            let ran = run(command.env("FAILPOINTS", kill), b"");
+            let ran = crate::run(command.env("FAILPOINTS", kill), b"");
             assert_eq!(ran.code, None, "{backend}, {kill}: {}", ran.err);
             assert_eq!(
                 names(&yard).len(),

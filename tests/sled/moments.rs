@@ -1,6 +1,6 @@
 //! Moments of a store: dumps of what it held, read while windows of requests come and go.
 
-use std::{collections::VecDeque, num::NonZeroU32, path::Path, process::Command, time::Duration};
+use std::{collections::VecDeque, num::NonZeroU32, path::Path, time::Duration};
 
 use batchyard::{
     Claim, ErrorKind, Lease, NewRequest, Outcome, Queue, QueueName, QueueOptions, Retries,
@@ -184,7 +184,7 @@ fn what_a_moment_says_is_what_was_there_whatever_comes_and_goes() {
 #[cfg(feature = "faults")]
 fn with_failpoints(test: &str, points: &str, store: &Path) -> (std::process::ExitStatus, String) {
     let program = std::env::current_exe().expect("this program");
-    let output = Command::new(program)
+    let output = std::process::Command::new(program)
         .args(["--exact", test, "--nocapture", "--include-ignored"])
         .env("FAILPOINTS", points)
         .env("STORE", store)
