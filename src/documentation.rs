@@ -9,6 +9,9 @@ pub mod durability {}
 #[doc = include_str!("_documentation/command_line.md")]
 pub mod command_line {}
 
+#[doc = include_str!("_documentation/operations.md")]
+pub mod operations {}
+
 #[doc = include_str!("_documentation/configuration.md")]
 pub mod configuration {}
 
