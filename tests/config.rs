@@ -50,12 +50,10 @@ impl Desk {
         let mut command = Command::new(env!("CARGO_BIN_EXE_batchyard"));
         command.current_dir(self.0.path());
         command.args(line.split_whitespace());
-        for setting in SETTINGS {
-            command.env_remove(setting.variable());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BATCHYARD_")) {
+            command.env_remove(name);
         }
-        command
-            .env_remove("BATCHYARD_CONFIG")
-            .env_remove("RUST_LOG");
+        command.env_remove("RUST_LOG");
         command
     }
 

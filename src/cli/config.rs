@@ -181,14 +181,17 @@ fn can_hold_a_store(folder: &Path) -> Result<(), String> {
 
 /// Variables that look like settings and are none: told, since other programs may have variables of such names.
 fn unknown_variables() -> Vec<String> {
+    const START: &str = "BATCHYARD_";
     let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
     let names = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let unknown = names.filter(|name| name.starts_with("BATCHYARD_") && !known.contains(name));
+    let unknown = names.filter(|name| name.starts_with(START) && !known.contains(name));
     let mut texts: Vec<String> = unknown
         .filter_map(|name| {
-            let meant = nearest(&name, known.iter().map(String::as_str))?;
+            // What all of them begin with makes none of them alike.
+            let ends = known.iter().filter_map(|name| name.strip_prefix(START));
+            let meant = nearest(name.strip_prefix(START)?, ends)?;
             (!OTHER_VARIABLES.contains(&name.as_str())).then(|| {
-                format!("warning: the variable {name} is no setting; did you mean {meant}?")
+                format!("warning: the variable {name} is no setting; did you mean {START}{meant}?")
             })
         })
         .collect();
