@@ -1617,3 +1617,18 @@ fn a_paused_queue_that_is_drained_says_what_it_waits_for() {
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     assert!(!ran.err.contains("has been paused"), "{}", ran.err);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_push_whose_ids_can_not_be_printed_says_up_to_which_line_it_pushed() {
+    let yard = Yard::new();
+    fs::write(yard.path("lines"), "1\n2\n3\n").unwrap();
+    let mut command = yard.command("push --store STORE");
+    command.stdin(fs::File::open(yard.path("lines")).unwrap());
+    command.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("3 pushed, up to line 3;"), "{said}");
+    assert_eq!(yard.stats()["pushed"], 3);
+}

@@ -42,7 +42,8 @@ impl Chunk {
         self.requests.append(&mut next.requests);
         self.bytes += next.bytes;
         self.refused += next.refused;
-        self.last_line = next.last_line;
+        // The last chunk of all may have no line.
+        self.last_line = self.last_line.max(next.last_line);
     }
 }
 
