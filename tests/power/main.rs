@@ -41,6 +41,9 @@ struct Disk {
 impl Disk {
     /// One, unless it can't be had here: then why is said, and it is a failure if `fuse` is required.
     fn new() -> Option<Self> {
+        if !is_alone() {
+            return None;
+        }
         if let Err(why) = Forgetful::available() {
             skip("fuse", &why);
             return None;
@@ -58,6 +61,18 @@ impl Disk {
     fn store(&self) -> PathBuf {
         self.path().join("store")
     }
+}
+
+/// Whether this test has the process for itself, which is said if not. All stores of a process share a lock of sled's, and one
+/// whose disk is gone may hold it for ever: then those of other tests wait.
+fn is_alone() -> bool {
+    let alone = env::var_os("BATCHYARD_ALONE").is_some();
+    if !alone {
+        println!(
+            "skipped: it needs a process of its own; name it with --exact, and set BATCHYARD_ALONE=1, as .ci/run does"
+        );
+    }
+    alone
 }
 
 /// Says that a test is skipped; `BATCHYARD_REQUIRE` makes that a failure.
