@@ -67,7 +67,7 @@ impl Tend {
     }
 
     /// The segment to carry away, if the log takes more than twice what is needed of it, the baseline included, and a constant;
-    /// what the next baseline lets go of does not count. While pushes are kept out for want of space, the constant does not, either.
+    /// what the next baseline lets go of does not count. While pushes are kept out for want of space, the constant is one segment.
     fn too_heavy(&mut self, core: &Core, inner: &Inner) -> Option<u32> {
         let oldest = oldest_needed(inner);
         let log_bytes = core.reader.log_bytes(oldest..);
