@@ -35,11 +35,20 @@ pub(crate) const ON_REDIS: [&str; 3] = [
 
 /// Fails unless something was found wrong, and that one of these.
 fn assert_caught(chain: &Chain, words: &[&str]) {
-    let wrong = &chain.books.wrong;
-    let is_told = |what: &String| words.iter().any(|words| what.contains(words));
-    let found = wrong.iter().find(|what| is_told(what));
-    let found = found.unwrap_or_else(|| panic!("not caught: {wrong:#?}"));
-    println!("{}: {found}", chain.place.backend);
+    assert!(
+        is_caught(chain, words),
+        "not caught: {:#?}",
+        chain.books.wrong
+    );
+}
+
+fn is_caught(chain: &Chain, words: &[&str]) -> bool {
+    let is_told = |what: &&String| words.iter().any(|words| what.contains(words));
+    let found = chain.books.wrong.iter().find(is_told);
+    if let Some(found) = found {
+        println!("{}: {found}", chain.place.backend);
+    }
+    found.is_some()
 }
 
 /// How often a child passes one point before it first passes the other.
@@ -161,14 +170,18 @@ fn an_update_in_two_steps_is_caught() {
 #[test]
 fn a_baseline_that_is_dropped_and_a_root_that_is_not_stored_are_caught() {
     for point in ["journal.baseline", "journal.root"] {
-        let mut chain = Chain::new("journal", None, Length::Long);
-        let points = format!("{point}=return(skip);{}", kill_at("journal.freed", 6));
-        assert!(chain.run(&points));
-        chain.finish();
-        assert_caught(
-            &chain,
-            &["was acknowledged, and is gone", "damaged", "is gone"],
-        );
+        // How often segments are freed depends on when the writer comes to it.
+        let caught = (1..=6).rev().any(|passage| {
+            let mut chain = Chain::new("journal", None, Length::Long);
+            let kill = kill_at("journal.freed", passage);
+            let killed = chain.run(&format!("{point}=return(skip);{kill}"));
+            chain.finish();
+            let words = ["was acknowledged, and is gone", "damaged", "is gone"];
+            let caught = is_caught(&chain, &words);
+            println!("{point}, {passage}: killed {killed}, caught {caught}");
+            killed && caught
+        });
+        assert!(caught, "{point} is not caught");
     }
 }
 
