@@ -3,7 +3,10 @@
 //! What lies on disk is versioned as a whole by the store's FORMAT; within a version a field is never
 //! added, moved or removed. Checksums are those of the group or record that the bytes lie in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use bytes::Bytes;
 
@@ -59,6 +62,22 @@ pub(super) fn whole<T: Codec>(bytes: &[u8]) -> Result<T> {
         return Err(unknown("end"));
     }
     Ok(value)
+}
+
+/// The items of a whole list, each with where it lies.
+pub(super) fn items<T: Codec>(bytes: &[u8]) -> Result<Vec<(T, Range<usize>)>> {
+    let mut input = Input::new(bytes);
+    let count = input.length()?;
+    let item = |_| {
+        let from = bytes.len() - input.0.len();
+        let item = T::take(&mut input)?;
+        Ok((item, from..bytes.len() - input.0.len()))
+    };
+    let items = (0..count).map(item).collect::<Result<_>>()?;
+    if !input.is_empty() {
+        return Err(unknown("end"));
+    }
+    Ok(items)
 }
 
 impl Codec for u64 {

@@ -8,6 +8,7 @@ mod claim;
 mod push;
 mod restore;
 mod settle;
+mod shelf;
 mod update;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use super::{
     group,
     log::Place,
     record::{self, Found, Known, Outcome},
-    state::{Blob, NEVER, Page, QueueState, Stretch},
+    state::{Blob, NEVER, QueueState, Stretch},
 };
 use crate::{
     clock::Timestamp,
@@ -30,7 +31,8 @@ use crate::{
     request::DeadReason,
 };
 
-pub(super) use self::{push::Plan, restore::Incoming, update::Plan as UpdatePlan};
+use self::shelf::Shelf;
+pub(super) use self::{push::Plan, restore::Incoming, shelf::Recorded, update::Plan as UpdatePlan};
 pub(super) use crate::queue::stored::reason;
 use crate::queue::stored::{reason_number, shortened};
 
@@ -39,6 +41,7 @@ pub(super) struct Step<'a> {
     pub(super) core: &'a Core,
     pub(super) inner: &'a mut Inner,
     pub(super) id: u32,
+    shelf: Shelf,
 }
 
 /// The bytes of a stretch, and what is legible in it.
@@ -71,7 +74,12 @@ impl Loaded {
 
 impl<'a> Step<'a> {
     pub(super) fn new(core: &'a Core, inner: &'a mut Inner, id: u32) -> Self {
-        Self { core, inner, id }
+        Self {
+            core,
+            inner,
+            id,
+            shelf: Shelf::default(),
+        }
     }
 
     pub(super) fn queue(&self) -> Result<&QueueState> {
@@ -138,22 +146,9 @@ impl<'a> Step<'a> {
         group::read(&self.core.reader, waiting, place, bytes)
     }
 
-    pub(super) fn read_blob<T: Codec>(&self, blob: Blob) -> Result<T> {
-        let place = Place {
-            segment: blob.segment,
-            offset: blob.offset,
-        };
-        record::blob_value(blob, &self.read(place, blob.bytes)?)
-    }
-
-    /// The outcomes of a page; `None` if they are damaged.
-    pub(super) fn outcomes(&self, page: &Page) -> Result<Option<Vec<Outcome>>> {
-        legible(self.read_blob(page.blob))
-    }
-
     /// A text that was recorded, or that it is damaged.
     pub(super) fn text(&self, blob: Blob) -> Result<String> {
-        let text = legible(self.read_blob(blob))?;
+        let text = legible(self.shared(blob))?;
         Ok(text.unwrap_or_else(|| "the recorded error is damaged".into()))
     }
 

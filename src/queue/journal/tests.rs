@@ -20,6 +20,7 @@ mod interleavings;
 mod life;
 mod moments;
 mod places;
+mod reads;
 mod script;
 mod sweep;
 mod tidying;

@@ -11,8 +11,8 @@ pub(super) use self::pages::{Members, PagePlan, fill, read_together};
 use super::{
     fold::DONE,
     record::{Extras, Outcome},
-    state::{Dead, Ended, Moved, Open, Page, Rest, Stand},
-    step::{DAMAGED_OUTCOME, Loaded, Step, damaged_outcome, legible, reason},
+    state::{Dead, Ended, Moved, Open, Rest, Stand},
+    step::{DAMAGED_OUTCOME, Loaded, Recorded, Step, damaged_outcome, legible, reason},
 };
 use crate::{
     clock::Timestamp,
@@ -52,8 +52,8 @@ impl Step<'_> {
     pub(super) fn status(&mut self, now: Timestamp, id: RequestId) -> Result<Option<Entry>> {
         self.advance(now)?;
         let id = id.as_u64();
-        match self.load_of(id)? {
-            Some((_, loaded)) => self.entry(id, &loaded, false),
+        match self.stretch_with(id)? {
+            Some(loaded) => self.entry(id, &loaded, false),
             None => Ok(None),
         }
     }
@@ -206,7 +206,7 @@ impl Step<'_> {
     }
 
     fn rest(&self, batch: u64, rest: &Rest, attempts: u32) -> Result<Entry> {
-        let result = rest.result.map(|result| legible(self.read_blob(result)));
+        let result = rest.result.map(|result| legible(self.shared(result)));
         let result: Option<Option<Bytes>> = result.transpose()?;
         let is_damaged = matches!(result, Some(None));
         Ok(Entry {
@@ -232,32 +232,6 @@ impl Step<'_> {
             },
         }))
     }
-
-    /// The outcome recorded for a position in one of these pages.
-    fn recorded(&self, pages: &[Page], position: u64) -> Result<Recorded> {
-        let mut recorded = Recorded::Nothing;
-        for page in pages {
-            if page.first <= position && position <= page.last {
-                let Some(outcomes) = self.outcomes(page)? else {
-                    recorded = Recorded::Damaged;
-                    continue;
-                };
-                let found = outcomes.into_iter().find(|one| one.position == position);
-                if let Some(found) = found {
-                    return Ok(Recorded::Outcome(found));
-                }
-            }
-        }
-        Ok(recorded)
-    }
-}
-
-/// What is found of an outcome.
-enum Recorded {
-    Outcome(Outcome),
-    /// It is not in the pages that can be read, and may be in one that can't.
-    Damaged,
-    Nothing,
 }
 
 /// An entry of which only the state is known.

@@ -83,7 +83,7 @@ impl Step<'_> {
                     next: Some(DumpFrom::Batches),
                 });
             };
-            let loaded = self.load(&stretch)?;
+            let loaded = self.stretch(&stretch)?;
             for found in loaded.requests.iter().filter(|found| found.id > after) {
                 if let Some(mut request) = self.dumped(found.id, &loaded)? {
                     bytes += request.bytes();
@@ -173,8 +173,10 @@ impl Step<'_> {
                 is_cancelled: open.cancelled.contains(&id),
                 outcome,
             });
-            let original = loaded.original(id)?;
-            request.entry.payload = original.and_then(|original| original.payload.ok());
+            if request.entry.payload.is_none() {
+                let original = loaded.original(id)?;
+                request.entry.payload = original.and_then(|original| original.payload.ok());
+            }
         }
         Ok(Some(request))
     }
@@ -228,9 +230,8 @@ impl Step<'_> {
 
 /// When a request that stands where its id says expires.
 fn expires_at(id: u64, loaded: &Loaded) -> Result<Option<Timestamp>> {
-    let original = loaded.original(id)?;
-    let at = original.and_then(|original| original.extras.expires_at);
-    Ok(at.map(Timestamp::from_nanos))
+    let at = loaded.find(id).map(|found| found.expires_at(&loaded.bytes));
+    Ok(at.transpose()?.flatten().map(Timestamp::from_nanos))
 }
 
 const SETTLED: std::num::NonZeroU32 = std::num::NonZeroU32::new(1000).expect("not zero");

@@ -33,7 +33,7 @@ impl Step<'_> {
                 .queue()?
                 .has_natural(list.state, first.max(after + 1), &stretch);
             if naturals || !explicit.is_empty() {
-                let loaded = self.load(&stretch)?;
+                let loaded = self.stretch(&stretch)?;
                 for found in loaded.requests.iter().filter(|found| found.id > after) {
                     if !naturals && !explicit.contains(&found.id) {
                         continue;
@@ -130,11 +130,11 @@ impl Step<'_> {
                     .collect()
             }
             Some(Settled::Page((batch, page))) => {
-                let Some(outcomes) = self.outcomes(page)? else {
+                let Some(listing) = self.listing(page)? else {
                     return self.settled_damaged(*batch, page, past, most);
                 };
                 (0..)
-                    .zip(outcomes)
+                    .zip(&listing.outcomes)
                     .filter(|(index, one)| is_next(*index) && one.kind == DONE)
                     .map(|(index, one)| (index, one.id))
                     .take(most)
@@ -143,16 +143,9 @@ impl Step<'_> {
             Some(Settled::Rest(batch)) => return self.settled_rest(*batch, past, most),
         };
         let mut entries = Vec::new();
-        let mut last: Option<(u64, Loaded)> = None;
         for (index, id) in ids {
-            let Some((first, _)) = queue.stretch_of(id) else {
-                continue;
-            };
-            if last.as_ref().is_none_or(|(known, _)| *known != first) {
-                last = self.load_of(id)?;
-            }
-            if let Some((_, loaded)) = &last {
-                let entry = self.entry(id, loaded, false)?;
+            if let Some(loaded) = self.stretch_with(id)? {
+                let entry = self.entry(id, &loaded, false)?;
                 entries.extend(entry.map(|entry| (index, entry)));
             }
         }
@@ -169,12 +162,7 @@ impl Step<'_> {
         let Some(ended) = self.queue()?.stored.ended.get(&batch) else {
             return Ok(Vec::new());
         };
-        let mut recorded = BTreeSet::new();
-        for page in &ended.pages {
-            let outcomes = self.outcomes(page)?.unwrap_or_default();
-            recorded.extend(outcomes.into_iter().map(|one| one.position));
-        }
-        let is_one = |position: u64| !recorded.contains(&position);
+        let is_one = |position: u64| Ok(!self.is_recorded(&ended.pages, position)?);
         self.settled_members(&ended.members, &is_one, past, most)
     }
 
@@ -194,24 +182,18 @@ impl Step<'_> {
             (None, Some(ended)) if ended.rest.is_none() => (&ended.members, &ended.pages),
             _ => return Ok(Vec::new()),
         };
-        let mut recorded = BTreeSet::new();
         let mut before = Vec::new();
-        let mut is_before = true;
-        for other in pages {
-            is_before = is_before && other.blob != page.blob;
-            match self.outcomes(other)? {
-                Some(outcomes) => recorded.extend(outcomes.into_iter().map(|one| one.position)),
-                None if is_before => before.push((other.first, other.last)),
-                None => {}
+        for other in pages.iter().take_while(|other| other.blob != page.blob) {
+            if self.listing(other)?.is_none() {
+                before.push(*other);
             }
         }
         let is_one = |position: u64| {
-            let covers = |(first, last): (u64, u64)| first <= position && position <= last;
             let is_done = |open: &Open| open.recorded.get(&position) == Some(&DONE);
-            covers((page.first, page.last))
+            let may_be = page.covers(position)
                 && open.is_none_or(is_done)
-                && !recorded.contains(&position)
-                && !before.iter().any(|range| covers(*range))
+                && !before.iter().any(|page| page.covers(position));
+            Ok(may_be && !self.is_recorded(pages, position)?)
         };
         self.settled_members(members, &is_one, past, most)
     }
@@ -220,7 +202,7 @@ impl Step<'_> {
     fn settled_members(
         &self,
         members: &Members,
-        is_one: &dyn Fn(u64) -> bool,
+        is_one: &dyn Fn(u64) -> Result<bool>,
         past: Option<u64>,
         most: usize,
     ) -> Result<Vec<(u64, Entry)>> {
@@ -230,19 +212,19 @@ impl Step<'_> {
         let mut moved = members.moved.range(moved_after..).peekable();
         let mut entries = Vec::new();
         let mut add = |position: u64, id: u64, loaded: &Loaded| -> Result<bool> {
-            if entries.len() < most && is_one(position) {
+            if entries.len() < most && is_one(position)? {
                 let entry = self.entry(id, loaded, false)?;
                 entries.extend(entry.map(|entry| (position, entry)));
             }
             Ok(entries.len() < most)
         };
         for (_, stretch) in queue.stretches_between(after, members.last) {
-            let loaded = self.load(stretch)?;
+            let loaded = self.stretch(stretch)?;
             let natural = loaded.requests.iter();
             let natural = natural.filter(|found| found.id > after && members.has_natural(found.id));
             for found in natural {
                 while let Some((position, next)) = moved.next_if(|(at, _)| **at < found.id) {
-                    if let Some((_, loaded)) = self.load_of(next.id)? {
+                    if let Some(loaded) = self.stretch_with(next.id)? {
                         add(*position, next.id, &loaded)?;
                     }
                 }
@@ -252,7 +234,7 @@ impl Step<'_> {
             }
         }
         for (position, next) in moved {
-            if let Some((_, loaded)) = self.load_of(next.id)?
+            if let Some(loaded) = self.stretch_with(next.id)?
                 && !add(*position, next.id, &loaded)?
             {
                 break;
