@@ -1207,6 +1207,23 @@ fn results_are_followed_whoever_has_the_store_open() {
     assert_eq!((ran.code, &*ran.err), (Some(130), ""));
 }
 
+/// The pipe holds less than the first page, so the signal is there before the second one is read.
+#[test]
+fn results_that_are_followed_hear_a_signal_while_they_print_what_there_is() {
+    let yard = Yard::new();
+    let lines = "1\n".repeat(3000);
+    yard.ok("push --store STORE --backend journal", lines.as_bytes());
+    let drain = "dispatch --store STORE --plain --drain -- cat";
+    yard.ok(drain, b"");
+    let mut follow = yard.start("results --follow --json --store STORE");
+    follow.line();
+    follow.kill("INT");
+    let ran = follow.end();
+    assert_eq!((ran.code, &*ran.err), (Some(130), ""));
+    // The rest of the page that was being printed.
+    assert_eq!(ran.out.lines().count(), 999);
+}
+
 #[test]
 fn dispatch_drains_a_queue_and_tells_of_new_dead_letters() {
     let yard = Yard::new();

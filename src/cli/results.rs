@@ -94,7 +94,7 @@ impl Printer<'_> {
         Ok(())
     }
 
-    /// Prints what was settled since the last time, to the end.
+    /// Prints what was settled since the last time, to the end. Cancel safe.
     async fn print_queue(&mut self, queue: &dyn Queue) -> Result<(), Failure> {
         let (name, admin) = (queue.name(), look::administration(queue)?);
         let place = self.places.entry(name.clone()).or_default();
@@ -113,6 +113,8 @@ impl Printer<'_> {
             }
             print(&lines)?;
             place.after = Some(next);
+            // A page may have been there at once: a signal is heard between two of them.
+            tokio::task::yield_now().await;
         }
     }
 }

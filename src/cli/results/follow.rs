@@ -43,7 +43,11 @@ async fn watch(
             if let Some(changes) = &mut one.changes {
                 changes.mark_unchanged();
             }
-            printer.print_queue(&*one.queue).await?;
+            tokio::select! {
+                biased;
+                exit = stop.asked() => return Ok(exit),
+                printed = printer.print_queue(&*one.queue) => printed?,
+            }
         }
         tokio::select! {
             exit = stop.asked() => return Ok(exit),
