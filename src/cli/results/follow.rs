@@ -46,7 +46,7 @@ async fn watch(
             tokio::select! {
                 biased;
                 exit = stop.asked() => return Ok(exit),
-                printed = printer.print_queue(&*one.queue) => printed?,
+                ended = printer.print_queue(&*one.queue) => ended?,
             }
         }
         tokio::select! {

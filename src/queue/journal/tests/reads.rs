@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{Rig, options, wait};
+use super::{Rig, wait};
 use crate::{
     batch::{Claim, Outcome, Page, Retries, Then, Update},
     clock::Timestamp,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const REQUESTS: u32 = 600;
-const BATCH: usize = 100;
+const BATCH: u32 = 100;
 
 fn now() -> Timestamp {
     Timestamp::from_millis(5000)
@@ -28,7 +28,7 @@ fn done(disk: &SimDisk) -> Rig {
     let options = JournalOptions::default().segment_bytes(1 << 20);
     let rig = Rig::open_with(disk, options.queues(queues)).unwrap();
     let claim = Claim {
-        max_requests: NonZeroU32::new(BATCH as u32).unwrap(),
+        max_requests: NonZeroU32::new(BATCH).unwrap(),
         ..Claim::new()
     };
     wait(&rig.core, async {
@@ -38,7 +38,7 @@ fn done(disk: &SimDisk) -> Rig {
         }
         while let Some(lease) = rig.queue.claim(now(), &claim).await.unwrap() {
             let members = rig.queue.read(&lease, Page::first()).await.unwrap();
-            assert_eq!(members.len(), BATCH);
+            assert_eq!(members.len(), BATCH as usize);
             for first in [0, 1] {
                 let members = members.iter().skip(first).step_by(2);
                 let result = |id: RequestId| Outcome::Done {
@@ -81,12 +81,12 @@ fn read(disk: &SimDisk, rig: &Rig, how: &str, page: u32) -> (Vec<String>, usize)
     wait(&rig.core, async {
         match how {
             "list" => {
-                let mut list = List::new(State::Done);
-                list.max_requests = page;
+                let mut query = List::new(State::Done);
+                query.max_requests = page;
                 loop {
-                    let listed = admin.list(now(), &list).await.unwrap();
+                    let listed = admin.list(now(), &query).await.unwrap();
                     let Some(last) = listed.last() else { break };
-                    list = list.after(last.id);
+                    query = query.after(last.id);
                     entries.extend(listed);
                 }
             }
