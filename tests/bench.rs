@@ -107,7 +107,7 @@ fn the_json_has_a_row_of_each_contestant_in_each_workload() {
     let only = |name| match name {
         "device" => "raw",
         "enqueue" | "claim" | "drain" => "memory sled journal raw",
-        "open" | "life" | "disk" => "sled journal",
+        "beside" | "open" | "life" | "disk" => "sled journal",
         _ => "memory sled journal",
     };
     let want: BTreeSet<_> = WORKLOADS

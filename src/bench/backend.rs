@@ -19,7 +19,7 @@ use crate::{
 /// An open store with one queue, and the server behind it, if any.
 pub(super) struct Backend<S> {
     queue: Arc<dyn Queue>,
-    store: Box<dyn Store>,
+    store: Arc<dyn Store>,
     server: S,
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn open<S: Behind>(
     }
     Ok(Box::new(Backend {
         queue,
-        store: Box::new(store),
+        store: Arc::new(store),
         server,
     }))
 }
@@ -109,6 +109,10 @@ impl<S: Behind> Yard for Backend<S> {
 
     fn queue(&self) -> Option<Arc<dyn Queue>> {
         Some(Arc::clone(&self.queue))
+    }
+
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::clone(&self.store))
     }
 
     fn server(&self) -> Option<u32> {

@@ -27,6 +27,8 @@ pub struct Plan {
     pub scale: f64,
     /// The most requests queued to look for the oldest of.
     pub most: u64,
+    /// How much is queued while it is pushed beside readers.
+    pub depth: u64,
     /// An empty folder on the disk that is measured.
     pub folder: PathBuf,
     /// This program, if it can start itself again.
@@ -46,6 +48,7 @@ impl Plan {
             seconds: 1.0,
             scale: 1.0,
             most: 10_000_000,
+            depth: 100_000,
             folder,
             program: None,
             left_out: Vec::new(),
@@ -116,6 +119,7 @@ impl Plan {
             seconds: self.seconds,
             scale: self.scale,
             most: self.most,
+            depth: self.depth,
             folder: PathBuf::new(),
             program: self.program.clone(),
         }

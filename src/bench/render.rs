@@ -107,7 +107,7 @@ pub fn figure(unit: Unit, value: f64) -> String {
         Unit::Microseconds if value < 1e6 => format!("{} ms", digits(value / 1e3)),
         Unit::Microseconds => format!("{} s", digits(value / 1e6)),
         Unit::Bytes => size(value),
-        Unit::BytesPerByte => format!("{value:.2}"),
+        Unit::BytesPerByte | Unit::Times => format!("{value:.2}"),
     }
 }
 

@@ -9,12 +9,15 @@
 //! | `oldest` | `stats`, which tells the oldest, at 1,000 to 10 million queued |
 //! | `dispatch` | from the push that reaches the threshold to the handler |
 //! | `end-to-end` | from the first push until all is settled by a dispatcher |
+//! | `beside` | pushes while other processes read the store: export, snapshot, verify |
 //! | `open` | opening with millions queued, after a close and after a kill |
 //! | `churn` | a bounded queue with 10 million passing through |
 //! | `memory` | what is resident while millions are queued, or a large batch is read |
 //! | `life` | device bytes a payload byte over push, claim, read and finish |
 //! | `disk` | what is allocated at rest, and after a drain |
 
+#[cfg(feature = "control")]
+mod beside;
 mod dispatch;
 mod enqueue;
 mod life;
@@ -64,6 +67,8 @@ pub enum Workload {
     Dispatch,
     /// From the push to the settling.
     EndToEnd,
+    /// Pushes beside readers.
+    Beside,
     /// Opening.
     Open,
     /// A bounded queue over a long time.
@@ -77,7 +82,7 @@ pub enum Workload {
 }
 
 /// All of them, in the order in which they are shown, with their names.
-pub const WORKLOADS: [(Workload, &str); 12] = [
+pub const WORKLOADS: [(Workload, &str); 13] = [
     (Workload::Device, "device"),
     (Workload::Enqueue, "enqueue"),
     (Workload::Claim, "claim"),
@@ -85,6 +90,7 @@ pub const WORKLOADS: [(Workload, &str); 12] = [
     (Workload::Oldest, "oldest"),
     (Workload::Dispatch, "dispatch"),
     (Workload::EndToEnd, "end-to-end"),
+    (Workload::Beside, "beside"),
     (Workload::Open, "open"),
     (Workload::Churn, "churn"),
     (Workload::Memory, "memory"),
@@ -117,7 +123,10 @@ impl Workload {
 
     /// Whether the rounds are taken of one store, since filling it takes so long.
     pub fn fills_once(self) -> bool {
-        matches!(self, Self::Oldest | Self::Open | Self::Churn | Self::Memory)
+        matches!(
+            self,
+            Self::Oldest | Self::Beside | Self::Open | Self::Churn | Self::Memory
+        )
     }
 
     /// Whether this one takes part.
@@ -135,6 +144,7 @@ impl Workload {
             Self::Claim => logs && contestant.role != Role::Redis,
             Self::Drain if taken::DRAINS[piece].cold => logs && contestant.reopens != Reopens::No,
             Self::Drain => logs,
+            Self::Beside => cfg!(feature = "control") && ours && contestant.reopens == Reopens::Yes,
             Self::Open => ours && contestant.reopens == Reopens::Yes,
             Self::Life | Self::Disk => contestant.reopens == Reopens::Yes,
             // What millions take in a server is its own memory, not ours.
@@ -163,6 +173,8 @@ pub struct Part {
     pub scale: f64,
     /// The most requests queued to look for the oldest of.
     pub most: u64,
+    /// How much is queued while it is pushed beside readers.
+    pub depth: u64,
     /// An empty folder.
     pub folder: PathBuf,
     /// The program that runs a [`fill`] of its own, to be killed.
@@ -187,6 +199,9 @@ pub enum Unit {
     /// Bytes a payload byte.
     #[serde(rename = "bytes/byte")]
     BytesPerByte,
+    /// How many times as long.
+    #[serde(rename = "times")]
+    Times,
 }
 
 impl Unit {
@@ -194,7 +209,7 @@ impl Unit {
     pub fn better(self) -> Better {
         match self {
             Self::RequestsPerSecond | Self::BytesPerSecond => Better::More,
-            Self::Microseconds | Self::Bytes | Self::BytesPerByte => Better::Less,
+            Self::Microseconds | Self::Bytes | Self::BytesPerByte | Self::Times => Better::Less,
         }
     }
 }
@@ -255,6 +270,10 @@ pub async fn run(part: &Part) -> Result<Vec<Point>> {
         Workload::Oldest => queued::oldest(&site).await,
         Workload::Dispatch => dispatch::dispatch(&site).await,
         Workload::EndToEnd => dispatch::end_to_end(&site).await,
+        #[cfg(feature = "control")]
+        Workload::Beside => beside::beside(&site).await,
+        #[cfg(not(feature = "control"))]
+        Workload::Beside => Ok(Vec::new()),
         Workload::Open => open::open(&site).await,
         Workload::Churn => life::churn(&site).await,
         Workload::Memory => queued::memory(&site).await,

@@ -9,7 +9,7 @@ use super::front::Range;
 use crate::{
     batch::Lease,
     error::{Error, Result},
-    queue::Queue,
+    queue::{Queue, Store},
 };
 
 /// An open contestant. What its calls answer is as durable as its row in the table of contestants says.
@@ -29,6 +29,11 @@ pub trait Yard: Send + Sync {
 
     /// The queue behind it, if it is one of ours.
     fn queue(&self) -> Option<Arc<dyn Queue>> {
+        None
+    }
+
+    /// The store behind it, if it is one of ours.
+    fn store(&self) -> Option<Arc<dyn Store>> {
         None
     }
 

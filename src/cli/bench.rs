@@ -65,6 +65,9 @@ pub(crate) struct BenchArgs {
     /// The most requests queued to look for the oldest of [default: 10000000]
     #[arg(long, value_name = "N", value_parser = count)]
     max_depth: Option<std::num::NonZeroU32>,
+    /// How many requests are queued while readers read them beside pushes [default: 100000]
+    #[arg(long, value_name = "N", value_parser = count)]
+    depth: Option<std::num::NonZeroU32>,
     /// A first impression: 0.2 seconds, a hundredth of the counts, 100,000 queued at most
     #[arg(long)]
     quick: bool,
@@ -150,6 +153,7 @@ fn plan(args: &BenchArgs, folder: &Path) -> Result<Plan, Failure> {
     plan.seconds = args.seconds.unwrap_or(plan.seconds);
     plan.scale = args.scale.unwrap_or(plan.scale);
     plan.most = args.max_depth.map_or(plan.most, |most| most.get().into());
+    plan.depth = args.depth.map_or(plan.depth, |depth| depth.get().into());
     plan.program = Some(own_program()?);
     if !args.workloads.is_empty() {
         plan.workloads.clone_from(&args.workloads);

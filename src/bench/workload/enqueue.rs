@@ -45,6 +45,15 @@ pub(super) const LOADS: [Load; 13] = [
 ];
 
 impl Load {
+    /// Producers that push requests of so many bytes one by one.
+    pub(super) const fn one_by_one(producers: usize, bytes: usize) -> Self {
+        Self {
+            producers,
+            each: 1,
+            bytes,
+        }
+    }
+
     pub(super) fn name(self) -> String {
         let size = size(self.bytes);
         match self.each {
@@ -84,7 +93,7 @@ pub(super) async fn enqueue(site: &Site<'_>) -> Result<Vec<Point>> {
 }
 
 /// Has producers push for so many seconds: how many requests, in what time, and how long each push took.
-async fn produce(
+pub(super) async fn produce(
     yard: &Arc<dyn Yard>,
     load: Load,
     payloads: &Payloads,
