@@ -287,6 +287,89 @@ fn batches_on_a_server_are_released_and_results_followed() {
     assert_eq!(silent.next("lease_lost")["batch"], batch);
 }
 
+/// A program on a terminal of its own, by `script`.
+#[cfg(target_os = "linux")]
+struct Terminal {
+    child: Child,
+    screen: ChildStdout,
+    /// What was shown since the screen was cleared.
+    shown: String,
+}
+
+#[cfg(target_os = "linux")]
+impl Terminal {
+    fn start(yard: &Yard, line: &str) -> Self {
+        let program = env!("CARGO_BIN_EXE_batchyard");
+        let mut command = Command::new("script");
+        command
+            .args(["--quiet", "--flush", "--return", "--command"])
+            .arg(format!("'{program}' {line}"))
+            .arg("/dev/null")
+            .env("BATCHYARD_REDIS_URL", yard.server.url())
+            .env("SHELL", "/bin/sh")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let screen = child.stdout.take().unwrap();
+        Self {
+            child,
+            screen,
+            shown: String::new(),
+        }
+    }
+
+    /// Waits for a whole screen on which the queue has so many requests that are ready, and that are done.
+    fn until(&mut self, ready: &str, done: &str) {
+        loop {
+            if let Some((screen, rest)) = self.shown.split_once(CLEAR) {
+                let is_it = |line: &str| {
+                    let words: Vec<_> = line.split_whitespace().collect();
+                    matches!(&words[..], ["default", is_ready, _, _, _, _, _, _, is_done, ..]
+                        if (*is_ready, *is_done) == (ready, done))
+                };
+                let is_shown = screen.lines().any(is_it);
+                self.shown = rest.to_owned();
+                if is_shown {
+                    return;
+                }
+                continue;
+            }
+            let mut bytes = [0; 4096];
+            let length = self.screen.read(&mut bytes).unwrap();
+            assert!(length > 0, "it ended: {}", self.shown);
+            self.shown += std::str::from_utf8(&bytes[..length]).unwrap();
+        }
+    }
+
+    /// Types Ctrl-C; the exit code, and what was shown at last.
+    fn interrupt(mut self) -> (Option<i32>, String) {
+        let mut keys = self.child.stdin.take().unwrap();
+        keys.write_all(b"\x03").unwrap();
+        self.screen.read_to_string(&mut self.shown).unwrap();
+        (self.child.wait().unwrap().code(), self.shown)
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn stats_of_a_server_are_watched_on_a_terminal() {
+    let Some(yard) = Yard::start() else { return };
+    yard.ok("push --json", "1\n2\n3\n");
+    let mut terminal = Terminal::start(&yard, "stats --watch 50ms");
+    terminal.until("3", "0");
+    yard.ok("push --json", "4\n5\n");
+    terminal.until("5", "0");
+    yard.ok("dispatch --drain --json --plain -- cat", "");
+    terminal.until("0", "5");
+    let (code, rest) = terminal.interrupt();
+    assert_eq!(code, Some(130), "{rest}");
+}
+
+/// What a terminal is cleared by.
+#[cfg(target_os = "linux")]
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
 #[test]
 fn a_server_that_is_gone_is_a_remote_error() {
     let Some(mut yard) = Yard::start() else {
