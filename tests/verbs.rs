@@ -697,6 +697,50 @@ fn a_folder_that_may_not_be_written_is_refused() {
     yard.fails("push --store sealed/store", 2, &["sealed/store"]);
 }
 
+/// In a name space of its own, where whoever asks may mount.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_store_on_a_read_only_file_system_is_verified_and_says_what_else_helps() {
+    let yard = Yard::new();
+    for backend in ["sled", "journal"] {
+        yard.ok(
+            &format!("push --store {backend} --backend {backend}"),
+            b"1\n",
+        );
+        let sealed = |line: &str| {
+            let script = format!(
+                "mount --bind {backend} {backend} && mount -o remount,ro,bind {backend} && exec \"$0\" {line} --store {backend}"
+            );
+            let mut command = Command::new("unshare");
+            command
+                .args(["--map-root-user", "--mount", "sh", "-c", &script])
+                .arg(env!("CARGO_BIN_EXE_batchyard"))
+                .current_dir(yard.0.path())
+                .env_remove("RUST_LOG")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            run(&mut command, b"")
+        };
+        let may = Command::new("unshare")
+            .args(["--map-root-user", "--mount", "true"])
+            .output();
+        if !may.is_ok_and(|may| may.status.success()) {
+            println!("skipped: nobody but root may mount here");
+            return;
+        }
+        let verified = sealed("verify");
+        assert_eq!(verified.code, Some(0), "{}", verified.err);
+        for verb in ["stats", "export", "push", "snapshot --to copy", "compact"] {
+            let refused = sealed(verb);
+            assert_eq!(refused.code, Some(2), "{verb}: {}", refused.err);
+            for part in ["read-only", "copy the folder", "verify"] {
+                assert!(refused.err.contains(part), "{verb}: {}", refused.err);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_store_in_use_names_its_owner_and_the_way_out() {
     let yard = Yard::new();

@@ -156,7 +156,15 @@ fn read(lock: &File) -> String {
 
 /// What the system says about a folder or a file in it.
 pub(crate) fn unusable(path: &Path, what: &str, error: io::Error) -> Error {
-    Error::invalid(format!("{} {what}: {error}", path.display())).with_source(error)
+    let path = path.display();
+    let text = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => format!(
+            "{path} {what}: its file system is mounted read-only, and whoever opens a store writes to it, if only to look; mount it \
+writable, or copy the folder and use the copy; batchyard verify reads it where it is"
+        ),
+        _ => format!("{path} {what}: {error}"),
+    };
+    Error::invalid(text).with_source(error)
 }
 
 #[cfg(test)]
