@@ -261,6 +261,15 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         Ok(None)
     }
 
+    /// How much was found to be damaged when the store was opened, as its log says. What nobody has read yet is not
+    /// known then: that [`verify`](Self::verify) finds.
+    ///
+    /// # Errors
+    /// As [`queue`](Self::queue).
+    async fn damages(&self) -> Result<u64> {
+        Ok(0)
+    }
+
     /// Reads all that the store holds, beside those who use it, and says what of it is damaged; `tell` hears how far that is.
     /// Pushes and claims go on meanwhile. What only a store that nobody has open shows is named in
     /// [`not_looked_at`](Verified::not_looked_at).

@@ -49,16 +49,16 @@ async fn print_all(args: &ExportArgs, open: &OpenStore) -> Result<Exit, Failure>
     for queue in Dumped::all(open, args.queue.as_ref()).await? {
         print_dump(&queue, &mut missing).await?;
     }
-    if open.damages() > 0 {
+    let damages = open.store.damages().await?;
+    if damages > 0 {
         say(&format!(
-            "{} damages were told when the store was opened: what was lost by them is not exported",
-            open.damages()
+            "{damages} damages were told when the store was opened: what was lost by them is not exported"
         ));
     }
     if let Some(text) = missing.text() {
         say(&text);
     }
-    let is_whole = open.damages() == 0 && missing.count == 0;
+    let is_whole = damages == 0 && missing.count == 0;
     Ok(if is_whole { Exit::Ok } else { Exit::Damaged })
 }
 

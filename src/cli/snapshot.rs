@@ -3,7 +3,8 @@
 //! ```text
 //!   STORE ─▶ moment ─▶ copy ─▶ .NEWDIR.part ─▶ closed, so synced ─▶ NEWDIR
 //! ```
-//! The new store has its name only when it is whole. What a snapshot that was killed leaves, the next one of that name removes.
+//! The new store has its name only when it is whole. Until then the process that makes it has the turn of its folder, which ends
+//! with the process: so the next snapshot beside it knows what one that was killed has left, and removes it.
 
 use std::{
     ffi::OsString,
@@ -26,7 +27,7 @@ use super::{
     output::{Steps, print_json, say},
     scratch,
     stop::Stop,
-    store::{self, Backend, NewAs, OpenStore},
+    store::{self, Backend, NewAs, OpenStore, Turn},
 };
 
 /// Options of `snapshot`.
@@ -77,8 +78,10 @@ async fn copy_all(
     part: &Path,
 ) -> Result<Exit, Failure> {
     let as_of = batchyard::now();
+    let damages = open.store.damages().await?;
     let mut stop = Stop::new()?;
     clear(part)?;
+    sweep(parent_of(part));
     let copied = tokio::select! {
         copied = copy_into(part, backend, open, as_of) => copied,
         stopped = stop.asked() => {
@@ -87,7 +90,7 @@ async fn copy_all(
             return Ok(stopped);
         }
     };
-    let (queues, records) = match copied {
+    let (queues, records, turn) = match copied {
         Ok(copied) => copied,
         Err(failure) => {
             scratch::remove(part)?;
@@ -102,6 +105,7 @@ async fn copy_all(
             _ => Failure::io(args.to.display(), &error),
         });
     }
+    drop(turn);
     let line = Line {
         to: &args.to,
         as_of,
@@ -117,23 +121,22 @@ async fn copy_all(
     if args.json {
         print_json(&line)?;
     }
-    if open.damages() > 0 {
+    if damages > 0 {
         say(&format!(
-            "{} damages were told when the store was opened: what was lost by them is not in the snapshot",
-            open.damages()
+            "{damages} damages were told when the store was opened: what was lost by them is not in the snapshot"
         ));
         return Ok(Exit::Damaged);
     }
     Ok(Exit::Ok)
 }
 
-/// Makes a new store of what there is; how many queues and records that are.
+/// Makes a new store of what there is; how many queues and records that are, and its turn, to be kept until it has its name.
 async fn copy_into(
     part: &Path,
     backend: Option<Backend>,
     open: &OpenStore,
     as_of: batchyard::Timestamp,
-) -> Result<(usize, u64), Failure> {
+) -> Result<(usize, u64, Option<Turn>), Failure> {
     let moment = open.store.moment(as_of).await?.ok_or_else(no_moment)?;
     let queues = moment.queues();
     let mut about = 0;
@@ -152,8 +155,9 @@ async fn copy_into(
         steps.set(copied, about.max(copied), &line, &line);
     };
     let copied = copy(&*moment, &*new.store, tell).await;
+    let turn = new.take_turn();
     let records = new.close(copied.map_err(Failure::from)).await?;
-    Ok((queues.len(), records))
+    Ok((queues.len(), records, turn))
 }
 
 fn no_moment() -> Failure {
@@ -226,24 +230,58 @@ fn clear(part: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(|error| Failure::io(part.display(), &error))?,
     };
-    let is_empty = entries.count() == 0;
-    match File::open(part.join("LOCK")) {
-        Err(_) if is_empty => {}
-        Err(_) => {
-            let text = format!(
-                "{} is in the way and is no part of a snapshot; remove it, or choose another name",
-                part.display()
-            );
-            return Err(Failure::new(Exit::Conflict, text));
-        }
-        Ok(lock) => {
-            if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-                let text = "another snapshot of this name is being made";
-                return Err(Failure::new(Exit::Conflict, text));
-            }
-        }
+    if entries.count() > 0 && !is_part(part) {
+        let text = format!(
+            "{} is in the way and is no part of a snapshot; remove it, or choose another name",
+            part.display()
+        );
+        return Err(Failure::new(Exit::Conflict, text));
+    }
+    let turn = Turn::take(part);
+    if turn.is_none() || is_open(part) {
+        let text = "another snapshot of this name is being made";
+        return Err(Failure::new(Exit::Conflict, text));
     }
     scratch::remove(part)
+}
+
+/// Removes what other snapshots into this folder have left that were killed.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        let part = entry.path();
+        if !name.starts_with(b".") || !name.ends_with(b".part") || !is_part(&part) {
+            continue;
+        }
+        let turn = Turn::take(&part).filter(Turn::is_locked);
+        if turn.is_none() || is_open(&part) {
+            continue;
+        }
+        match scratch::remove(&part) {
+            Ok(()) => say(&format!(
+                "{} is removed: a snapshot that was killed had left it",
+                part.display()
+            )),
+            Err(failure) => say(&format!("what a killed snapshot left stays: {failure}")),
+        }
+    }
+}
+
+/// Whether a folder is a store that somebody had open, or began to make.
+fn is_part(folder: &Path) -> bool {
+    let is_dir = folder
+        .symlink_metadata()
+        .is_ok_and(|metadata| metadata.is_dir());
+    let owner = fs::read_to_string(folder.join("LOCK"));
+    let names_owner = |lock: String| lock.lines().next().map(|pid| pid.parse::<u32>().is_ok());
+    is_dir && owner.is_ok_and(|lock| names_owner(lock).unwrap_or(true))
+}
+
+/// Whether a process has the store in this folder open.
+fn is_open(folder: &Path) -> bool {
+    let lock = File::open(folder.join("LOCK"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// Gives the new store its name, unless something has it, durably.

@@ -102,24 +102,17 @@ impl Backend {
         }
     }
 
-    /// The store, and how many damages were met and told.
-    async fn open(
-        self,
-        path: &Path,
-        queues: QueueOptions,
-    ) -> Result<(Arc<dyn Store>, usize), Failure> {
+    /// The store.
+    async fn open(self, path: &Path, queues: QueueOptions) -> Result<Arc<dyn Store>, Failure> {
         match self {
             Self::Sled => {
                 let store = SledStore::options().queues(queues).open(path).await?;
-                Ok((Arc::new(store), 0))
+                Ok(Arc::new(store))
             }
             #[cfg(feature = "journal")]
             Self::Journal => {
                 let options = batchyard::JournalStore::options().queues(queues);
-                let store = options.open(path).await?;
-                let report = store.report().iter();
-                let damages = report.filter(|line| line.starts_with("damaged")).count();
-                Ok((Arc::new(store), damages))
+                Ok(Arc::new(options.open(path).await?))
             }
             #[cfg(not(feature = "journal"))]
             Self::Journal => {
@@ -249,14 +242,6 @@ impl OpenStore {
         }
     }
 
-    /// How much of it was told to be damaged when it was opened here; another process has told it in its log.
-    pub(crate) fn damages(&self) -> usize {
-        match &self.by {
-            By::Shared(shared) => shared.damages(),
-            _ => 0,
-        }
-    }
-
     /// What its dispatcher says of a queue.
     ///
     /// # Errors
@@ -361,6 +346,14 @@ impl OpenStore {
             queues.push(self.store.queue(name).await?);
         }
         Ok(queues)
+    }
+
+    /// The turn of a store that is this process's own, to be kept for longer than that is open.
+    pub(crate) fn take_turn(&self) -> Option<Turn> {
+        match &self.by {
+            By::Own(_, turn) => turn.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            _ => None,
+        }
     }
 
     /// Closes the store after what was done with it, and answers the first failure of the two.

@@ -172,6 +172,10 @@ impl Store for ControlStore {
         self.owner.call(&Call::Queues(prefix.to_owned())).await
     }
 
+    async fn damages(&self) -> Result<u64> {
+        self.owner.call(&Call::Damages).await
+    }
+
     async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
         let owner = &self.owner;
         owner.check_open()?;

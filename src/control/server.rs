@@ -392,6 +392,7 @@ impl Served {
             | Call::Moment(_)
             | Call::Page(..)
             | Call::Verify => answer::<()>(Err(out_of_place())),
+            Call::Damages => answer(self.store.damages().await),
             Call::Queues(prefix) => answer(self.store.queues(&prefix).await),
             Call::Open(name) => answer(self.open(&name).await),
             Call::To(name, verb) => match self.allowed(&name, &verb).await {

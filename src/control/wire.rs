@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The version of what is here. It rises with every change of a type that goes through.
-pub(super) const PROTOCOL: u32 = 4;
+pub(super) const PROTOCOL: u32 = 5;
 
 /// What a client asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,6 +57,8 @@ pub(super) enum Call {
     Moment(Timestamp),
     /// `DumpPage`
     Page(QueueName, DumpFrom),
+    /// `u64`
+    Damages,
 }
 
 /// What is asked of a queue.

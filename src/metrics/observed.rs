@@ -52,6 +52,10 @@ impl Store for ObservedStore {
         self.counted.note(self.store.moment(now).await)
     }
 
+    async fn damages(&self) -> Result<u64> {
+        self.counted.note(self.store.damages().await)
+    }
+
     async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {
         self.counted.note(self.store.verify(tell).await)
     }

@@ -560,6 +560,11 @@ impl Store for JournalStore {
         Ok(Some(Box::new(Still::of(&self.keeper, now).await?)))
     }
 
+    async fn damages(&self) -> Result<u64> {
+        let damaged = self.report.iter();
+        Ok(damaged.filter(|line| line.starts_with("damaged")).count() as u64)
+    }
+
     /// As of one moment; no segment is reused until then, so the disk needs room for what is written meanwhile: it is given up
     /// before that would stop pushes. It takes memory for a second index.
     async fn verify(&self, tell: &mut (dyn FnMut(VerifyProgress) + Send)) -> Result<Verified> {

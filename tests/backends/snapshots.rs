@@ -174,6 +174,52 @@ async fn a_snapshot_that_is_killed_is_there_as_a_whole_or_not_at_all() {
     }
 }
 
+/// What others are making, or what is no part of a snapshot, is left alone.
+#[cfg(feature = "faults")]
+#[tokio::test]
+async fn what_a_killed_snapshot_left_goes_with_the_next_one_of_that_folder() {
+    for backend in BACKENDS {
+        let yard = Yard::new();
+        fill(&yard, backend).await;
+        let names = || {
+            let entries = std::fs::read_dir(yard.0.path()).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        for (name, point) in [
+            ("one", format!("{backend}.write=3*off->return(kill)")),
+            ("two", "snapshot.copied=return(kill)".to_owned()),
+        ] {
+            let mut command = yard.command(&format!("snapshot --store store --to {name}"));
+            let ran = run(command.env("FAILPOINTS", point), b"");
+            assert_eq!(ran.code, None, "{}", ran.err);
+        }
+        // The second was whole but for its name, and went on while the first was there: that it removed.
+        let left = names();
+        assert!(
+            left.contains(".two.part") && !left.contains(".one.part"),
+            "{left:?}"
+        );
+        // One that is being made, by whoever has its turn, though nobody has it open; and what only looks like one.
+        std::fs::create_dir(yard.0.path().join(".mine.part")).unwrap();
+        let turn = std::fs::File::open(yard.0.path().join(".two.part")).unwrap();
+        turn.lock().unwrap();
+        yard.ok("snapshot --store store --to three", b"");
+        assert!(names().contains(".two.part"), "{:?}", names());
+        drop(turn);
+        let ran = run(&mut yard.command("snapshot --store store --to four"), b"");
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert!(
+            ran.err
+                .contains(".two.part is removed: a snapshot that was killed"),
+            "{}",
+            ran.err
+        );
+        let want = [".mine.part", "four", "store", "three"].map(str::to_owned);
+        assert_eq!(names(), want.into());
+    }
+}
+
 #[test]
 fn a_snapshot_of_a_server_is_not_ours_to_make() {
     let yard = Yard::new();

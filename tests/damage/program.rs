@@ -369,3 +369,62 @@ async fn an_export_tells_what_is_damaged_and_prints_the_rest() {
         "{err}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_journal_is_not_copied_and_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let [store, _] = stores(folder.path()).await;
+    let target = folder.path().join("copy");
+    let to = ["--to", target.to_str().unwrap()];
+    let damaged = folder.path().join("damaged");
+    for (payload, what) in [
+        (&b"mail 34 "[..], "it becomes a dead letter once it is read"),
+        (b"a result", "it is forgotten once its retention is over"),
+    ] {
+        let _ = fs::remove_dir_all(&damaged);
+        copy(&store, &damaged);
+        change_payload(&damaged, payload);
+        for (verb, more) in [("snapshot", &to[..]), ("compact", &[])] {
+            let (code, _, err) = run(verb, &damaged, more);
+            assert_eq!(code, Some(8), "{verb}: {err}");
+            for part in [what, "is damaged: ", "; verify names all that is damaged"] {
+                assert!(err.contains(part), "{verb}: {err}");
+            }
+        }
+    }
+    let names = fs::read_dir(folder.path()).unwrap();
+    assert_eq!(names.count(), 3, "nothing else is left");
+}
+
+/// What was told when it was opened, by whoever did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_that_is_served_is_not_well() {
+    use std::io::{BufRead, BufReader};
+
+    let folder = tempfile::tempdir().unwrap();
+    let [store, _] = stores(folder.path()).await;
+    fs::remove_file(store.join("log/root")).unwrap();
+    let mut dispatch = Command::new(env!("CARGO_BIN_EXE_batchyard"))
+        .args(["dispatch", "--queue", "idle", "--json", "--store"])
+        .arg(&store)
+        .args(["--", "cat"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut events = BufReader::new(dispatch.stdout.take().unwrap()).lines();
+    while !events.next().unwrap().unwrap().contains("\"serving\"") {}
+    let (code, out, err) = run("health", &store, &[]);
+    assert_eq!(code, Some(8), "{out}{err}");
+    assert!(out.starts_with("not well"), "{out}");
+    assert!(out.contains("  damaged: 1 damages were told"), "{out}");
+    let (code, out, _) = run("health", &store, &["--json"]);
+    assert_eq!((code, &read_json(&out)["damages"]), (Some(8), &1.into()));
+    let (code, _, err) = run("export", &store, &[]);
+    assert_eq!(code, Some(8), "{err}");
+    let pid = dispatch.id().to_string();
+    let killed = Command::new("kill").args(["-s", "TERM", &pid]).status();
+    assert!(killed.unwrap().success());
+    dispatch.wait().unwrap();
+}

@@ -14,10 +14,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -39,7 +36,6 @@ pub(crate) struct Shared {
     holding: Arc<RwLock<Holding>>,
     /// How many dumps this verb is in the middle of, in or out: their owner stays the same.
     long: watch::Sender<usize>,
-    damages: AtomicUsize,
 }
 
 /// Who has it open.
@@ -122,15 +118,9 @@ impl Shared {
                 by: By::Nobody,
             })),
             long: watch::Sender::new(0),
-            damages: AtomicUsize::new(0),
         });
         shared.find().await?;
         Ok(shared)
-    }
-
-    /// How much of it was told to be damaged when this process opened it.
-    pub(super) fn damages(&self) -> usize {
-        self.damages.load(Ordering::Relaxed)
     }
 
     /// What its dispatcher says of a queue.
@@ -157,12 +147,7 @@ impl Shared {
 
     /// Lets others use it through this process, until one wants it for itself.
     fn serve(self: &Arc<Self>, opened: Opened, number: u64) -> By {
-        let Opened {
-            store,
-            damages,
-            turn,
-        } = opened;
-        self.damages.fetch_max(damages, Ordering::Relaxed);
+        let Opened { store, turn } = opened;
         let served = Arc::clone(&store);
         let control = serve_control_for_now(&self.place.folder, served, ControlAccess::All);
         let control = match control {
@@ -282,6 +267,10 @@ impl Store for SharedStore {
             .store()?
             .queues(prefix)
             .await)
+    }
+
+    async fn damages(&self) -> Result<u64, Error> {
+        go_on!(self.0, true, |holding| holding.store()?.damages().await)
     }
 
     async fn moment(&self, now: Timestamp) -> Result<Option<Box<dyn Moment>>, Error> {

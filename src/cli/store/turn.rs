@@ -19,21 +19,26 @@ use super::{Backend, Exit, Failure, NewAs, say};
 /// The turn of this process. The system may know no such locks; then it is everybody's.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _folder: Option<File>,
+    folder: Option<File>,
 }
 
 impl Turn {
     /// `None`: it is another process's.
     pub(crate) fn take(folder: &Path) -> Option<Self> {
         let Ok(file) = File::open(folder) else {
-            return Some(Self { _folder: None });
+            return Some(Self { folder: None });
         };
         let locked = match file.try_lock() {
             Ok(()) => Some(file),
             Err(TryLockError::WouldBlock) => return None,
             Err(TryLockError::Error(_)) => None,
         };
-        Some(Self { _folder: locked })
+        Some(Self { folder: locked })
+    }
+
+    /// Whether it is this process's alone.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.folder.is_some()
     }
 }
 
@@ -48,8 +53,6 @@ pub(super) struct Place {
 /// A store that this process has open.
 pub(super) struct Opened {
     pub(super) store: Arc<dyn Store>,
-    /// How much of it was told to be damaged.
-    pub(super) damages: usize,
     pub(super) turn: Turn,
 }
 
@@ -114,12 +117,8 @@ impl Place {
 
     async fn open(&self, turn: Turn) -> Result<Opened, Failure> {
         let backend = Backend::at(&self.folder, self.new)?;
-        let (store, damages) = backend.open(&self.folder, self.queues).await?;
-        Ok(Opened {
-            store,
-            damages,
-            turn,
-        })
+        let store = backend.open(&self.folder, self.queues).await?;
+        Ok(Opened { store, turn })
     }
 
     fn stays(&self, pid: u32) -> Failure {

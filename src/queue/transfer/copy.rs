@@ -4,6 +4,7 @@ use super::{DumpFrom, Moment, PAGE_BYTES, PAGE_RECORDS, Record};
 use crate::{
     error::{Error, Result},
     queue::Store,
+    request::{QueueName, RequestId, State},
 };
 
 /// Takes everything that the queues of a moment held into a store that does not have them; answers how many records that
@@ -29,17 +30,9 @@ pub async fn copy(moment: &dyn Moment, into: &dyn Store, mut tell: impl FnMut(u6
         let mut from = Some(DumpFrom::Start);
         while let Some(at) = from {
             let page = moment.dump(&name, at).await?;
-            let damaged = page.records.iter().find_map(|record| match record {
-                Record::Request(request) if page.damaged.contains(&request.entry.id) => {
-                    Some(request.entry.id)
-                }
-                _ => None,
-            });
-            if let Some(id) = damaged {
-                return Err(Error::corrupt(format!(
-                    "the result of request {id} of queue {name:?} is damaged; export tells all that is, and prints the rest"
-                )));
-            }
+            page.records
+                .iter()
+                .try_for_each(|record| check(&name, record, &page.damaged))?;
             copied += page.records.len() as u64;
             bytes += page.records.iter().map(bytes_of).sum::<usize>();
             records.extend(page.records);
@@ -52,6 +45,31 @@ pub async fn copy(moment: &dyn Moment, into: &dyn Store, mut tell: impl FnMut(u6
         }
     }
     Ok(copied)
+}
+
+/// Fails if a part of it is damaged, and so not there.
+fn check(queue: &QueueName, record: &Record, damaged: &[RequestId]) -> Result<()> {
+    let Record::Request(request) = record else {
+        return Ok(());
+    };
+    let entry = &request.entry;
+    let (what, way_out) = match entry.state {
+        State::Done if damaged.contains(&entry.id) => {
+            ("result", "it is forgotten once its retention is over")
+        }
+        // A done request has a payload as long as its batch is open.
+        State::Done if request.member.is_none() => return Ok(()),
+        _ if entry.payload.is_some() => return Ok(()),
+        State::Dead => ("payload", "purge it"),
+        _ => (
+            "payload",
+            "it becomes a dead letter once it is read; purge it then",
+        ),
+    };
+    Err(Error::corrupt(format!(
+        "the {what} of request {} of queue {queue:?} is damaged: {way_out}; verify names all that is damaged, and export prints the rest",
+        entry.id
+    )))
 }
 
 /// The bytes of its payload and result.
