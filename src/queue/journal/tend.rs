@@ -36,15 +36,22 @@ pub(super) struct Tend {
     path: PathBuf,
     low_space_mark: u64,
     segment_bytes: u64,
-    /// The bytes of the last baseline.
+    /// What the last baseline took of the log, with what was left unused at the ends of segments.
     baseline_bytes: u64,
     /// The segment in which it was last looked whether something is to be carried.
     weighed_in: u32,
     /// The round of carrying that is under way.
     round: Option<Round>,
-    /// How many bytes of the log a live one took, as it was when all had been carried: they are estimated, without keys, attributes
-    /// and unused ends. Without it, a log that can't get any smaller would be carried for ever.
-    live_takes: u64,
+    /// What was found when all had been carried.
+    found: Carriage,
+}
+
+/// How much more than the live bytes was carried in a round: they are estimated, without keys, attributes and unused ends. Without
+/// it, a log that can't get any smaller would be carried for ever.
+#[derive(Clone, Copy, Debug, Default)]
+struct Carriage {
+    live: u64,
+    waste: u64,
 }
 
 /// All of the log is carried once: as soon as nothing is needed of the segment in which this began, or of those before.
@@ -54,6 +61,16 @@ struct Round {
     /// The bytes that seemed to be needed then.
     live: u64,
     carried: u64,
+}
+
+impl Carriage {
+    /// How many bytes of the log so many live ones take: as many more as were found, or fewer if less is live. Not more, since
+    /// what a little takes says nothing of much; if that takes more, the next round finds it out.
+    fn takes(self, live: u64) -> u64 {
+        let share = u128::from(self.waste) * u128::from(live.min(self.live));
+        let waste = share / u128::from(self.live.max(1));
+        live.saturating_add(u64::try_from(waste).unwrap_or(u64::MAX))
+    }
 }
 
 impl Tend {
@@ -66,7 +83,7 @@ impl Tend {
             baseline_bytes: 0,
             weighed_in: 0,
             round: None,
-            live_takes: 1,
+            found: Carriage::default(),
         }
     }
 
@@ -75,7 +92,7 @@ impl Tend {
         let is_due = {
             let Ok(mut inner) = core.lock() else { return };
             inner.since_look = (0, 0);
-            self.is_due(core, &inner, is_idle) && self.has_room(core, &inner)
+            self.is_due(core, &inner, is_idle)
         };
         let tidied = if is_due {
             self.write_baseline(core)
@@ -83,8 +100,9 @@ impl Tend {
             Ok(())
         };
         let tidied = tidied.and_then(|()| self.carry(core, is_idle));
-        let witnessed = tidied.and_then(|()| if is_idle { rest(core) } else { Ok(()) });
-        if let Err(error) = witnessed {
+        // Whatever became of that: it is known later that the last group was whole.
+        let rested = if is_idle { rest(core) } else { Ok(()) };
+        for error in [tidied, rested].into_iter().filter_map(Result::err) {
             tracing::warn!(store = %self.path.display(), "{error}");
         }
         if let Some(why) = self.gets_low(core) {
@@ -103,22 +121,27 @@ impl Tend {
         let own = self.baseline_bytes;
         let enough = self.segment_bytes.max(16 * own);
         let freeable = freeable_bytes(core, inner);
-        match inner.since_baseline {
+        let is_worth_it = match inner.since_baseline {
             0 => false,
             since if since >= 4 * enough => true,
             since if since >= 16 * own || (is_idle && since >= own) => {
                 freeable > 0 || (is_idle && since >= self.segment_bytes / 8)
             }
-            _ => freeable >= 2 * self.segment_bytes && self.pays(core, inner),
-        }
+            _ => freeable >= 2 * self.segment_bytes && self.frees_enough(freeable),
+        };
+        is_worth_it && self.has_room(core, inner)
     }
 
-    /// Whether a baseline lets go of more than it takes. The one before is among what it lets go of; without counting that, a log
-    /// whose baseline is larger than a segment would grow with every segment that is tidied up.
+    /// Whether a baseline pays just now.
     fn pays(&self, core: &Core, inner: &Inner) -> bool {
-        let times = if inner.no_room.is_some() { 1 } else { 2 };
-        let freeable = freeable_bytes(core, inner);
-        freeable > 0 && freeable >= times * self.baseline_bytes && self.has_room(core, inner)
+        self.frees_enough(freeable_bytes(core, inner)) && self.has_room(core, inner)
+    }
+
+    /// Whether what a baseline lets go of is twice what it takes. The one before is among what it lets go of; without counting
+    /// that, a log whose baseline is larger than a segment would grow with every segment that is tidied up. And with less than
+    /// twice as much, a log in which that and what is carried make up a segment would be written again and again, and get no smaller.
+    fn frees_enough(&self, freeable: u64) -> bool {
+        freeable > 0 && freeable >= 2 * self.baseline_bytes
     }
 
     fn has_room(&self, core: &Core, inner: &Inner) -> bool {
@@ -151,17 +174,19 @@ impl Tend {
             inner.state.put(&mut bytes);
             *since = std::mem::take(&mut inner.since_baseline);
         })?;
-        let mut parts: Vec<Blob> = Vec::new();
+        let (mut parts, mut took): (Vec<Blob>, u64) = (Vec::new(), 0);
         for part in bytes.chunks(PART_BYTES) {
             let mut put = Ok(());
             core.log_now(|inner| {
                 let mut value = Vec::with_capacity(part.len() + 8);
                 bytes::Bytes::copy_from_slice(part).put(&mut value);
+                let before = inner.filling.place();
                 put = inner.make_room(&core.space, value.len() + SLACK_BYTES);
                 if put.is_ok() {
                     parts.push(inner.filling.put_blob(&value));
                 }
                 inner.seal();
+                took += self.between(before, inner.filling.place());
             })?;
             put?;
             point("journal.part");
@@ -198,19 +223,32 @@ impl Tend {
             log.set_root(root)?;
         }
         drop(log);
-        self.baseline_bytes = bytes.len() as u64;
+        self.baseline_bytes = took;
         let mut inner = core.lock()?;
-        inner.since_baseline = inner.since_baseline.saturating_sub(self.baseline_bytes);
+        let own = bytes.len() as u64;
+        inner.since_baseline = inner.since_baseline.saturating_sub(own);
         Ok(())
     }
 
+    /// How much of the log lies between two places, with what was left unused at the ends of segments.
+    fn between(&self, from: Place, to: Place) -> u64 {
+        let begun = u64::from(to.segment - from.segment) * self.segment_bytes;
+        (begun + u64::from(to.offset)).saturating_sub(u64::from(from.offset))
+    }
+
     /// The last thing before the store is closed.
+    ///
+    /// # Errors
+    /// As [`write_baseline`](Self::write_baseline): the last group has its witness even so.
     pub(super) fn finish(&mut self, core: &Core) -> Result<()> {
         let is_due = core.lock()?.since_baseline > 0;
-        if is_due {
-            self.write_baseline(core)?;
-        }
-        witness(core)
+        let tidied = if is_due {
+            self.write_baseline(core)
+        } else {
+            Ok(())
+        };
+        witness(core)?;
+        tidied
     }
 
     /// Why nothing may be kept for those who only read, if so: well before pushes would be refused.
@@ -276,7 +314,7 @@ fn rest(core: &Core) -> Result<()> {
 
 /// Puts an empty group behind the last one, so that this is known to have been whole. Does nothing if the
 /// segment is full: the next group will be in another one, which the end of this one names.
-pub(super) fn witness(core: &Core) -> Result<()> {
+fn witness(core: &Core) -> Result<()> {
     core.log_now(|inner| {
         if inner.filling.is_empty() && !inner.is_witnessed && inner.filling.takes(0) {
             inner.seal_as_it_is();

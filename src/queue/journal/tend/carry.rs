@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Round, SLACK_BYTES, Tend, has_room_for, oldest_needed};
+use super::{Carriage, Round, SLACK_BYTES, Tend, has_room_for, oldest_needed};
 use crate::{
     error::Result,
     fault::point,
@@ -60,12 +60,6 @@ impl Tend {
         }
     }
 
-    /// How much of the log lies between two places, with what was left unused at the ends of segments.
-    fn between(&self, from: Place, to: Place) -> u64 {
-        let begun = u64::from(to.segment - from.segment) * self.segment_bytes;
-        (begun + u64::from(to.offset)).saturating_sub(u64::from(from.offset))
-    }
-
     /// The segment to carry away, if the log takes more than twice what is needed of it, the baseline included, and a constant;
     /// what the next baseline lets go of does not count. While pushes are kept out for want of space, the constant is one segment.
     fn too_heavy(&mut self, core: &Core, inner: &Inner) -> Option<u32> {
@@ -84,10 +78,13 @@ impl Tend {
         let queues = inner.state.queues.values();
         let live: u64 = queues.map(QueueState::live_bytes).sum();
         if let Some(round) = self.round.take_if(|round| oldest > round.began) {
-            self.live_takes = round.carried.div_ceil(live.max(round.live).max(1)).max(1);
+            self.found = Carriage {
+                live: round.live,
+                waste: round.carried.saturating_sub(round.live),
+            };
         }
-        let needed = live * self.live_takes + self.baseline_bytes;
-        if log_bytes <= 2 * needed + constant {
+        let needed = self.found.takes(live).saturating_add(self.baseline_bytes);
+        if log_bytes <= needed.saturating_mul(2).saturating_add(constant) {
             return None;
         }
         let began = inner.filling.place().segment;
