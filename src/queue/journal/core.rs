@@ -85,7 +85,7 @@ pub(super) struct Inner {
     /// Bytes logged or no longer held, and groups, since the writer last looked what there is to tidy up.
     pub(super) since_look: (u64, u32),
     /// Whether the writer waits for its turn to add something.
-    waits_for_turn: bool,
+    pub(super) waits_for_turn: bool,
     pub(super) lives: BTreeMap<u32, Arc<Live>>,
     /// The segment that is being carried away.
     pub(super) carrying: Option<u32>,
@@ -240,7 +240,7 @@ impl Core {
             let Ok(mut inner) = self.lock() else {
                 return false;
             };
-            let alone = !inner.busy
+            let alone = !(inner.busy || inner.waits_for_turn)
                 && inner.sealed.is_empty()
                 && inner.filling.callers == 1
                 && Arc::ptr_eq(&inner.filling.done, done);

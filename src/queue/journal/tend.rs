@@ -25,7 +25,7 @@ use super::{
     state::Blob,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     fault::{point, step},
 };
 
@@ -129,12 +129,13 @@ impl Tend {
             }
             _ => freeable >= 2 * self.segment_bytes && self.frees_enough(freeable),
         };
-        is_worth_it && self.has_room(core, inner)
+        is_worth_it && self.has_room(core, inner, own)
     }
 
     /// Whether a baseline pays just now.
     fn pays(&self, core: &Core, inner: &Inner) -> bool {
-        self.frees_enough(freeable_bytes(core, inner)) && self.has_room(core, inner)
+        self.frees_enough(freeable_bytes(core, inner))
+            && self.has_room(core, inner, self.baseline_bytes)
     }
 
     /// Whether what a baseline lets go of is twice what it takes. The one before is among what it lets go of; without counting
@@ -144,9 +145,21 @@ impl Tend {
         freeable > 0 && freeable >= 2 * self.baseline_bytes
     }
 
-    fn has_room(&self, core: &Core, inner: &Inner) -> bool {
-        let bytes = 2 * usize::try_from(self.baseline_bytes).unwrap_or(usize::MAX / 4);
-        has_room_for(core, inner, bytes + 2 * PART_BYTES)
+    /// Whether a baseline of so many bytes can be written to its end: one that is begun in vain uses up what others need. Unless it
+    /// gives a segment back, one is left to those who settle.
+    fn has_room(&self, core: &Core, inner: &Inner, bytes: u64) -> bool {
+        let part = (PART_BYTES + 2 * SLACK_BYTES) as u64;
+        let all = bytes + (bytes / part + 1) * 2 * SLACK_BYTES as u64;
+        if usize::try_from(all).is_ok_and(|all| inner.filling.takes(all)) {
+            return true;
+        }
+        // At the end of each segment less than a part may be left unused.
+        let used = self.segment_bytes.saturating_sub(part);
+        let segments = all.div_ceil(used.max(self.segment_bytes / 2).max(1));
+        let gives_back = freeable_bytes(core, inner) >= self.segment_bytes;
+        let free = self.disk.free_bytes().unwrap_or(u64::MAX);
+        let there = core.space.ready() + free / self.segment_bytes.max(1);
+        there >= segments + u64::from(!gives_back)
     }
 
     /// Writes all that is kept in memory at the head of the log, in parts between the groups of others; then lets go of the
@@ -167,13 +180,23 @@ impl Tend {
         let mut bytes = Vec::new();
         let mut from = Place::default();
         let mut oldest = 0;
+        let mut has_room = true;
         core.log_now(|inner| {
             inner.seal();
             from = inner.filling.at.place();
             oldest = inner.state.oldest_segment().unwrap_or(from.segment);
             inner.state.put(&mut bytes);
+            has_room = self.has_room(core, inner, bytes.len() as u64);
             *since = std::mem::take(&mut inner.since_baseline);
         })?;
+        if !has_room {
+            // As far as is known; or all would be written down again and again to find that out.
+            self.baseline_bytes = self.baseline_bytes.max(bytes.len() as u64);
+            return Err(Error::unavailable(format!(
+                "there is no room for a baseline of {} bytes; the one before holds",
+                bytes.len()
+            )));
+        }
         let (mut parts, mut took): (Vec<Blob>, u64) = (Vec::new(), 0);
         for part in bytes.chunks(PART_BYTES) {
             let mut put = Ok(());

@@ -225,6 +225,11 @@ impl Space {
         }
     }
 
+    /// How many segments are ready to be begun.
+    pub(in crate::queue::journal) fn ready(&self) -> u64 {
+        self.0.lock().ready.len() as u64
+    }
+
     /// Whether there is a segment to begin, or one may be had.
     ///
     /// # Errors

@@ -1,7 +1,14 @@
 //! What is kept in memory may be larger than a segment, and so is the baseline then: tidying up must not write more than
 //! it frees.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    num::NonZeroU32,
+    pin::pin,
+    sync::atomic::Ordering,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use super::{
     Rig,
@@ -9,10 +16,11 @@ use super::{
     options, wait,
 };
 use crate::{
+    batch::{Claim, Outcome, Retries, Then, Update},
     clock::Timestamp,
     queue::{
         Cancelled, Queue, QueueOptions,
-        journal::{JournalOptions, simulated::SimDisk, state::QueueState},
+        journal::{JournalOptions, core::Inner, simulated::SimDisk, state::QueueState},
     },
     request::{NewRequest, RequestId},
 };
@@ -201,6 +209,85 @@ fn a_baseline_that_there_is_no_room_for_does_not_cost_the_witness() {
         let again = Rig::open(&disk.restart(), false).unwrap();
         assert_eq!(rig.encoded(), again.encoded());
     }
+}
+
+/// What is kept in memory takes more of the log than there are spares: half a baseline would use them up.
+#[test]
+fn a_full_disk_drains_even_if_there_is_no_room_for_a_baseline() {
+    const LONG: u32 = 1024 * 1024;
+    let disk = SimDisk::new();
+    let mut rig = Rig::open_with(&disk, forgetful().segment_bytes(LONG)).unwrap();
+    let now = Timestamp::from_millis(1000);
+    let mut leases = Vec::new();
+    for at in 0..60 {
+        push(&rig, at).unwrap();
+        let claim = Claim::new();
+        let lease = wait(&rig.core, rig.queue.claim(now, &claim))
+            .unwrap()
+            .unwrap();
+        let until = Timestamp::from_millis(100_000);
+        let update = Update {
+            checkpoint: Some(vec![7; 60_000].into()),
+            ..Update::then(Then::Hold { until })
+        };
+        wait(&rig.core, rig.queue.update(now, &lease, update)).unwrap();
+        leases.push(lease);
+    }
+    assert!(rig.encoded().len() > 3 * LONG as usize);
+    disk.set_space(0);
+    let mut at = 0;
+    while push(&rig, at).is_ok() {
+        at += 1;
+        rig.tend.look(&rig.core, false);
+    }
+    // As at a close.
+    let ready = rig.core.space.ready();
+    assert!(ready > 0, "nothing is left to those who settle");
+    rig.tend.finish(&rig.core).unwrap_err();
+    assert_eq!(rig.core.space.ready(), ready, "half a baseline took them");
+    let again = Rig::open(&disk.restart(), false).unwrap();
+    assert_eq!(rig.encoded(), again.encoded());
+    for lease in leases {
+        let finish = Then::Finish {
+            rest: Outcome::done(),
+            retries: Retries {
+                at: now,
+                max_attempts: NonZeroU32::MIN,
+            },
+        };
+        wait(
+            &rig.core,
+            rig.queue.update(now, &lease, Update::then(finish)),
+        )
+        .unwrap();
+        rig.tend.look(&rig.core, true);
+    }
+    while settle(&rig, 1).unwrap() > 0 {
+        rig.tend.look(&rig.core, true);
+    }
+    disk.set_space(u64::MAX);
+    for _ in 0..8 {
+        rig.tend.look(&rig.core, true);
+    }
+    push(&rig, 700).unwrap();
+    rig.tend.finish(&rig.core).unwrap();
+}
+
+/// Or one that pushes again and again would keep the log from ever being tidied up.
+#[test]
+fn who_waits_for_a_turn_goes_before_a_lone_caller() {
+    let rig = Rig::open(&SimDisk::new(), false).unwrap();
+    rig.core.lock().unwrap().waits_for_turn = true;
+    let before = rig.core.syncs.load(Ordering::Relaxed);
+    let now = Timestamp::from_millis(1000);
+    let mut pushing = pin!(rig.queue.push(now, vec![NewRequest::new("x")]));
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..3 {
+        assert!(pushing.as_mut().poll(&mut context).is_pending());
+    }
+    assert_eq!(rig.core.syncs.load(Ordering::Relaxed), before, "overtaken");
+    rig.core.log_now(Inner::seal).unwrap();
+    assert!(pushing.as_mut().poll(&mut context).is_ready());
 }
 
 const SEGMENT: u64 = 16 * 1024;
