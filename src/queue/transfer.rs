@@ -145,6 +145,17 @@ pub struct DumpPage {
     pub next: Option<DumpFrom>,
 }
 
+impl DumpPage {
+    /// The bytes of its payloads and results.
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = self.records.iter().map(|record| match record {
+            Record::Request(request) => request.bytes(),
+            _ => 0,
+        });
+        bytes.sum()
+    }
+}
+
 /// Something that a queue stores.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

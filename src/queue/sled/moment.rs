@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     db::{Db, panic_text},
-    handle::{Command, Handle},
+    handle::{Command, Core, Handle},
     keys::{self, Tree},
     plan::At,
     range::{Range, Source},
@@ -40,7 +40,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, Result},
     fault::step,
-    queue::transfer::{DumpFrom, DumpPage, Moment, not_there},
+    queue::transfer::{DumpFrom, DumpPage, Moment, PAGE_BYTES, PAGE_RECORDS, not_there},
     request::QueueName,
 };
 
@@ -522,23 +522,48 @@ impl Moment for Still {
         self.handle.check()?;
         let (core, past) = (Arc::clone(&self.handle.core), Arc::clone(&self.past));
         let page = spawn_blocking(move || {
-            // Between two groups, so that what is saved and what is there fit together.
-            let gate = core.read_gate();
-            let db = gate.db.as_ref().ok_or_else(|| core.closed())?;
-            db.check()?;
-            let queue = past.queues.get(&id);
-            let queue = queue.ok_or_else(|| Error::internal("no such queue"))?;
-            let sight = Sight {
-                db,
-                past: Some(&past),
-            };
-            let dump = || View { db: sight, queue }.dump(from);
-            let page = catch_unwind(AssertUnwindSafe(dump));
-            page.unwrap_or_else(|panic| Err(super::handle::bug(&*panic)))
+            let mut page = piece(&core, &past, id, from, (PAGE_RECORDS, PAGE_BYTES))?;
+            // It ends where one that is read in one go ends.
+            while let Some(next @ DumpFrom::Request(_)) = page.next
+                && let Some(records) = PAGE_RECORDS.checked_sub(page.records.len())
+                && let Some(bytes) = PAGE_BYTES.checked_sub(page.bytes())
+                && records > 0
+                && bytes > 0
+            {
+                let more = piece(&core, &past, id, next, (records, bytes))?;
+                page.records.extend(more.records);
+                page.damaged.extend(more.damaged);
+                page.next = more.next;
+            }
+            Ok(page)
         });
         page.await
             .map_err(|error| Error::internal("a dump was cut off").with_source(error))?
     }
+}
+
+/// A part of a page. The writer waits for no more than that, and comes before the next one.
+fn piece(
+    core: &Core,
+    past: &Past,
+    queue: u32,
+    from: DumpFrom,
+    (records, bytes): (usize, usize),
+) -> Result<DumpPage> {
+    // Between two groups, so that what is saved and what is there fit together.
+    let gate = core.read_gate();
+    let db = gate.db.as_ref().ok_or_else(|| core.closed())?;
+    db.check()?;
+    let queue = past.queues.get(&queue);
+    let queue = queue.ok_or_else(|| Error::internal("no such queue"))?;
+    let sight = Sight {
+        db,
+        past: Some(past),
+    };
+    let most = (records.min(PIECE_RECORDS), bytes.min(PIECE_BYTES));
+    let dump = || View { db: sight, queue }.dump(from, most);
+    let page = catch_unwind(AssertUnwindSafe(dump));
+    page.unwrap_or_else(|panic| Err(super::handle::bug(&*panic)))
 }
 
 impl Drop for Still {
@@ -551,3 +576,6 @@ impl Drop for Still {
 
 /// What was saved is mostly looked up right after.
 const CACHE_BYTES: u64 = 8 << 20;
+/// Read in about 0.1 ms: a group takes longer to sync.
+const PIECE_RECORDS: usize = 64;
+const PIECE_BYTES: usize = 256 << 10;

@@ -6,13 +6,16 @@ use super::{SledQueue, apply::Incoming};
 use crate::{
     clock::Timestamp,
     error::Result,
-    queue::transfer::{DumpFrom, DumpPage, Record, Restore, Transfer, is_over},
+    queue::transfer::{
+        DumpFrom, DumpPage, PAGE_BYTES, PAGE_RECORDS, Record, Restore, Transfer, is_over,
+    },
 };
 
 #[async_trait]
 impl Transfer for SledQueue {
     async fn dump(&self, now: Timestamp, from: DumpFrom) -> Result<DumpPage> {
-        self.view(now, move |view| view.dump(from)).await
+        self.view(now, move |view| view.dump(from, (PAGE_RECORDS, PAGE_BYTES)))
+            .await
     }
 
     async fn restore(&self) -> Result<Box<dyn Restore + '_>> {

@@ -34,7 +34,7 @@ pub async fn copy(moment: &dyn Moment, into: &dyn Store, mut tell: impl FnMut(u6
                 .iter()
                 .try_for_each(|record| check(&name, record, &page.damaged))?;
             copied += page.records.len() as u64;
-            bytes += page.records.iter().map(bytes_of).sum::<usize>();
+            bytes += page.bytes();
             records.extend(page.records);
             if page.next.is_none() || records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {
                 restore.add(std::mem::take(&mut records)).await?;
@@ -70,12 +70,4 @@ fn check(queue: &QueueName, record: &Record, damaged: &[RequestId]) -> Result<()
         "the {what} of request {} of queue {queue:?} is damaged: {way_out}; verify names all that is damaged, and export prints the rest",
         entry.id
     )))
-}
-
-/// The bytes of its payload and result.
-fn bytes_of(record: &Record) -> usize {
-    match record {
-        Record::Request(request) => request.bytes(),
-        _ => 0,
-    }
 }

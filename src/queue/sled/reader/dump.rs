@@ -22,18 +22,23 @@ use crate::{
             },
         },
         transfer::{
-            Digest, DumpFrom, DumpPage, KnownKey, OpenBatch, PAGE_BYTES, PAGE_RECORDS, QueueEnd,
-            Record, StoredMember, StoredRequest,
+            Digest, DumpFrom, DumpPage, KnownKey, OpenBatch, PAGE_RECORDS, QueueEnd, Record,
+            StoredMember, StoredRequest,
         },
     },
     request::{Bookmark, Position, RequestId, State},
 };
 
 impl View<'_> {
-    pub(in crate::queue::sled) fn dump(&self, from: DumpFrom) -> Result<DumpPage> {
+    /// A page of it, with at most so many requests, that ends behind so many bytes of them.
+    pub(in crate::queue::sled) fn dump(
+        &self,
+        from: DumpFrom,
+        most: (usize, usize),
+    ) -> Result<DumpPage> {
         match from {
-            DumpFrom::Start => self.dump_requests(0),
-            DumpFrom::Request(after) => self.dump_requests(after.as_u64().saturating_add(1)),
+            DumpFrom::Start => self.dump_requests(0, most),
+            DumpFrom::Request(after) => self.dump_requests(after.as_u64().saturating_add(1), most),
             DumpFrom::Batches => self.dump_batches(),
             DumpFrom::Settled(after) => {
                 let page = self.results(after, SETTLED)?;
@@ -55,7 +60,7 @@ impl View<'_> {
 
     /// Merges what is where it was pushed with what has a place of its own, is done or is dead. A member
     /// that is done is in two of them.
-    fn dump_requests(&self, from: u64) -> Result<DumpPage> {
+    fn dump_requests(&self, from: u64, (most, most_bytes): (usize, usize)) -> Result<DumpPage> {
         let ids = |tree| {
             Ids::new(
                 self.db
@@ -98,7 +103,7 @@ impl View<'_> {
             let Some(request) = request else { continue };
             bytes += request.bytes();
             records.push(Record::Request(Box::new(request)));
-            if records.len() >= PAGE_RECORDS || bytes >= PAGE_BYTES {
+            if records.len() >= most || bytes >= most_bytes {
                 return Ok(DumpPage {
                     damaged: Vec::new(),
                     records,
