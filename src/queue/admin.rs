@@ -18,6 +18,9 @@ use crate::{
 /// # Contract
 /// As [`Queue`](crate::Queue): `now` is a value, each verb is one step, durable when answered. Ids that
 /// are unknown, or in a state that the verb does not apply to, are passed over and not counted.
+///
+/// A cancel, redrive or purge that a crash cuts off before it is answered may be done for some of its requests, each of them as a
+/// whole, if they are more than a few hundred. Make the call again: those that are through are passed over.
 #[async_trait]
 pub trait Administration: Send + Sync {
     /// Where a request is and what is known of it, without its payload; `None` if it was never
@@ -55,7 +58,7 @@ pub trait Administration: Send + Sync {
     async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>>;
 
     /// Makes dead letters ready again, at the tail, with no attempts counted and without their `ttl`;
-    /// how many. All of them or none.
+    /// how many. All of them, or none if there is no room for all.
     ///
     /// # Errors
     /// [`QueueFull`](crate::ErrorKind::QueueFull): the bounds of the queue would be exceeded.

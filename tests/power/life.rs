@@ -21,6 +21,21 @@ pub(crate) enum Step {
     Cancel(Vec<RequestId>),
     Redrive,
     Purge,
+    /// Of every dead letter there is, in one call.
+    RedriveAll,
+    PurgeAll,
+    /// One of so many that are ready.
+    CancelSome(usize),
+    /// What comes due.
+    Wait(Duration),
+}
+
+impl Step {
+    /// Whether it may be done for some of its requests when a crash cuts it off.
+    pub(crate) fn may_be_done_in_part(&self) -> bool {
+        use Step::{CancelSome, PurgeAll, RedriveAll};
+        matches!(self, CancelSome(_) | RedriveAll | PurgeAll)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +142,28 @@ impl Side {
             Step::Cancel(ids) => {
                 let admin = self.queue.admin().unwrap();
                 admin.cancel(now, ids).await?;
+            }
+            Step::Wait(_) => {}
+            Step::CancelSome(step) => {
+                let admin = self.queue.admin().unwrap();
+                let most = List::new(State::Ready).max_requests(NonZeroU32::MAX);
+                let ready = admin.list(now, &most).await?;
+                let some = ready.iter().map(|entry| entry.id);
+                let some: Vec<_> = some
+                    .filter(|id| id.as_u64() % (*step as u64) == 0)
+                    .collect();
+                admin.cancel(now, &some).await?;
+            }
+            Step::RedriveAll | Step::PurgeAll => {
+                let admin = self.queue.admin().unwrap();
+                let most = List::new(State::Dead).max_requests(NonZeroU32::MAX);
+                let dead = admin.list(now, &most).await?;
+                let ids: Vec<_> = dead.iter().map(|entry| entry.id).collect();
+                if matches!(step, Step::RedriveAll) {
+                    admin.redrive(now, &ids).await?;
+                } else {
+                    admin.purge(now, &ids).await?;
+                }
             }
             Step::Redrive | Step::Purge => {
                 let admin = self.queue.admin().unwrap();

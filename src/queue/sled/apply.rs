@@ -115,7 +115,7 @@ impl Step<'_> {
     }
 
     /// Takes a waiting request out of the queue: its entry, its payload, and its share of the counts.
-    fn take_waiting(&mut self, waiting: Waiting) {
+    fn take_waiting(&mut self, waiting: Waiting) -> Result<()> {
         let Waiting { tree, key, request } = waiting;
         let record = &mut self.queue.record;
         if tree == Tree::Requests {
@@ -125,9 +125,23 @@ impl Step<'_> {
             record.delayed -= 1;
         }
         record.held_bytes -= request.bytes;
-        self.write.delete(tree, key);
+        if tree == Tree::Requests {
+            self.delete_row(key)?;
+        } else {
+            self.write.delete(tree, key);
+        }
         self.forget_place(request.id);
         self.delete_parts(request.id, PartOf::Payload, request.parts);
+        Ok(())
+    }
+
+    /// Takes a row out of `requests`, from between others that stay: what is left of its chunk is written anew.
+    fn delete_row(&mut self, key: Vec<u8>) -> Result<()> {
+        if let Some(chunk) = self.db.chunk_of(&key)? {
+            self.write.edits(chunk);
+        }
+        self.write.delete(Tree::Requests, key);
+        Ok(())
     }
 
     /// Puts a request at the tail, ready.

@@ -291,6 +291,13 @@ impl Db {
         self.guard("a read", || self.tree(tree).get(key))
     }
 
+    /// The queue and first position of the chunk that a row of `requests` would be in.
+    pub(super) fn chunk_of(&self, key: &[u8]) -> Result<Option<(u32, u64)>> {
+        let (queue, position) = row(key);
+        let chunk = self.guard("a read", || self.windows.chunk_at(queue, position))?;
+        Ok(chunk.map(|chunk| (queue, chunk.first)))
+    }
+
     /// The record of a key, and its body.
     pub(super) fn load<R: Record>(&self, tree: Tree, key: &[u8]) -> Result<Option<(R, IVec)>> {
         let Some(value) = self.get(tree, key)? else {

@@ -43,7 +43,7 @@ pub(super) struct Row {
 /// The name of every window begins with this; the tree of this very name notes which are dropped.
 const PREFIX: &[u8] = b"requests";
 /// A chunk has up to so many bytes of rows, so that no leaf of them outgrows sled's log.
-const CHUNK_BYTES: usize = 60 << 10;
+pub(super) const CHUNK_BYTES: usize = 60 << 10;
 /// What a row takes beside its bytes.
 const ROW_OVERHEAD: usize = 16;
 /// A leaf of sled splits above so many entries.

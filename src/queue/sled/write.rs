@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     keys::{self, Tree},
     record::{self, QueueV1, Record, RequestV1},
-    rows::{OpenChunk, Row, Rows},
+    rows::{CHUNK_BYTES, OpenChunk, Row, Rows},
 };
 use crate::error::Result;
 
@@ -19,6 +19,8 @@ pub(super) struct Write {
     /// Chunks of `requests` that are deleted as a whole, by window.
     pub(super) chunks: BTreeMap<(u32, u64), BTreeSet<u64>>,
     pub(super) queues: BTreeMap<u32, QueueV1>,
+    /// Chunks of which a part is written anew, each by its queue and first position.
+    edited: BTreeSet<(u32, u64)>,
     bytes: usize,
 }
 
@@ -56,6 +58,11 @@ impl Write {
     pub(super) fn delete_chunk(&mut self, chunk: &OpenChunk) {
         let window = self.chunks.entry((chunk.queue, chunk.window));
         window.or_default().insert(chunk.first);
+    }
+
+    /// What is left of this chunk is written anew.
+    pub(super) fn edits(&mut self, chunk: (u32, u64)) {
+        self.edited.insert(chunk);
     }
 
     /// The record of a queue.
@@ -114,7 +121,8 @@ impl Write {
 
     /// Whether it is time to commit, so that no transaction needs much memory.
     pub(super) fn is_large(&self) -> bool {
-        self.entries.len() + self.rows.len() >= MAX_WRITE_ENTRIES || self.bytes >= MAX_WRITE_BYTES
+        self.entries.len() + self.rows.len() >= MAX_WRITE_ENTRIES
+            || self.bytes + self.edited.len() * CHUNK_BYTES >= MAX_WRITE_BYTES
     }
 
     /// Whether it adds rows to queues and does nothing else.

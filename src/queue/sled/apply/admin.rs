@@ -1,8 +1,11 @@
 //! Cancel, redrive, purge and release.
+//!
+//! A call for very many requests commits in between, each of them as a whole: sled may lose what it has, if the power goes while it
+//! is given more than it writes into one of its segments.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Step;
+use super::{SLICE, Step};
 use crate::{
     batch::BatchId,
     clock::Timestamp,
@@ -26,10 +29,13 @@ impl Step<'_> {
     ) -> Result<Vec<Cancelled>> {
         self.advance(now)?;
         self.settle_all()?;
-        let cancelled = ids
-            .iter()
-            .map(|id| self.cancel_one(id.as_u64()))
-            .collect::<Result<_>>()?;
+        let mut cancelled = Vec::with_capacity(ids.len());
+        for id in ids {
+            cancelled.push(self.cancel_one(id.as_u64())?);
+            if self.write.is_large() {
+                self.commit()?;
+            }
+        }
         self.queue.wake = true;
         self.commit()?;
         self.queue.find_oldest(self.db)?;
@@ -39,7 +45,7 @@ impl Step<'_> {
 
     fn cancel_one(&mut self, id: u64) -> Result<Cancelled> {
         if let Some(waiting) = self.waiting(id)? {
-            self.take_waiting(waiting);
+            self.take_waiting(waiting)?;
             self.queue.record.cancelled += 1;
             return Ok(Cancelled::Now);
         }
@@ -73,8 +79,7 @@ impl Step<'_> {
 
     /// The dead letters among these.
     fn dead(&self, ids: &[RequestId]) -> Result<Vec<(DeadV1, sled::IVec)>> {
-        let ids: BTreeSet<RequestId> = ids.iter().copied().collect();
-        let dead = ids.into_iter().filter_map(|id| {
+        let dead = ids.iter().filter_map(|id| {
             let key = self.key(&[id.as_u64()]);
             self.load::<DeadV1>(Tree::Dead, &key).transpose()
         });
@@ -101,17 +106,24 @@ impl Step<'_> {
     ) -> Result<u64> {
         self.advance(now)?;
         self.settle_all()?;
-        let dead = self.dead(ids)?;
-        let (count, bytes) = (
-            dead.len() as u64,
-            dead.iter().map(|(dead, _)| dead.request.bytes).sum(),
-        );
+        let ids = sorted(ids);
+        let (mut count, mut bytes) = (0, 0);
+        for some in ids.chunks(SLICE) {
+            for (dead, _) in self.dead(some)? {
+                count += 1;
+                bytes += dead.request.bytes;
+            }
+        }
         self.check_bounds(count, bytes)?;
-        self.take_dead(&dead)?;
-        for (DeadV1 { mut request, .. }, body) in dead {
-            (request.attempts, request.error, request.expires_at) = (0, None, None);
-            self.queue.record.held_bytes += request.bytes;
-            self.make_ready(now, now.as_nanos(), request, &body)?;
+        for some in ids.chunks(SLICE) {
+            let dead = self.dead(some)?;
+            self.take_dead(&dead)?;
+            for (DeadV1 { mut request, .. }, body) in dead {
+                (request.attempts, request.error, request.expires_at) = (0, None, None);
+                self.queue.record.held_bytes += request.bytes;
+                self.make_ready(now, now.as_nanos(), request, &body)?;
+            }
+            self.commit()?;
         }
         self.queue.wake = true;
         self.commit()?;
@@ -126,15 +138,25 @@ impl Step<'_> {
     ) -> Result<u64> {
         self.advance(now)?;
         self.settle_all()?;
-        let dead = self.dead(ids)?;
-        self.take_dead(&dead)?;
-        for (dead, _) in &dead {
-            self.delete_parts(dead.request.id, PartOf::Payload, dead.request.parts);
+        let mut purged = 0;
+        for some in sorted(ids).chunks(SLICE) {
+            let dead = self.dead(some)?;
+            let mut left = &dead[..];
+            while !left.is_empty() {
+                let (slice, rest) = left.split_at(with_few_parts(left));
+                self.take_dead(slice)?;
+                for (dead, _) in slice {
+                    self.delete_parts(dead.request.id, PartOf::Payload, dead.request.parts);
+                }
+                self.queue.record.purged += slice.len() as u64;
+                purged += slice.len() as u64;
+                self.commit()?;
+                left = rest;
+            }
         }
-        self.queue.record.purged += dead.len() as u64;
         self.queue.wake = true;
         self.commit()?;
-        Ok(dead.len() as u64)
+        Ok(purged)
     }
 
     /// Offers batches that are held or deferred; those that were.
@@ -164,4 +186,20 @@ impl Step<'_> {
         self.queue.wake = true;
         Ok(released)
     }
+}
+
+/// Each once, in order.
+fn sorted(ids: &[RequestId]) -> Vec<RequestId> {
+    let ids: BTreeSet<RequestId> = ids.iter().copied().collect();
+    ids.into_iter().collect()
+}
+
+/// How many of these, one at least, have so few parts together that one transaction deletes them.
+fn with_few_parts(dead: &[(DeadV1, sled::IVec)]) -> usize {
+    let mut parts = 0;
+    let few = dead.iter().take_while(|(dead, _)| {
+        parts += dead.request.parts as usize;
+        parts <= SLICE
+    });
+    few.count().max(1)
 }

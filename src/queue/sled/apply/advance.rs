@@ -56,8 +56,11 @@ impl Step<'_> {
             };
             // A redriven request has no end any more; the entry of its first life is still here.
             if waiting.request.expires_at == Some(at) {
-                self.take_waiting(waiting);
+                self.take_waiting(waiting)?;
                 self.queue.record.expired += 1;
+            }
+            if self.write.is_large() {
+                self.commit()?;
             }
         }
         self.finish_slice(entries.len())

@@ -156,7 +156,7 @@ impl Step<'_> {
                 "payload of {} bytes is over max_batch_bytes {max_bytes}",
                 request.bytes
             );
-            self.write.delete(Tree::Requests, key);
+            self.delete_row(key)?;
             self.queue.record.ready -= 1;
             self.queue.record.ready_bytes -= request.bytes;
             self.queue.record.held_bytes -= request.bytes;

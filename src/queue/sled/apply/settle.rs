@@ -114,6 +114,9 @@ impl Step<'_> {
             for (key, value) in chunk.rows_within((id, first), (id, last)) {
                 self.settle_row(slice, &key, &value)?;
             }
+            if self.write.is_large() {
+                break;
+            }
         }
         Ok(chunks.next().is_none())
     }
