@@ -76,7 +76,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
         Step::Update(0, vec![], Ending::Finish(Fate::Reject)),
         Step::PurgeAll,
     ];
-    let mut cuts = cut_large(&disk, steps, 15).await;
+    let mut cuts = cut_large(&disk, steps, 60).await;
     println!("{cuts} redrive, purge");
     let both = (0..3_500).map(|n| {
         if n % 50 == 0 {
@@ -91,7 +91,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
         Step::Wait(Duration::from_secs(6)),
         Step::CancelSome(2),
     ];
-    cuts += cut_large(&disk, steps, 5).await;
+    cuts += cut_large(&disk, steps, 29).await;
     println!("{cuts} with cancel");
     let steps = [
         Step::Push(vec![New::Ready(400_000); 100]),
@@ -102,7 +102,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
         Step::Update(0, vec![], Ending::Finish(Fate::Reject)),
         Step::PurgeAll,
     ];
-    cuts += cut_large(&disk, steps, 9).await;
+    cuts += cut_large(&disk, steps, 43).await;
     let done = format!("{cuts} power cuts during large calls on a grown store");
     proof("G1 G8", "sled", done, &[]);
 }

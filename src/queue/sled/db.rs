@@ -202,6 +202,18 @@ impl Db {
         Ok(())
     }
 
+    /// Drops the windows that were made for what was then cut off: nothing is in them, and they would hide what comes to lie
+    /// behind their beginning.
+    pub(super) fn drop_windows_after(&self, queue: u32, position: u64) -> Result<()> {
+        for window in self.windows.all().into_keys() {
+            if window.0 == queue && window.1 > position {
+                self.windows.end(window);
+                self.guard("a write", || self.windows.drop_window(window))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Fails if something failed before.
     pub(super) fn check(&self) -> Result<()> {
         match self.poison.get() {
@@ -600,7 +612,11 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::{error::ErrorKind, queue::QueueOptions};
+    use crate::{
+        List, NewRequest, QueueName, SledStore, State, Store,
+        error::ErrorKind,
+        queue::{Cancelled, QueueOptions},
+    };
 
     /// Whether the next opening has to write everything anew after sled has ended like this.
     fn is_unsynced_after(kind: ErrorKind, call: impl FnOnce() -> sled::Result<()>) -> bool {
@@ -621,5 +637,34 @@ mod tests {
         assert!(!is_unsynced_after(ErrorKind::Corrupt, damaged));
         let panics = || panic!("as sled does on damage");
         assert!(!is_unsynced_after(ErrorKind::Corrupt, panics));
+    }
+
+    #[tokio::test]
+    async fn a_window_that_was_made_for_what_a_crash_cut_off_hides_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = crate::clock::Timestamp::from_millis(1_700_000_000_000);
+        let push = async |requests: usize| {
+            let store = SledStore::open(folder.path()).await.unwrap();
+            let queue = store.queue(&QueueName::default()).await.unwrap();
+            let new = vec![NewRequest::new("one"); requests];
+            queue.push(now, new).await.unwrap();
+            (store, queue)
+        };
+        push(1).await.0.close().await.unwrap();
+        let opened = super::super::open::open(folder.path(), QueueOptions::default(), 1 << 20);
+        let opened = opened.map_err(|error| error.to_string()).ok().unwrap();
+        let (id, queue) = opened.queues.first_key_value().unwrap();
+        let later = queue.record.last_position + 4;
+        opened.db.windows.tail(*id, later, 1).unwrap();
+        opened.db.sync().unwrap();
+        opened.db.let_go();
+        drop(opened.lock);
+        let (store, queue) = push(8).await;
+        let admin = queue.admin().unwrap();
+        let ready = admin.list(now, &List::new(State::Ready)).await.unwrap();
+        let ids: Vec<_> = ready.iter().map(|entry| entry.id).collect();
+        let cancelled = admin.cancel(now, &ids).await.unwrap();
+        assert_eq!(cancelled, [Cancelled::Now; 9]);
+        store.close().await.unwrap();
     }
 }

@@ -482,7 +482,8 @@ fn clear_staged(db: &Db, queue: u32, record: &QueueV1) -> Result<()> {
             }
         }
     }
-    db.commit(&mut write)
+    db.commit(&mut write)?;
+    db.drop_windows_after(queue, record.last_position)
 }
 
 /// Syncs every file in the store's folders, the folders, and the one they are in.
