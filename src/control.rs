@@ -10,7 +10,8 @@
 //!
 //! - Only the user of the serving process, and root, are answered; the socket has mode 0600.
 //! - A client that hangs, floods or goes away costs the owner a bounded number of connections and bytes, and its own calls: see
-//!   [`ControlServer`].
+//!   [`ControlServer`]. All clients together have one budget of memory; a client that is slow makes way for those that wait.
+//! - What is listed goes through in pages of up to 1,000 entries, one after the other, whatever is asked for.
 //! - Both ends have to speak the same version of the protocol, which is not a format for anything to be kept in.
 
 mod client;

@@ -19,9 +19,9 @@ use std::{
 use async_trait::async_trait;
 use batchyard::{
     Claim, ControlAccess, ControlServer, ControlStore, Dispatcher, ErrorKind, HandlerError, Lease,
-    List, Member, MemoryStore, NewRequest, OwnerGone, Page, Pushed, Queue, QueueExt, QueueName,
-    QueueOptions, Report, Result, State, Stats, Store, Timestamp, Update, Verified, VerifyProgress,
-    serve_control, serve_control_for_now,
+    List, Member, MemoryStore, NewRequest, Outcome, OwnerGone, Page, Pushed, Queue, QueueExt,
+    QueueName, QueueOptions, Report, Result, Retries, State, Stats, Store, Then, Timestamp, Update,
+    Verified, VerifyProgress, serve_control, serve_control_for_now,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -404,6 +404,52 @@ async fn large_payloads_and_pages_go_through_whole() {
     let error = queue.push(queue.now(), many).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     assert_eq!(queue.stats(queue.now()).await.unwrap().pushed, 10_001);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_any_size_are_what_the_owner_answers() {
+    let owner = Owner::new(QueueOptions::default());
+    let name = QueueName::default();
+    let own = owner.store.queue(&name).await.unwrap();
+    let (now, most) = (own.now(), std::num::NonZeroU32::new(2_300).unwrap());
+    let requests = vec![NewRequest::new("a"); 5_000];
+    own.push(now, requests).await.unwrap();
+    let claim = Claim {
+        max_requests: std::num::NonZeroU32::MIN,
+        ..Claim::new()
+    };
+    let mut leases = Vec::new();
+    for _ in 0..2_500 {
+        leases.push(own.claim(now, &claim).await.unwrap().unwrap());
+    }
+    let finish = Then::Finish {
+        rest: Outcome::done(),
+        retries: Retries {
+            at: now,
+            max_attempts: std::num::NonZeroU32::MIN,
+        },
+    };
+    let queue = owner.client().await.queue(&name).await.unwrap();
+    let (own, queue) = (own.admin().unwrap(), queue.admin().unwrap());
+    let list = List::new(State::Ready).max_requests(most);
+    for list in [list, list.with_payloads()] {
+        let page = queue.list(now, &list).await.unwrap();
+        assert_eq!(page.len(), 2_300);
+        assert_eq!(page, own.list(now, &list).await.unwrap());
+    }
+    let page = queue.batches(now, None, most).await.unwrap();
+    assert_eq!(page.len(), 2_300);
+    assert_eq!(page, own.batches(now, None, most).await.unwrap());
+    let settling = owner.store.queue(&name).await.unwrap();
+    for lease in leases {
+        let update = Update::then(finish.clone());
+        settling.update(now, &lease, update).await.unwrap();
+    }
+    let page = queue.results(now, None, most).await.unwrap();
+    assert_eq!(page.entries.len(), 2_300);
+    assert_eq!(page, own.results(now, None, most).await.unwrap());
+    let page = queue.results(now, page.next, most).await.unwrap();
+    assert_eq!(page.entries.len(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

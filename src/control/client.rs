@@ -21,7 +21,7 @@ use self::{
     dumps::ControlMoment,
     owner::{Connection, Lost, Owner, held},
 };
-use super::wire::{self, Call, Opened, Told, Verb};
+use super::wire::{self, Call, Opened, PAGE_ENTRIES, Told, Verb};
 use crate::{
     batch::{BatchId, Claim, Lease, Member, Page, Update},
     clock::Timestamp,
@@ -209,6 +209,8 @@ impl Store for ControlStore {
 }
 
 /// A queue of a [`ControlStore`].
+///
+/// Pages above 1,000 entries are asked for one after the other, so what such a page holds may be of several moments.
 #[derive(Debug)]
 pub struct ControlQueue {
     owner: Arc<Owner>,
@@ -307,7 +309,16 @@ impl Administration for ControlQueue {
     }
 
     async fn list(&self, now: Timestamp, list: &List) -> Result<Vec<Entry>> {
-        self.ask(Verb::List(now, *list)).await
+        let (mut entries, mut list) = (Vec::new(), *list);
+        loop {
+            let page: Vec<Entry> = self.ask(Verb::List(now, list)).await?;
+            let (is_cut, end) = (is_cut(page.len()), page.last().map(|entry| entry.id));
+            entries.extend(page);
+            match (left(list.max_requests), end) {
+                (Some(rest), Some(end)) if is_cut => list = list.after(end).max_requests(rest),
+                _ => return Ok(entries),
+            }
+        }
     }
 
     async fn results(
@@ -316,7 +327,21 @@ impl Administration for ControlQueue {
         after: Option<ResultCursor>,
         max_requests: NonZeroU32,
     ) -> Result<SettledPage> {
-        self.ask(Verb::Results(now, after, max_requests)).await
+        let mut settled = SettledPage {
+            entries: Vec::new(),
+            next: None,
+        };
+        let (mut after, mut most) = (after, max_requests);
+        loop {
+            let page: SettledPage = self.ask(Verb::Results(now, after, most)).await?;
+            let is_cut = is_cut(page.entries.len());
+            settled.entries.extend(page.entries);
+            settled.next = page.next.or(settled.next);
+            match left(most) {
+                Some(rest) if is_cut => (after, most) = (settled.next, rest),
+                _ => return Ok(settled),
+            }
+        }
     }
 
     async fn cancel(&self, now: Timestamp, ids: &[RequestId]) -> Result<Vec<Cancelled>> {
@@ -341,12 +366,34 @@ impl Administration for ControlQueue {
         after: Option<BatchId>,
         max_batches: NonZeroU32,
     ) -> Result<Vec<BatchEntry>> {
-        self.ask(Verb::Batches(now, after, max_batches)).await
+        let (mut batches, mut after, mut most) = (Vec::new(), after, max_batches);
+        loop {
+            let page: Vec<BatchEntry> = self.ask(Verb::Batches(now, after, most)).await?;
+            let is_cut = is_cut(page.len());
+            batches.extend(page);
+            match left(most) {
+                Some(rest) if is_cut => {
+                    after = batches.last().map(|batch| batch.id);
+                    most = rest;
+                }
+                _ => return Ok(batches),
+            }
+        }
     }
 
     async fn release(&self, now: Timestamp, ids: &[BatchId]) -> Result<Vec<BatchId>> {
         self.ask(Verb::Release(now, ids.to_owned())).await
     }
+}
+
+/// Whether a page ends where it does because no larger one goes through.
+fn is_cut(entries: usize) -> bool {
+    entries == PAGE_ENTRIES.get() as usize
+}
+
+/// How many entries are wanted behind such a page, if any.
+fn left(most: NonZeroU32) -> Option<NonZeroU32> {
+    NonZeroU32::new(most.get().saturating_sub(PAGE_ENTRIES.get()))
 }
 
 /// Follows the counter of changes of a queue.

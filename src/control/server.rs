@@ -1,12 +1,14 @@
 //! The side of the owner: answers calls, and owes nothing to who makes them.
 
+mod budget;
+mod calls;
+mod exchange;
 mod lasting;
 mod listening;
 
 use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
 use rustix::process::geteuid;
-use serde::Serialize;
 use tokio::{
     net::UnixStream,
     sync::{Notify, OwnedSemaphorePermit, RwLock, Semaphore},
@@ -15,16 +17,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::listening::{Listening, Socket};
+use self::{
+    budget::Budget,
+    exchange::Asked,
+    listening::{Listening, Socket},
+};
 use super::{
     socket,
-    wire::{self, Call, Failed, Opened, PROTOCOL, Verb, Welcome},
+    wire::{Call, PROTOCOL, Verb, Welcome},
 };
 use crate::{
     dispatcher::DispatcherHandle,
     error::{Error, Result},
-    queue::{Administration, Queue, Store, Transfer, directive},
-    request::QueueName,
+    queue::{Store, directive},
 };
 
 /// Serves an open store at the socket in its folder, until it is closed or dropped.
@@ -106,7 +111,7 @@ fn serve(
         store,
         dispatcher,
         access,
-        frames: Arc::new(Semaphore::new(FRAME_UNITS)),
+        budget: Budget::new(),
         connections: Arc::new(Semaphore::new(CONNECTIONS)),
         crowded: Notify::new(),
         dumping: RwLock::new(()),
@@ -159,9 +164,16 @@ impl ControlAccess {
 
 /// A control socket that is served.
 ///
-/// At most 256 calls are served at the same time; one more takes the place of one that asks for nothing, or waits for it. What clients are
-/// sending in frames of 1 MiB and more takes at most 320 MiB of memory. A call that is not whole after 30 seconds ends its connection, and
-/// one that asks for nothing after a minute. A moment that is dumped is given up when no page of it is asked for within ten.
+/// At most 256 calls are served at the same time; one more takes the place of one that asks for nothing, or waits for it. A call that is
+/// not whole after 30 seconds ends its connection, and one that asks for nothing after a minute. A moment that is dumped is given up
+/// when no page of it is asked for within ten.
+///
+/// What all clients send, ask and are told takes at most 864 MiB of memory, whatever they do: 96 MiB for what each may have in any case,
+/// 192 MiB each for frames that are being sent, for a call that is being decoded, for calls that are being done, and for answers that are
+/// to be read. What is large waits for its part of it. A client that is slower than 10 MiB a second makes way for those, and sees
+/// [`Unavailable`](crate::ErrorKind::Unavailable) if its answer was on the way. One call may take up to 192 MiB as it is in memory,
+/// and go through the socket with up to 160 MiB; above that it is [`Invalid`](crate::ErrorKind::Invalid). Beside that is what the store
+/// takes to make pages, four at the same time: each of up to 1,000 entries with their results, and about 4 MiB of payloads, unless one is larger.
 ///
 /// Dropping it cuts off the clients, and removes the socket.
 pub struct ControlServer {
@@ -213,8 +225,7 @@ struct Served {
     store: Arc<dyn Store>,
     dispatcher: Option<DispatcherHandle>,
     access: ControlAccess,
-    /// For frames that are large, in units.
-    frames: Arc<Semaphore>,
+    budget: Budget,
     connections: Arc<Semaphore>,
     /// Somebody waits for a connection: one that asks for nothing ends.
     crowded: Notify,
@@ -284,8 +295,11 @@ impl Served {
     }
 
     async fn converse(&self, mut stream: UnixStream) -> io::Result<()> {
-        let Some(Call::Hello { protocol }) =
-            timeout(GREETING, self.next_call(&mut stream)).await??
+        let first = timeout(GREETING, self.next_call(&mut stream)).await??;
+        let Some(Asked {
+            call: Ok(Call::Hello { protocol }),
+            ..
+        }) = first
         else {
             return Ok(());
         };
@@ -295,11 +309,18 @@ impl Served {
             pid: std::process::id(),
             stays: self.wanted.is_none(),
         };
-        wire::write(&mut stream, &answer(Ok(welcome))).await?;
+        self.reply(&mut stream, Ok(welcome)).await?;
         if protocol != PROTOCOL {
             return Ok(());
         }
-        while let Some(call) = self.next_call(&mut stream).await? {
+        while let Some(Asked { call, room }) = self.next_call(&mut stream).await? {
+            let call = match call {
+                Ok(call) => call,
+                Err(error) => {
+                    self.reply::<()>(&mut stream, Err(error)).await?;
+                    continue;
+                }
+            };
             if let Call::To(queue, Verb::Restore) = &call
                 && self.access.check(&Verb::Restore).is_ok()
             {
@@ -315,194 +336,15 @@ impl Served {
                 Call::Verify => return self.verify(&mut stream).await,
                 _ => {}
             }
-            let frame = tokio::select! {
-                frame = self.obey(call) => frame,
+            let answer = tokio::select! {
+                answer = self.obey(call) => answer,
                 () = gone(&stream) => return Ok(()),
             };
-            wire::write(&mut stream, &frame).await?;
+            drop(room);
+            self.send(&mut stream, answer).await?;
         }
         Ok(())
     }
-
-    /// The next call; `None` if there is none, or this client is not waited for any longer.
-    async fn next_call(&self, stream: &mut UnixStream) -> io::Result<Option<Call>> {
-        let first = tokio::select! {
-            first = wire::read_first(stream) => first?,
-            () = self.stop.cancelled() => self.say_bye(stream).await?,
-            () = self.crowded.notified() => self.say_bye(stream).await?,
-            () = sleep(IDLE) => self.say_bye(stream).await?,
-        };
-        let Some(first) = first else {
-            return Ok(None);
-        };
-        self.rest_of(stream, first).await
-    }
-
-    /// The call that begins so; it comes soon, and makes way as long as it is not whole.
-    async fn rest_of(&self, stream: &mut UnixStream, first: u8) -> io::Result<Option<Call>> {
-        let whole = async {
-            let length = wire::read_length(stream, first).await?;
-            let _room = self.room(length).await;
-            wire::read_body(stream, length).await
-        };
-        let body = tokio::select! {
-            body = timeout(FRAME, whole) => Some(body??),
-            () = self.crowded.notified() => None,
-        };
-        match body {
-            Some(body) => wire::decode(&body).map(Some),
-            None => self.say_bye(stream).await.map(|_| None),
-        }
-    }
-
-    /// The next part of a dump, for however long it takes to come.
-    async fn next_part(&self, stream: &mut UnixStream) -> io::Result<Option<Call>> {
-        let first = tokio::select! {
-            first = wire::read_first(stream) => first?,
-            () = self.stop.cancelled() => self.say_bye(stream).await?,
-        };
-        match first {
-            Some(first) => self.rest_of(stream, first).await,
-            None => Ok(None),
-        }
-    }
-
-    /// Tells a client that nothing more is read.
-    async fn say_bye(&self, stream: &mut UnixStream) -> io::Result<Option<u8>> {
-        wire::write(stream, &wire::BYE).await.map(|()| None)
-    }
-
-    /// Room in memory for a frame; small ones need none.
-    async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes / FRAME_UNIT_BYTES).unwrap_or(u32::MAX);
-        if units == 0 {
-            return None;
-        }
-        Arc::clone(&self.frames)
-            .acquire_many_owned(units)
-            .await
-            .ok()
-    }
-
-    /// The frame of a call's result.
-    async fn obey(&self, call: Call) -> Vec<u8> {
-        match call {
-            Call::Hello { .. }
-            | Call::HandOver
-            | Call::Moment(_)
-            | Call::Page(..)
-            | Call::Verify => answer::<()>(Err(out_of_place())),
-            Call::Damages => answer(self.store.damages().await),
-            Call::Queues(prefix) => answer(self.store.queues(&prefix).await),
-            Call::Open(name) => answer(self.open(&name).await),
-            Call::To(name, verb) => match self.allowed(&name, &verb).await {
-                Ok(queue) => self.ask(&*queue, verb).await,
-                Err(error) => answer::<()>(Err(error)),
-            },
-        }
-    }
-
-    async fn allowed(&self, name: &QueueName, verb: &Verb) -> Result<Arc<dyn Queue>> {
-        self.access.check(verb)?;
-        self.store.queue(name).await
-    }
-
-    async fn open(&self, name: &QueueName) -> Result<Opened> {
-        let queue = self.store.queue(name).await?;
-        Ok(Opened {
-            capabilities: queue.capabilities(),
-            has_transfer: queue.transfer().is_some(),
-            changes: queue.pushed().map(|changes| *changes.borrow()),
-        })
-    }
-
-    async fn ask(&self, queue: &dyn Queue, verb: Verb) -> Vec<u8> {
-        match verb {
-            Verb::Push(now, requests) => answer(queue.push(now, requests).await),
-            Verb::PushFrom(now, requests, bookmark) => {
-                answer(queue.push_from(now, requests, bookmark).await)
-            }
-            Verb::Bookmark(source) => answer(queue.bookmark(&source).await),
-            Verb::Stats(now) => answer(queue.stats(now).await),
-            Verb::Claim(now, claim) => answer(queue.claim(now, &claim).await),
-            Verb::Read(lease, page) => answer(queue.read(&lease, page).await),
-            Verb::Update(now, lease, update) => answer(queue.update(now, &lease, update).await),
-            Verb::Changed(seen) => answer(self.changed(queue, seen).await),
-            Verb::Explain => answer(self.explain(&queue.name()).await),
-            Verb::Dump(now, from) => answer(match transfer(queue) {
-                Ok(transfer) => transfer.dump(now, from).await,
-                Err(error) => Err(error),
-            }),
-            Verb::Restore | Verb::Add(_) => answer::<()>(Err(out_of_place())),
-            verb => match queue.admin() {
-                Some(admin) => administer(admin, verb).await,
-                None => answer::<()>(Err(Error::invalid("this backend has no administration"))),
-            },
-        }
-    }
-
-    /// Waits until the counter of changes is another than the one that was seen, or somebody else needs the connection.
-    async fn changed(&self, queue: &dyn Queue, seen: u64) -> Result<u64> {
-        let ended = || Error::closed("the queue was closed");
-        let mut changes = queue.pushed().ok_or_else(ended)?;
-        tokio::select! {
-            moved = changes.wait_for(|count| *count != seen) => {
-                moved.map(|count| *count).map_err(|_| ended())
-            }
-            () = self.crowded.notified() => {
-                // For when this one is idle, in a moment.
-                self.crowded.notify_one();
-                Ok(seen)
-            }
-            () = self.stop.cancelled() => Err(ended()),
-        }
-    }
-
-    async fn explain(&self, queue: &QueueName) -> Result<crate::dispatcher::Explanation> {
-        let none = || {
-            Error::not_found(
-                "the process that has the store open serves no queue with a dispatcher",
-            )
-        };
-        let dispatcher = self.dispatcher.as_ref().ok_or_else(none)?;
-        dispatcher.explain(queue).await
-    }
-}
-
-/// What is asked of the administration of a queue.
-async fn administer(admin: &dyn Administration, verb: Verb) -> Vec<u8> {
-    match verb {
-        Verb::Status(now, id) => answer(admin.status(now, id).await),
-        Verb::List(now, list) => answer(admin.list(now, &list).await),
-        Verb::Results(now, after, most) => answer(admin.results(now, after, most).await),
-        Verb::Cancel(now, ids) => answer(admin.cancel(now, &ids).await),
-        Verb::Redrive(now, ids) => answer(admin.redrive(now, &ids).await),
-        Verb::Purge(now, ids) => answer(admin.purge(now, &ids).await),
-        Verb::Batch(now, id) => answer(admin.batch(now, id).await),
-        Verb::Batches(now, after, most) => answer(admin.batches(now, after, most).await),
-        Verb::Release(now, ids) => answer(admin.release(now, &ids).await),
-        _ => answer::<()>(Err(out_of_place())),
-    }
-}
-
-fn transfer(queue: &dyn Queue) -> Result<&dyn Transfer> {
-    queue
-        .transfer()
-        .ok_or_else(|| Error::invalid("this backend can't be exported or imported"))
-}
-
-/// The frame of a result.
-fn answer<T: Serialize>(result: Result<T>) -> Vec<u8> {
-    let result = result.map_err(|error| Failed::new(&error));
-    wire::encode(&result).unwrap_or_else(|error| {
-        // It says that it is too large, and is small itself.
-        let failed: std::result::Result<(), Failed> = Err(Failed::new(&error));
-        wire::encode(&failed).unwrap_or_default()
-    })
-}
-
-fn out_of_place() -> Error {
-    Error::internal("the control socket was asked for something out of place")
 }
 
 /// The user of this process and root may ask for anything, and nobody else for anything at all.
@@ -530,14 +372,12 @@ async fn gone(stream: &UnixStream) {
 }
 
 const CONNECTIONS: usize = 256;
-const FRAME_UNIT_BYTES: usize = 1 << 20;
-/// Two of the largest frames.
-const FRAME_UNITS: usize = 2 * wire::MAX_FRAME_BYTES / FRAME_UNIT_BYTES;
 const GREETING: Duration = Duration::from_secs(30);
 pub(super) const IDLE: Duration = Duration::from_secs(60);
-/// How long a frame may take from its first byte to its last.
-const FRAME: Duration = Duration::from_secs(30);
 const CLOSING: Duration = Duration::from_secs(5);
 /// How often it is looked whether the socket is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

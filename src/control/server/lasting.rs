@@ -8,10 +8,15 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use super::{Served, answer, gone, out_of_place, transfer};
+use super::{
+    Served,
+    calls::{out_of_place, transfer},
+    exchange::Asked,
+    gone,
+};
 use crate::{
     clock::Timestamp,
-    control::wire::{self, Call, Told, Verb},
+    control::wire::{Call, Told, Verb},
     error::Result,
     queue::transfer::Restore,
     request::QueueName,
@@ -29,12 +34,12 @@ impl Served {
         loop {
             tokio::select! {
                 ended = &mut verify => {
-                    return wire::write(stream, &answer(ended.map(Told::Ended))).await;
+                    return self.reply(stream, ended.map(Told::Ended)).await;
                 }
                 _ = ticks.tick() => {
                     let now = *progress.borrow_and_update();
                     if let Some(now) = now {
-                        wire::write(stream, &answer(Ok(Told::Progress(now)))).await?;
+                        self.reply(stream, Ok(Told::Progress(now))).await?;
                     }
                 }
                 () = gone(stream) => return Ok(()),
@@ -45,7 +50,7 @@ impl Served {
     /// Has the store let go of, if its owner is for that and no dump is half in or out; then this connection lasts as long as it has it.
     pub(super) async fn hand_over(&self, stream: &mut UnixStream) -> io::Result<()> {
         let Some(wanted) = &self.wanted else {
-            return wire::write(stream, &answer(Ok(false))).await;
+            return self.reply(stream, Ok(false)).await;
         };
         let ended = tokio::select! {
             ended = self.dumping.write() => ended,
@@ -53,7 +58,7 @@ impl Served {
         };
         wanted.cancel();
         drop(ended);
-        wire::write(stream, &answer(Ok(true))).await?;
+        self.reply(stream, Ok(true)).await?;
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = gone(stream) => {}
@@ -75,22 +80,31 @@ impl Served {
             Ok(Some(moment)) => moment,
             Ok(None) => {
                 let none: Result<Option<Vec<QueueName>>> = Ok(None);
-                return wire::write(stream, &answer(none)).await;
+                return self.reply(stream, none).await;
             }
-            Err(error) => return wire::write(stream, &answer::<()>(Err(error))).await,
+            Err(error) => return self.reply::<()>(stream, Err(error)).await,
         };
-        wire::write(stream, &answer(Ok(Some(moment.queues())))).await?;
+        self.reply(stream, Ok(Some(moment.queues()))).await?;
         // It keeps from being freed what it holds: who does not want it any more must not keep it.
-        while let Ok(call) = timeout(ABANDONED, self.next_part(stream)).await {
-            let Some(call) = call? else { return Ok(()) };
-            let frame = match call {
-                Call::Page(queue, from) => tokio::select! {
-                    page = moment.dump(&queue, from) => answer(page),
-                    () = gone(stream) => return Ok(()),
-                },
-                _ => answer::<()>(Err(out_of_place())),
+        while let Ok(asked) = timeout(ABANDONED, self.next_part(stream)).await {
+            let Some(Asked { call, room }) = asked? else {
+                return Ok(());
             };
-            wire::write(stream, &frame).await?;
+            let page = async {
+                let _turn = self.budget.page().await;
+                let page = match call {
+                    Ok(Call::Page(queue, from)) => moment.dump(&queue, from).await,
+                    Ok(_) => Err(out_of_place()),
+                    Err(error) => Err(error),
+                };
+                self.answer(page).await
+            };
+            let answer = tokio::select! {
+                page = page => page,
+                () = gone(stream) => return Ok(()),
+            };
+            drop(room);
+            self.send(stream, answer).await?;
         }
         self.say_bye(stream).await.map(drop)
     }
@@ -103,7 +117,7 @@ impl Served {
     ) -> io::Result<()> {
         match self.take_in(name, stream).await {
             Ok(ended) => ended,
-            Err(refused) => wire::write(stream, &answer::<()>(Err(refused))).await,
+            Err(refused) => self.reply::<()>(stream, Err(refused)).await,
         }
     }
 
@@ -120,13 +134,17 @@ impl Served {
         restore: &mut dyn Restore,
         stream: &mut UnixStream,
     ) -> io::Result<()> {
-        wire::write(stream, &answer(Ok(()))).await?;
-        while let Some(call) = self.next_part(stream).await? {
+        self.reply(stream, Ok(())).await?;
+        while let Some(Asked { call, room }) = self.next_part(stream).await? {
             let added = match call {
-                Call::To(queue, Verb::Add(records)) if queue == *name => restore.add(records).await,
-                _ => Err(out_of_place()),
+                Ok(Call::To(queue, Verb::Add(records))) if queue == *name => {
+                    restore.add(records).await
+                }
+                Ok(_) => Err(out_of_place()),
+                Err(error) => Err(error),
             };
-            wire::write(stream, &answer(added)).await?;
+            drop(room);
+            self.reply(stream, added).await?;
         }
         Ok(())
     }
