@@ -122,10 +122,10 @@ impl Share {
 
     /// Ends once so many bytes could have gone through the socket long ago, and somebody waits for what they take.
     pub(super) async fn overdue(&self, bytes: usize) {
-        slower_than_pace(bytes).await;
         if bytes <= self.own_bytes {
-            std::future::pending().await
+            return std::future::pending().await;
         }
+        slower_than_pace(bytes).await;
         // The sender is here, so it does not end.
         let _ = self.waiting.subscribe().wait_for(|count| *count > 0).await;
     }
@@ -138,8 +138,9 @@ impl Taken {
     }
 
     fn of(permit: OwnedSemaphorePermit) -> Self {
-        let _permit = Some(permit);
-        Self { _permit }
+        Self {
+            _permit: Some(permit),
+        }
     }
 }
 
