@@ -1,15 +1,23 @@
 //! A server for one page: `GET /metrics`, over HTTP/1.1, one request a connection.
 //!
-//! It owes nothing to its clients. At most [`CONNECTIONS`] are served at the same time, others wait in the system's queue;
-//! a head that is not whole in time or is too long ends its connection, a body is never read, and so does a page that is not taken in time.
+//! It owes nothing to its clients. Each is let in at once, and where there are [`CONNECTIONS`] the one makes way that has let wait for
+//! longest, be it with its request or with taking its page: no scrape waits for a client that is silent.
+//! A head that is not whole in time or is too long ends its connection, a body is never read, and so does a page that is not taken in time.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::{JoinHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 
@@ -30,7 +38,8 @@ pub fn serve_metrics(listener: TcpListener, metrics: Metrics) -> MetricsServer {
     MetricsServer(tokio::spawn(accept(listener, metrics)))
 }
 
-/// A server of metrics: at most 16 clients at the same time, each for at most 15 seconds beside the making of its page.
+/// A server of metrics: at most 64 clients at the same time, each for at most 15 seconds beside the making of its page; one more takes
+/// the place of that which has let wait for longest.
 ///
 /// Dropping it cuts off the clients, and owes them nothing.
 pub struct MetricsServer(JoinHandle<()>);
@@ -48,23 +57,10 @@ impl fmt::Debug for MetricsServer {
 }
 
 async fn accept(listener: TcpListener, metrics: Metrics) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut clients = JoinSet::new();
+    let mut clients = Clients::default();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        while clients.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let metrics = metrics.clone();
-                clients.spawn(async move {
-                    let _place = place;
-                    if let Err(error) = serve(stream, &metrics).await {
-                        tracing::debug!(%error, "a client of the metrics was left");
-                    }
-                });
-            }
+            Ok((stream, _)) => clients.let_in(stream, metrics.clone()),
             Err(error) => {
                 // Such as too many open files, which passes.
                 tracing::warn!(%error, "a client of the metrics can't be let in");
@@ -74,8 +70,45 @@ async fn accept(listener: TcpListener, metrics: Metrics) {
     }
 }
 
-async fn serve(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
+/// Who is served, in the order in which they came.
+#[derive(Default)]
+struct Clients {
+    tasks: JoinSet<()>,
+    served: VecDeque<Client>,
+}
+
+struct Client {
+    task: AbortHandle,
+    /// Its page is being made: it waits for us, not we for it.
+    waits: Arc<AtomicBool>,
+}
+
+impl Clients {
+    /// Serves one more, in place of another if there are too many.
+    fn let_in(&mut self, stream: TcpStream, metrics: Metrics) {
+        while self.tasks.try_join_next().is_some() {}
+        self.served.retain(|client| !client.task.is_finished());
+        if self.served.len() >= CONNECTIONS {
+            let silent = |client: &Client| !client.waits.load(Ordering::Relaxed);
+            let first = self.served.iter().position(silent).unwrap_or_default();
+            if let Some(client) = self.served.remove(first) {
+                client.task.abort();
+            }
+        }
+        let waits = Arc::new(AtomicBool::new(false));
+        let is_waiting = Arc::clone(&waits);
+        let task = self.tasks.spawn(async move {
+            if let Err(error) = serve(stream, &metrics, &is_waiting).await {
+                tracing::debug!(%error, "a client of the metrics was left");
+            }
+        });
+        self.served.push_back(Client { task, waits });
+    }
+}
+
+async fn serve(mut stream: TcpStream, metrics: &Metrics, waits: &AtomicBool) -> io::Result<()> {
     let head = timeout(READ, read_head(&mut stream)).await??;
+    waits.store(true, Ordering::Relaxed);
     let answer = match asked(&head) {
         Asked::Metrics => answer("200 OK", CONTENT_TYPE, &metrics.render().await, false),
         Asked::MetricsHead => answer("200 OK", CONTENT_TYPE, &metrics.render().await, true),
@@ -83,6 +116,7 @@ async fn serve(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
         Asked::Otherwise => answer("405 Method Not Allowed", PLAIN, "GET /metrics\n", false),
         Asked::Nonsense => answer("400 Bad Request", PLAIN, "GET /metrics\n", false),
     };
+    waits.store(false, Ordering::Relaxed);
     timeout(WRITE, async {
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
@@ -142,7 +176,7 @@ fn answer(status: &str, content: &str, body: &str, is_head_alone: bool) -> Strin
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 64;
 const HEAD_BYTES: usize = 8 << 10;
 const READ: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(10);
@@ -169,5 +203,28 @@ mod tests {
         ] {
             assert_eq!(asked(head.as_bytes()), want, "{head:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_scrape_does_not_wait_for_clients_that_are_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let _server = serve_metrics(listener, Metrics::new());
+        let mut silent = Vec::new();
+        for _ in 0..200 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut scrape = TcpStream::connect(address).await.unwrap();
+        let asks = b"GET /metrics HTTP/1.1\r\n\r\n";
+        scrape.write_all(asks).await.unwrap();
+        let mut answer = String::new();
+        scrape.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        // Those that came last are waited for still, and the first ones made way.
+        for recent in &silent[150..] {
+            let read = recent.try_read(&mut [0]);
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+        assert_eq!(silent[0].read(&mut [0]).await.ok(), Some(0));
     }
 }
