@@ -61,9 +61,10 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::{
+    args::TalkArgs,
     exit::{Exit, Failure},
     output::LogFormat,
     steer::Steer,
@@ -81,9 +82,8 @@ use self::{
     arg_required_else_help = true
 )]
 struct Cli {
-    /// What the log and all other talk on stderr is written as [default: that in `BATCHYARD_LOG_FORMAT`, or text]
-    #[arg(long, global = true, value_name = "FORMAT")]
-    log_format: Option<LogFormat>,
+    #[command(flatten)]
+    talk: TalkArgs,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -174,12 +174,17 @@ impl Verb {
 
 /// Parses the arguments, does what they say, and tells how it went.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches);
+        let cli = cli.map_err(|error| error.format(&mut Cli::command()));
+        cli.map(|cli| (cli, matches))
+    });
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return exit::usage(&error),
     };
-    let format = match LogFormat::chosen(cli.log_format) {
-        Ok(format) => format,
+    let format = match args::talk(&matches) {
+        Ok(settings) => LogFormat::of(&settings),
         Err(failure) => return exit::report(Err(failure)),
     };
     output::init_log(cli.verb.log(), format);

@@ -140,6 +140,10 @@ fn values(desk: &Desk, setting: &Setting) -> Vec<(Json, String, String)> {
                 let path = desk.path(&format!("place-{n}")).display().to_string();
                 (path.clone(), quote(path))
             }
+            Kind::Address => (
+                format!("127.0.0.1:{}", n + 7000),
+                quote(format!("127.0.0.1:{}", n + 7000)),
+            ),
             Kind::Secret => (format!("redis://h{n}/"), quote(format!("redis://h{n}/"))),
             Kind::Text => (
                 format!("http:http://h{n}/"),

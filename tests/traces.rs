@@ -158,4 +158,40 @@ async fn the_context_of_a_push_is_a_link_of_its_batch() {
     let context = collector.spans("process default")[2].span_context.clone();
     let wanted = format!("00-{}-{}-01\n", context.trace_id(), context.span_id());
     assert_eq!(std::fs::read_to_string(told).unwrap(), wanted);
+
+    // As does an endpoint.
+    #[cfg(feature = "http")]
+    {
+        queue.push_one(request()).await.unwrap();
+        let headers = headers_of_a_post(&queue).await;
+        let context = collector.spans("process default")[3].span_context.clone();
+        let wanted = format!("00-{}-{}-01", context.trace_id(), context.span_id());
+        let sent = headers
+            .lines()
+            .find_map(|line| line.strip_prefix("traceparent: "));
+        assert_eq!(sent, Some(&*wanted), "{headers}");
+    }
+}
+
+/// What an endpoint is sent above the body of a batch, which it says is done.
+#[cfg(feature = "http")]
+async fn headers_of_a_post(queue: &Arc<dyn Queue>) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let endpoint = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut sent = Vec::new();
+        while !sent.ends_with(b"0\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut sent).await.unwrap(), 0, "it ended");
+        }
+        let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        String::from_utf8(sent).unwrap()
+    });
+    let handler = batchyard::HttpHandler::builder(&url).build().unwrap();
+    drain(queue, handler).await;
+    let sent = endpoint.await.unwrap();
+    sent.split_once("\r\n\r\n").unwrap().0.to_owned()
 }

@@ -73,11 +73,11 @@ scope! {
 }
 scope! {
     /// Of `dispatch`, and all there are.
-    AllArgs, ForAll, Store Backend Bounds Retention Batches Total Handler
+    AllArgs, ForAll, Store Backend Bounds Retention Batches Total Handler Service Talk
 }
 scope! {
     /// Of `run`, whose store is its own.
-    RunSettingArgs, ForRun, Backend Batches Handler
+    RunSettingArgs, ForRun, Backend Batches Handler Service
 }
 
 impl<S: Scope> Args for SettingArgs<S> {
@@ -90,7 +90,9 @@ impl<S: Scope> Args for SettingArgs<S> {
             .help("The configuration file [default: that in `BATCHYARD_CONFIG`, or batchyard.toml in the current folder if it is there]")
             .help_heading("Configuration");
         let settings = SETTINGS.iter().filter_map(|setting| {
-            let arg = S::GROUPS.contains(&setting.group).then(|| arg(setting))??;
+            // How it talks is for every verb, and above all of them.
+            let is_own = S::GROUPS.contains(&setting.group) && setting.group != Group::Talk;
+            let arg = is_own.then(|| arg(setting))??;
             Some(arg.help_heading(heading(setting.group)))
         });
         command.args(settings).arg(config)
@@ -131,6 +133,58 @@ impl<S: Scope> FromArgMatches for SettingArgs<S> {
     }
 }
 
+/// The flags that every verb has.
+#[derive(Clone, Debug)]
+pub(crate) struct TalkArgs;
+
+impl Args for TalkArgs {
+    fn augment_args(command: Command) -> Command {
+        let settings = SETTINGS
+            .iter()
+            .filter(|setting| setting.group == Group::Talk);
+        command.args(settings.filter_map(arg).map(|arg| arg.global(true)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for TalkArgs {
+    fn from_arg_matches(_: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, _: &ArgMatches) -> Result<(), clap::Error> {
+        Ok(())
+    }
+}
+
+/// What is said of how all verbs talk, by these flags, the environment, and the file that the verb is told to read.
+///
+/// # Errors
+/// If a variable says what is not possible. What is wrong with the file is for the verb to tell, if it needs it.
+pub(crate) fn talk(matches: &ArgMatches) -> Result<Settings, Failure> {
+    let mut verb = matches;
+    while let Some((_, inner)) = verb.subcommand() {
+        verb = inner;
+    }
+    let named = verb.try_get_one::<PathBuf>(CONFIG).ok().flatten();
+    let path = find(named.map(PathBuf::as_path)).ok().flatten();
+    let file = path.and_then(|path| {
+        let text = read_text(&path).ok()?;
+        Some(File::parse(&path, &text).0)
+    });
+    let said = SETTINGS.iter().filter_map(|setting| {
+        let value = verb.try_get_one::<Value>(setting.key).ok().flatten()?;
+        (setting.group == Group::Talk).then(|| (setting.key, value.clone()))
+    });
+    let variable = |name: &str| env::var_os(name);
+    let (settings, problems) = Settings::resolve(&[Group::Talk], &said.collect(), variable, file);
+    refuse(&problems)?;
+    Ok(settings)
+}
+
 /// A setting as an argument; `None` if it has no place on a command line.
 fn arg(setting: &'static Setting) -> Option<Arg> {
     let arg = Arg::new(setting.key);
@@ -147,6 +201,7 @@ fn arg(setting: &'static Setting) -> Option<Arg> {
     let name = match setting.key {
         "handler" => "KIND:WHERE",
         "backend" => "BACKEND",
+        "log_format" => "FORMAT",
         _ => kind.name(),
     };
     let arg = arg.long(setting.flag?).value_name(name).help(help(setting));
@@ -183,6 +238,8 @@ fn heading(group: Group) -> &'static str {
         Group::Bounds | Group::Retention => "Queues",
         Group::Batches | Group::Total => "Batches",
         Group::Handler => "Handler",
+        Group::Service => "Service",
+        Group::Talk => "Options",
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     exit::{Exit, Failure},
     handling::Handling,
     output::{self, print_json, say},
-    service::{Service, ServiceArgs},
+    service::Service,
     stop::Stop,
     store::OpenStore,
 };
@@ -57,8 +57,6 @@ pub(crate) struct DispatchArgs {
     json: bool,
     #[command(flatten)]
     settings: AllArgs,
-    #[command(flatten)]
-    service: ServiceArgs,
 }
 
 /// What they come to.
@@ -180,7 +178,7 @@ pub(super) async fn dispatch(args: DispatchArgs) -> Result<Exit, Failure> {
     let plan = args.plan()?;
     let mut stop = Stop::new()?;
     let options = plan.settings.queue_options();
-    let service = args.service.begin().await?;
+    let service = Service::begin(&plan.settings).await?;
     // It may have to wait for who has it open.
     let mut open = tokio::select! {
         open = args::open(&plan.settings, options, Owned::Here) => open?,

@@ -8,13 +8,11 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
+use batchyard::configuration::{Settings, Value};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
-
-use super::exit::{Exit, Failure};
 
 /// The bar on the terminal, if there is one just now.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -23,7 +21,7 @@ static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 pub(super) const LOG: &str = "warn,batchyard::command=info";
 
 /// What stderr is written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
     /// Lines for people
     Text,
@@ -32,17 +30,11 @@ pub(crate) enum LogFormat {
 }
 
 impl LogFormat {
-    /// As asked for, else as in `BATCHYARD_LOG_FORMAT`.
-    pub(super) fn chosen(asked: Option<Self>) -> Result<Self, Failure> {
-        let name = std::env::var_os("BATCHYARD_LOG_FORMAT").unwrap_or_default();
-        let name = name.to_string_lossy();
-        match asked {
-            Some(asked) => Ok(asked),
-            None if name.is_empty() => Ok(Self::Text),
-            None => Self::from_str(&name, false).map_err(|_| {
-                let text = format!("BATCHYARD_LOG_FORMAT is {name:?}; it may be text or json");
-                Failure::new(Exit::Usage, text)
-            }),
+    /// As the settings have it.
+    pub(super) fn of(settings: &Settings) -> Self {
+        match settings.found("log_format").map(|found| found.value) {
+            Some(Value::Text(name)) if name == "json" => Self::Json,
+            _ => Self::Text,
         }
     }
 }

@@ -31,7 +31,7 @@ use std::{
 
 use batchyard::{
     Batch, ControlAccess, ControlServer, Dispatcher, List, Policies, Queue, RequestId,
-    RunningDispatcher, State, Stats,
+    RunningDispatcher, State, Stats, configuration::Settings,
 };
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ use super::{
     exit::{Exit, Failure, no_folder},
     handling::Handling,
     output::{Progress, print_json, say},
-    service::{Service, ServiceArgs},
+    service::Service,
     stop::Stop,
     store::NewAs,
 };
@@ -100,8 +100,6 @@ pub(crate) struct RunArgs {
     store: Option<PathBuf>,
     #[command(flatten)]
     settings: RunSettingArgs,
-    #[command(flatten)]
-    service: ServiceArgs,
 }
 
 /// What they come to.
@@ -110,6 +108,7 @@ struct Plan {
     policies: Policies,
     handling: Handling,
     new_as: NewAs,
+    settings: Settings,
 }
 
 impl Plan {
@@ -119,6 +118,7 @@ impl Plan {
             policies: args::policies(&settings)?,
             handling: Handling::of(&settings)?,
             new_as: args::new_as(&settings),
+            settings,
             args,
         };
         plan.handling.check()?;
@@ -149,7 +149,7 @@ pub(super) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     if let Some(exit) = end_removal(&plan, &mut stop).await? {
         return Ok(exit);
     }
-    let service = args.service.begin().await?;
+    let service = Service::begin(&plan.settings).await?;
     let mut site = Site::open(&plan).await?;
     let mut run = site.take_up(&plan).await?;
     service.observe(&mut site.open);

@@ -12,9 +12,10 @@ mod systemd;
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use batchyard::{
-    DispatcherBuilder, DispatcherHandle, ErrorKind, Metrics, MetricsServer, Store, serve_metrics,
+    DispatcherBuilder, DispatcherHandle, ErrorKind, Metrics, MetricsServer, Store,
+    configuration::{Settings, Value},
+    serve_metrics,
 };
-use clap::Args;
 use tokio::{
     net::TcpListener,
     task::JoinHandle,
@@ -28,15 +29,6 @@ use super::{
     store::OpenStore,
 };
 
-/// Options of what serves for long.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Service")]
-pub(crate) struct ServiceArgs {
-    /// Serve metrics as Prometheus text at this address, under /metrics; a port alone is one of this machine, such as 9464
-    #[arg(long, value_name = "ADDR", value_parser = address)]
-    metrics: Option<SocketAddr>,
-}
-
 /// What watches over a program that serves for long.
 pub(crate) struct Service {
     metrics: Option<(Metrics, TcpListener)>,
@@ -44,15 +36,14 @@ pub(crate) struct Service {
     begun: Instant,
 }
 
-impl ServiceArgs {
+impl Service {
     /// Takes the address of the metrics, before anything is opened.
     ///
     /// # Errors
     /// If it can't be listened at.
-    pub(crate) async fn begin(&self) -> Result<Service, Failure> {
-        let metrics = match self.metrics {
-            None => None,
-            Some(address) => {
+    pub(crate) async fn begin(settings: &Settings) -> Result<Self, Failure> {
+        let metrics = match settings.found("metrics").map(|found| found.value) {
+            Some(Value::Address(address)) => {
                 let listener = TcpListener::bind(address).await;
                 let listener = listener.map_err(|error| unlistenable(address, &error))?;
                 if let Ok(address) = listener.local_addr() {
@@ -60,20 +51,19 @@ impl ServiceArgs {
                 }
                 Some((Metrics::new(), listener))
             }
+            _ => None,
         };
         let systemd = Systemd::of_environment().map(Arc::new);
         if let Some(systemd) = &systemd {
             systemd.tell("STATUS=opening the store");
         }
-        Ok(Service {
+        Ok(Self {
             metrics,
             systemd,
             begun: Instant::now(),
         })
     }
-}
 
-impl Service {
     /// The store was opened: what is done with it is counted from now on.
     pub(crate) fn observe(&self, open: &mut OpenStore) {
         if let Some((metrics, _)) = &self.metrics {
@@ -192,36 +182,5 @@ fn unlistenable(address: SocketAddr, error: &io::Error) -> Failure {
     Failure::new(exit, text)
 }
 
-/// An address with a port, or a port of this machine.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.parse::<u16>() {
-        return Ok(([127, 0, 0, 1], port).into());
-    }
-    text.parse().map_err(|_| {
-        "write an address with its port, such as 127.0.0.1:9464 or [::1]:9464, or a port alone"
-            .to_owned()
-    })
-}
-
 /// What is read to see whether anything can be: a bookmark that nobody stores.
 pub(super) const PROBE: &str = "batchyard:health";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_alone_is_one_of_this_machine() {
-        for (text, want) in [
-            ("9464", Some("127.0.0.1:9464")),
-            ("0.0.0.0:80", Some("0.0.0.0:80")),
-            ("[::1]:9464", Some("[::1]:9464")),
-            ("localhost", None),
-            ("70000", None),
-            (":9464", None),
-        ] {
-            let address = address(text).ok().map(|address| address.to_string());
-            assert_eq!(address.as_deref(), want, "{text}");
-        }
-    }
-}

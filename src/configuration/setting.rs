@@ -44,11 +44,15 @@ pub enum Group {
     Total,
     /// What works on them.
     Handler,
+    /// What a program that serves for long tells.
+    Service,
+    /// How all of them talk.
+    Talk,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Store,
         Self::Backend,
         Self::Bounds,
@@ -56,6 +60,8 @@ impl Group {
         Self::Batches,
         Self::Total,
         Self::Handler,
+        Self::Service,
+        Self::Talk,
     ];
 }
 
@@ -410,6 +416,28 @@ those of a command; any other 2xx means that all is done, without results",
         default: Default::None,
         help: "The command that is started for each batch, and its arguments",
         example: "[\"./send-emails\", \"--fast\"]",
+        per_queue: false,
+        sets: Sets::Itself,
+    },
+    Setting {
+        key: "metrics",
+        flag: Some("metrics"),
+        group: Group::Service,
+        kind: Kind::Address,
+        default: Default::None,
+        help: "Serve metrics as Prometheus text at this address, under /metrics; a port alone is one of this machine, such as 9464",
+        example: "\"127.0.0.1:9464\"",
+        per_queue: false,
+        sets: Sets::Itself,
+    },
+    Setting {
+        key: "log_format",
+        flag: Some("log-format"),
+        group: Group::Talk,
+        kind: Kind::Choice(&["text", "json"]),
+        default: Default::Is("text"),
+        help: "What the log and all other talk on stderr is written as: text, lines for people, or json, JSON Lines with the time",
+        example: "\"json\"",
         per_queue: false,
         sets: Sets::Itself,
     },

@@ -3,6 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fmt::{self, Write},
+    net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
     path::PathBuf,
     time::Duration,
@@ -27,6 +28,8 @@ pub enum Kind {
     Folder,
     /// A file.
     File,
+    /// An address with its port, or a port of this machine.
+    Address,
     /// Any text.
     Text,
     /// What may hold a password: it is not on command lines, and redacted where it is printed.
@@ -48,6 +51,8 @@ pub enum Value {
     Switch(bool),
     /// Of [`Kind::Folder`] and [`Kind::File`].
     Path(PathBuf),
+    /// Of [`Kind::Address`].
+    Address(SocketAddr),
     /// Of [`Kind::Choice`], [`Kind::Text`] and [`Kind::Secret`].
     Text(String),
     /// Of [`Kind::Words`].
@@ -81,6 +86,7 @@ impl Kind {
             Self::Choice(words) if !words.contains(&text) => {
                 Err(format!("it may be {}", words.join(" or ")))
             }
+            Self::Address => address(text).map(Value::Address),
             Self::Words => words(text),
             _ => Ok(Value::Text(text.to_owned())),
         }
@@ -93,7 +99,7 @@ impl Kind {
     pub(super) fn read(self, value: &DeValue<'_>) -> Result<Value, String> {
         match (self, value) {
             (Self::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
-            (Self::Count | Self::Size, DeValue::Integer(number)) => {
+            (Self::Count | Self::Size | Self::Address, DeValue::Integer(number)) => {
                 let number = number.to_string();
                 self.parse(number.as_ref())
                     .map_err(|right| format!("{number} is not possible: {right}"))
@@ -123,6 +129,7 @@ impl Kind {
             Self::Choice(_) => "NAME",
             Self::Folder => "DIR",
             Self::File => "FILE",
+            Self::Address => "ADDR",
             Self::Text | Self::Secret => "TEXT",
             Self::Words => "COMMAND",
         }
@@ -148,6 +155,7 @@ impl fmt::Display for Value {
             },
             Self::Switch(on) => write!(f, "{on}"),
             Self::Path(path) => f.write_str(&quoted(&path.to_string_lossy())),
+            Self::Address(address) => f.write_str(&quoted(&address.to_string())),
             Self::Text(text) => f.write_str(&quoted(text)),
             Self::Words(words) => {
                 let words: Vec<_> = Self::words(words).collect();
@@ -255,9 +263,38 @@ pub fn size(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(size.as_u64()).ok_or_else(|| "it must be above zero".into())
 }
 
+/// An address with its port, or a port alone, of this machine.
+///
+/// # Errors
+/// What would be right.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(([127, 0, 0, 1], port).into());
+    }
+    text.parse().map_err(|_| {
+        "write an address with its port, such as 127.0.0.1:9464 or [::1]:9464, or a port alone"
+            .to_owned()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_alone_is_one_of_this_machine() {
+        for (text, want) in [
+            ("9464", Some("127.0.0.1:9464")),
+            ("0.0.0.0:80", Some("0.0.0.0:80")),
+            ("[::1]:9464", Some("[::1]:9464")),
+            ("localhost", None),
+            ("70000", None),
+            (":9464", None),
+        ] {
+            let address = address(text).ok().map(|address| address.to_string());
+            assert_eq!(address.as_deref(), want, "{text}");
+        }
+    }
 
     #[test]
     fn durations_and_sizes_are_written_with_units_and_refused_with_an_example() {
