@@ -183,7 +183,7 @@ async fn headers_of_a_post(queue: &Arc<dyn Queue>) -> String {
     let endpoint = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut sent = Vec::new();
-        while !sent.ends_with(b"0\r\n\r\n") {
+        while !sent.ends_with(b"}\n") {
             assert_ne!(stream.read_buf(&mut sent).await.unwrap(), 0, "it ended");
         }
         let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
