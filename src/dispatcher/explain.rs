@@ -61,7 +61,11 @@ impl Explanation {
             }
             Standing::NotLooked => ("the queue is looked at right now".to_owned(), Some(now)),
             Standing::NoSlot => (
-                format!("all {} slots of the queue are in use; the next batch leaves when a handler is done", policy.max_in_flight),
+                format!(
+                    "all {} slots of the queue are in use; the next batch leaves when a handler is done{}",
+                    policy.max_in_flight,
+                    or_released(policy, &stats)
+                ),
                 None,
             ),
             Standing::NoTotalSlot => {
@@ -122,6 +126,21 @@ impl Explanation {
             details: Vec::new(),
         }
     }
+}
+
+/// What else may free a slot: an offered batch may be one that was released from a holder here that hangs.
+fn or_released(policy: &Policy, stats: &Stats) -> String {
+    if stats.offered == 0 {
+        return String::new();
+    }
+    format!(
+        ", or was released from its batch and hears of it at its next heartbeat, within {}: {} offered",
+        Span(policy.heartbeat_interval),
+        match stats.offered {
+            1 => "1 batch is".to_owned(),
+            many => format!("{many} batches are"),
+        }
+    )
 }
 
 fn reason(trigger: Trigger) -> &'static str {
@@ -252,6 +271,25 @@ mod tests {
              ready: 17 of 50000 requests, 4096 bytes\n  \
              oldest: 48s old, leaves when 2m old"
         );
+    }
+
+    #[test]
+    fn it_says_what_a_batch_waits_for_that_was_released_from_a_holder_that_hangs() {
+        let policy = Policy {
+            max_in_flight: std::num::NonZeroU32::MIN,
+            ..Policy::default()
+        };
+        let said = |offered| {
+            let stats = Stats {
+                offered,
+                ..Stats::default()
+            };
+            let queue = QueueName::default();
+            Explanation::new(queue, &policy, stats, Standing::NoSlot, NOON).summary
+        };
+        assert!(said(0).ends_with("when a handler is done"), "{}", said(0));
+        let released = "at its next heartbeat, within 15s: 1 batch is offered";
+        assert!(said(1).ends_with(released), "{}", said(1));
     }
 
     #[test]
