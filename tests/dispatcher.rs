@@ -644,7 +644,12 @@ async fn shutting_down_lets_handlers_finish_and_gives_the_others_back() {
     push(&*queue, 0..20).await;
     event(&mut events, claimed).await;
     let (stuck, ..) = event(&mut events, claimed).await;
-    let report = dispatcher.shut_down().await.unwrap();
+    dispatcher.begin_shut_down().await;
+    // Whoever asks meanwhile is told so, and not that it has stopped.
+    let explained = dispatcher.handle().explain(&queue.name()).await.unwrap();
+    assert_eq!(explained.summary, "the dispatcher is shutting down");
+    dispatcher.handle().turned().await.unwrap();
+    let report = dispatcher.stopped().await.unwrap();
     assert_eq!((report.ended, report.released), (1, 1));
     let stats = stats(&*queue).await;
     assert_eq!((stats.done, stats.offered), (10, 1));

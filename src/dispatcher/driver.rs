@@ -409,7 +409,11 @@ impl Driver {
                 () = &mut out_of_time, if !shutdown.is_cancelled() => shutdown.cancel(),
                 command = self.commands.recv(), if !handles_gone => match command {
                     Some(Command::ShutDown) => shutdown.cancel(),
-                    Some(_) => {}
+                    // Nothing leaves any more.
+                    Some(Command::Flush(_) | Command::Drain(_) | Command::Pause(_)) => {}
+                    Some(question) => {
+                        let _ = self.obey(question).await;
+                    }
                     None => handles_gone = true,
                 },
             }
