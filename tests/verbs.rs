@@ -289,6 +289,9 @@ fn push_says_how_far_it_was_when_nobody_reads_its_ids_any_more() {
     drop(stdout);
     let mut stdin = stdin.unwrap();
     stdin.write_all(b"2\n").unwrap();
+    while yard.stats()["ready"] != 2 {}
+    // Whether all is pushed shows only now.
+    stdin.write_all(b"3\n").unwrap();
     let (code, err) = ended(&mut child);
     assert_eq!(code, Some(1), "{err}");
     let why = "nobody reads stdout any more: 2 lines: 2 pushed, up to line 2; those behind it were not pushed";
@@ -1251,6 +1254,21 @@ fn results_are_followed_whoever_has_the_store_open() {
     assert_eq!((ran.code, &*ran.err), (Some(130), ""));
 }
 
+#[test]
+fn results_that_nobody_follows_any_more_end_without_another_line() {
+    let yard = Yard::new();
+    yard.ok("push --store STORE", b"1\n");
+    yard.settle();
+    let mut command = yard.command("results --follow --store STORE");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    let mut read = BufReader::new(child.stdout.take().unwrap());
+    read.read_line(&mut String::new()).unwrap();
+    drop(read);
+    let (code, err) = ended(&mut child);
+    assert_eq!((code, &*err), (Some(0), ""));
+}
+
 /// The pipe holds less than the first page, so the signal is there before the second one is read.
 #[test]
 fn results_that_are_followed_hear_a_signal_while_they_print_what_there_is() {
@@ -1692,4 +1710,8 @@ fn a_push_whose_ids_can_not_be_printed_says_up_to_which_line_it_pushed() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("3 pushed, up to line 3;"), "{said}");
     assert_eq!(yard.stats()["pushed"], 3);
+    // Who reads no ids lets all lines be pushed, if there are no more behind them.
+    let ran = unread(&mut yard.command("push --store STORE"), b"1\n2\n");
+    assert_eq!((ran.code, &*ran.err), (Some(0), ""));
+    assert_eq!(yard.stats()["pushed"], 5);
 }

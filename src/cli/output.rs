@@ -10,6 +10,7 @@ use std::{
 
 use batchyard::configuration::{Settings, Value};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
@@ -106,6 +107,14 @@ pub(crate) fn print(data: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(data)?;
     stdout.flush()
+}
+
+/// Whether stdout is a pipe that nobody will read from any more, which else shows only when more is printed.
+pub(crate) fn is_unread() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec::default();
+    poll(&mut watched, Some(&now)).is_ok() && watched[0].revents().contains(PollFlags::ERR)
 }
 
 /// Stderr, which never cuts through the progress bar.

@@ -27,7 +27,8 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "Lines that are refused are told on stderr with their numbers; the others are pushed, and the exit \
-code is 5. If stdout is closed before all ids are printed, what was pushed so far is told, and the exit code is 1.\n\n\
+code is 5. If stdout is closed and there are more lines, these are not pushed, what was pushed so far is told, and the exit code \
+is 1; if all lines were pushed, it is as if all ids were read.\n\n\
 Example: batchyard push --store ./store --queue emails --attribute tenant=7 emails.jsonl"
 )]
 pub(crate) struct PushArgs {
@@ -109,13 +110,24 @@ async fn push_all(
         }
         let answers = push_group(args, queue, &group).await?;
         sums.add(&group, &answers);
-        print_answers(args, &answers).map_err(|error| {
+        if let Err(error) = print_answers(args, &answers) {
+            // Whoever read the ids may have enough of them: only if there is more to push, it is not.
+            let more = match error.kind() {
+                io::ErrorKind::BrokenPipe => tokio::select! {
+                    more = has_lines(&mut chunks) => more,
+                    exit = stop.asked() => return Ok(exit),
+                },
+                _ => true,
+            };
+            if !more {
+                break;
+            }
             let so_far = format!(
                 "{sums}, up to line {}; those behind it were not pushed",
                 group.last_line
             );
-            Failure::unprinted(error, so_far)
-        })?;
+            return Err(Failure::unprinted(error, so_far));
+        }
     }
     match reading.await {
         Ok(read) => read?,
@@ -131,6 +143,17 @@ async fn push_all(
         0 => Exit::Ok,
         _ => Exit::Partial,
     })
+}
+
+/// Whether another line comes.
+async fn has_lines(chunks: &mut mpsc::Receiver<Chunk>) -> bool {
+    while let Some(chunk) = chunks.recv().await {
+        // The last chunk of all may have no line.
+        if chunk.last_line > 0 {
+            return true;
+        }
+    }
+    false
 }
 
 /// What became of lines.

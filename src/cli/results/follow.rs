@@ -9,6 +9,7 @@ use tokio::{sync::watch, time::sleep};
 use super::Printer;
 use crate::cli::{
     exit::{Exit, Failure},
+    output,
     stop::Stop,
     store::OpenStore,
 };
@@ -49,10 +50,13 @@ async fn watch(
                 ended = printer.print_queue(&*one.queue) => ended?,
             }
         }
+        if output::is_unread() {
+            return Ok(Exit::Ok);
+        }
         tokio::select! {
             exit = stop.asked() => return Ok(exit),
             () = changed(&mut watched) => sleep(PAUSE).await,
-            // For queues that are new, and for those that tell of no changes.
+            // For queues that are new, for those that tell of no changes, and for a reader that is gone.
             () = sleep(LOOK) => {}
         }
     }
