@@ -16,7 +16,12 @@ mod file;
 mod setting;
 mod value;
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt::{self, Write},
+    path::PathBuf,
+};
 
 pub use self::{
     file::{File, Of, Section},
@@ -349,9 +354,24 @@ impl fmt::Display for Problem {
             }
         }
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", OneLine(&self.key))?;
         }
-        f.write_str(&self.text)
+        write!(f, "{}", OneLine(&self.text))
+    }
+}
+
+/// Text of whoever wrote a file, which ends no line and moves nothing on a terminal.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|letter| {
+            if letter.is_control() {
+                write!(f, "{}", letter.escape_default())
+            } else {
+                f.write_char(letter)
+            }
+        })
     }
 }
 
@@ -421,6 +441,15 @@ const ALIKE: f64 = 0.85;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_one_line_whatever_was_written() {
+        let (_, problems) = File::parse("a.toml".as_ref(), "\"a\\nb\\u001b[2J\" = 1\n");
+        assert!(problems[0].key.contains('\n'), "{problems:?}");
+        let told = problems[0].to_string();
+        assert!(!told.contains(char::is_control), "{told:?}");
+        assert!(told.starts_with("a.toml:1: a\\nb\\u{1b}[2J: "), "{told}");
+    }
 
     #[test]
     fn no_password_is_left_in_a_url() {

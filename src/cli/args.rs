@@ -515,7 +515,7 @@ impl<S: Scope> SettingArgs<S> {
             }
             _ => Err(Failure::new(
                 Exit::Usage,
-                "this is about a store in a folder: give --store DIR; what a server lost it tells itself",
+                "this verb is about a store in a folder, and none is named: give --store DIR; a server looks after what it holds by itself",
             )),
         }
     }

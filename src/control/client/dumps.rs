@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
-use super::{Connection, ControlQueue, Owner, held};
+use super::{Connection, ControlQueue, Owner, OwnerGone, held};
 use crate::{
     clock::Timestamp,
     control::wire::{self, Call, Verb},
@@ -75,7 +75,13 @@ impl Moment for ControlMoment {
         let mut connection = connection.ok_or_else(|| {
             Error::unavailable("this dump was cut off in the middle of a page; begin another one")
         })?;
-        let page = self.owner.ask(&mut connection, &call).await?;
+        let page = self.owner.ask(&mut connection, &call).await;
+        let page = page.map_err(|error| match OwnerGone::of(&error) {
+            Some(_) => Error::unavailable(
+                "the process that has the store open is gone, and this dump with it: what came of it is not whole; begin another one",
+            ),
+            None => error,
+        })?;
         *held(&self.connection) = Some(connection);
         page.ok_or_else(|| {
             Error::unavailable(
