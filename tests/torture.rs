@@ -188,7 +188,7 @@ fn the_verdict_is_one_line() {
 #[cfg(unix)]
 fn begin(dir: &Path, line: &str) -> (Child, BufReader<ChildStderr>) {
     use std::os::unix::process::CommandExt as _;
-    let mut command = torture(dir, line);
+    let mut command = hearing_hang_ups(&torture(dir, line));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.process_group(0).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap());
@@ -196,6 +196,27 @@ fn begin(dir: &Path, line: &str) -> (Child, BufReader<ChildStderr>) {
     said.read_line(&mut line).unwrap();
     assert!(line.starts_with("seed "), "{line}");
     (child, said)
+}
+
+/// The same, even if these tests were started with SIGHUP ignored: it leaves that so.
+#[cfg(unix)]
+fn hearing_hang_ups(command: &Command) -> Command {
+    let mut hearing = Command::new("env");
+    hearing.stdin(Stdio::null());
+    if cfg!(target_os = "linux") {
+        hearing.arg("--default-signal=HUP");
+    }
+    hearing.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => hearing.env(name, value),
+            None => hearing.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        hearing.current_dir(folder);
+    }
+    hearing
 }
 
 /// Waits for its end: its exit code, what it printed, and what it said.

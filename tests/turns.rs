@@ -143,9 +143,14 @@ impl Running {
         assert!(killed.unwrap().success());
     }
 
-    /// Waits for its end: the exit code, and what it still prints.
+    /// Waits for its end, of which the end of its input may be the reason: the exit code, and what it still prints.
     fn end(mut self) -> (Option<i32>, String, String) {
         drop(self.stdin.take());
+        self.ended()
+    }
+
+    /// Waits for its end, which something else is the reason for.
+    fn ended(mut self) -> (Option<i32>, String, String) {
         let (mut out, mut err) = (String::new(), String::new());
         self.stdout.read_to_string(&mut out).unwrap();
         self.stderr.read_to_string(&mut err).unwrap();
@@ -175,7 +180,7 @@ fn a_verb_that_waits_lets_all_others_in() {
             fs::write(yard.path("dump"), &dump).unwrap();
             yard.ok("import dump", b"");
             waiting.kill("INT");
-            assert_eq!(waiting.end().0, Some(130), "{line}");
+            assert_eq!(waiting.ended().0, Some(130), "{line}");
         }
     }
 }

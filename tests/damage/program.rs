@@ -293,7 +293,9 @@ async fn a_signal_removes_the_copy() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let scratch = tempfile::tempdir().unwrap();
         let is_empty = || fs::read_dir(scratch.path()).unwrap().next().is_none();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_batchyard"))
+        // A program that is started with SIGHUP ignored leaves it so.
+        let mut child = Command::new("env")
+            .args(["--default-signal=HUP", env!("CARGO_BIN_EXE_batchyard")])
             .args(["verify", "--store"])
             .arg(&store)
             .arg("--scratch")
