@@ -12,32 +12,41 @@ use tracing::{Span, field::Empty, info_span};
 use crate::request::{Attributes, RequestId, TRACEPARENT, TRACESTATE};
 use crate::{batch::Lease, request::QueueName};
 
+/// A span of this operation on a queue, with these fields beside those that all have.
+macro_rules! span {
+    ($($parent:ident: $of:expr,)? $operation:literal, $kind:literal, $queue:expr, $($fields:tt)*) => {
+        info_span!(
+            $($parent: $of,)?
+            $operation,
+            otel.name = %format_args!(concat!($operation, " {}"), $queue),
+            otel.kind = $kind,
+            messaging.system = SYSTEM,
+            messaging.operation.name = $operation,
+            "messaging.operation.type" = $operation,
+            messaging.destination.name = %$queue,
+            $($fields)*
+        )
+    };
+}
+
 /// Requests are pushed.
 pub(crate) fn send(queue: &QueueName, requests: usize) -> Span {
-    info_span!(
+    span!(
         "send",
-        otel.name = %format_args!("send {queue}"),
-        otel.kind = "producer",
-        messaging.system = SYSTEM,
-        messaging.operation.name = "send",
-        "messaging.operation.type" = "send",
-        messaging.destination.name = %queue,
-        messaging.batch.message_count = requests,
+        "producer",
+        queue,
+        messaging.batch.message_count = requests
     )
 }
 
 /// A batch is claimed; how many requests it has is recorded with [`received`].
 pub(crate) fn receive(queue: &QueueName) -> Span {
-    info_span!(
+    span!(
         "receive",
-        otel.name = %format_args!("receive {queue}"),
-        otel.kind = "client",
-        messaging.system = SYSTEM,
-        messaging.operation.name = "receive",
-        "messaging.operation.type" = "receive",
-        messaging.destination.name = %queue,
+        "client",
+        queue,
         messaging.batch.message_count = Empty,
-        batchyard.batch.id = Empty,
+        batchyard.batch.id = Empty
     )
 }
 
@@ -52,14 +61,10 @@ pub(crate) fn received(span: &Span, lease: Option<&Lease>) {
 
 /// A handler works on a batch.
 pub(crate) fn process(queue: &QueueName, lease: &Lease) -> Span {
-    info_span!(
+    span!(
         "process",
-        otel.name = %format_args!("process {queue}"),
-        otel.kind = "consumer",
-        messaging.system = SYSTEM,
-        messaging.operation.name = "process",
-        "messaging.operation.type" = "process",
-        messaging.destination.name = %queue,
+        "consumer",
+        queue,
         messaging.batch.message_count = lease.requests,
         batchyard.batch.id = %lease.batch,
         batchyard.attempt = lease.attempt,
@@ -68,15 +73,11 @@ pub(crate) fn process(queue: &QueueName, lease: &Lease) -> Span {
 
 /// A batch is given its end, or given back.
 pub(crate) fn settle(queue: &QueueName, lease: &Lease, parent: Option<&Span>) -> Span {
-    info_span!(
+    span!(
         parent: parent.and_then(Span::id),
         "settle",
-        otel.name = %format_args!("settle {queue}"),
-        otel.kind = "client",
-        messaging.system = SYSTEM,
-        messaging.operation.name = "settle",
-        "messaging.operation.type" = "settle",
-        messaging.destination.name = %queue,
+        "client",
+        queue,
         messaging.batch.message_count = lease.requests,
         batchyard.batch.id = %lease.batch,
     )
