@@ -4,6 +4,7 @@
 //!   main ─▶ Cli (clap) ─▶ verb ─▶ Exit | Failure ─▶ exit code
 //!                          │
 //!                          ├ args    the settings as flags, and what the environment and a file say of them
+//!                          ├ among   the options of verbs that are about single things in queues
 //!                          ├ store   from where a store is to an open one
 //!                          ├ handling from the settings to a handler
 //!                          ├ stop    SIGINT, SIGTERM and SIGHUP
@@ -19,6 +20,7 @@
 //! ```
 //! A new verb is one file here and one arm of [`Verb`].
 
+mod among;
 mod args;
 mod batches;
 mod bench;

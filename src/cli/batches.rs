@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
-    args::StoreArgs,
+    among::Among,
     entries,
     exit::{Exit, Failure},
     look,
@@ -40,14 +40,8 @@ next; or deferred until the time that is shown. done, retry and reject are how m
 Example: batchyard batches ls --store ./store --json | jq -r 'select(.state == \"held\") | .id'"
 )]
 pub(crate) struct LsArgs {
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
-    /// Print a line of JSON for each
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// Options of `batches show`.
@@ -60,14 +54,8 @@ pub(crate) struct ShowArgs {
     /// The id of the batch
     #[arg(value_parser = batch_id)]
     id: BatchId,
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
-    /// Print it as a line of JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// Options of `batches release`.
@@ -86,17 +74,11 @@ pub(crate) struct ReleaseArgs {
     /// All batches that are held or deferred
     #[arg(long, conflicts_with = "ids")]
     all: bool,
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
     /// Change nothing, and print what would be released
     #[arg(long)]
     dry_run: bool,
-    /// Print each id as JSON, with its queue
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// A batch as it is printed; its checkpoint and context follow, if it is alone.
@@ -133,10 +115,10 @@ struct Released<'a> {
 
 /// Does it.
 pub(super) async fn batches(verb: BatchesVerb) -> Result<Exit, Failure> {
-    let store = match &verb {
-        BatchesVerb::Ls(LsArgs { store, .. })
-        | BatchesVerb::Show(ShowArgs { store, .. })
-        | BatchesVerb::Release(ReleaseArgs { store, .. }) => store,
+    let among = match &verb {
+        BatchesVerb::Ls(LsArgs { among, .. })
+        | BatchesVerb::Show(ShowArgs { among, .. })
+        | BatchesVerb::Release(ReleaseArgs { among, .. }) => among,
     };
     if let BatchesVerb::Release(args) = &verb
         && args.ids.is_empty()
@@ -145,7 +127,7 @@ pub(super) async fn batches(verb: BatchesVerb) -> Result<Exit, Failure> {
         let text = "which batches? name their ids, as batches ls lists them, or give --all";
         return Err(Failure::new(Exit::Usage, text));
     }
-    let open = store.existing().await?;
+    let open = among.store.existing().await?;
     let result = match &verb {
         BatchesVerb::Ls(args) => list(args, &open).await,
         BatchesVerb::Show(args) => show(args, &open).await,
@@ -156,11 +138,11 @@ pub(super) async fn batches(verb: BatchesVerb) -> Result<Exit, Failure> {
 
 async fn list(args: &LsArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let mut table = Table::new(&HEADINGS, 5);
-    for queue in open.existing(args.queue.as_ref()).await? {
+    for queue in open.existing(args.among.queue.as_ref()).await? {
         let (name, mut after) = (queue.name(), None);
         while let Some(page) = next_page(&*queue, &mut after).await? {
             for entry in &page {
-                if args.json {
+                if args.among.json {
                     print_json(&line(&name, entry))?;
                 } else {
                     table.row(cells(&name, entry));
@@ -168,19 +150,19 @@ async fn list(args: &LsArgs, open: &OpenStore) -> Result<Exit, Failure> {
             }
         }
     }
-    if !args.json {
+    if !args.among.json {
         print(table.text().as_bytes())?;
     }
     Ok(Exit::Ok)
 }
 
 async fn show(args: &ShowArgs, open: &OpenStore) -> Result<Exit, Failure> {
-    let queues = open.existing(args.queue.as_ref()).await?;
+    let queues = open.existing(args.among.queue.as_ref()).await?;
     let Some((queue, entry)) = find(&queues, args.id).await? else {
         return Err(Failure::new(Exit::NotFound, unknown(args.id)));
     };
     let mut text = Vec::new();
-    if args.json {
+    if args.among.json {
         write_line(&queue.name(), &entry, &mut text)?;
     } else {
         describe(&queue.name(), &entry, queue.now(), &mut text);
@@ -190,28 +172,20 @@ async fn show(args: &ShowArgs, open: &OpenStore) -> Result<Exit, Failure> {
 }
 
 async fn release(args: &ReleaseArgs, open: &OpenStore) -> Result<Exit, Failure> {
-    let queues = open.existing(args.queue.as_ref()).await?;
+    let queues = open.existing(args.among.queue.as_ref()).await?;
     let (mut released, mut not) = (0, 0);
     if args.all {
         for queue in &queues {
             let mut after = None;
             while let Some(page) = next_page(&**queue, &mut after).await? {
-                let waiting = page
-                    .iter()
-                    .filter(|entry| entry.state != BatchState::Offered);
-                let ids: Vec<BatchId> = waiting.map(|entry| entry.id).collect();
-                released += args.apply(&**queue, &ids).await?.len() as u64;
+                released += args.apply(&**queue, &page).await?.len() as u64;
             }
         }
     } else {
         let picked = Picked::find(&args.ids, async |id| find(&queues, id).await, unknown).await?;
         not = picked.missing;
         for (queue, entries) in picked.found.values() {
-            let waiting = entries
-                .iter()
-                .filter(|entry| entry.state != BatchState::Offered);
-            let ids: Vec<BatchId> = waiting.map(|entry| entry.id).collect();
-            let changed = args.apply(&***queue, &ids).await?;
+            let changed = args.apply(&***queue, entries).await?;
             for entry in entries.iter().filter(|entry| !changed.contains(&entry.id)) {
                 say(&format!("{} is offered already", entry.id));
                 not += 1;
@@ -229,16 +203,24 @@ async fn release(args: &ReleaseArgs, open: &OpenStore) -> Result<Exit, Failure> 
 }
 
 impl ReleaseArgs {
-    /// Releases these batches of a queue, in one step, and prints them; those that were.
-    async fn apply(&self, queue: &dyn Queue, ids: &[BatchId]) -> Result<Vec<BatchId>, Failure> {
+    /// Releases those of these batches of a queue that are not offered already, in one step, and prints them; those that were.
+    async fn apply(
+        &self,
+        queue: &dyn Queue,
+        entries: &[BatchEntry],
+    ) -> Result<Vec<BatchId>, Failure> {
+        let waiting = entries
+            .iter()
+            .filter(|entry| entry.state != BatchState::Offered);
+        let ids: Vec<BatchId> = waiting.map(|entry| entry.id).collect();
         let released = if self.dry_run {
-            ids.to_owned()
+            ids
         } else {
             let admin = look::administration(queue)?;
-            admin.release(queue.now(), ids).await?
+            admin.release(queue.now(), &ids).await?
         };
         for id in &released {
-            if self.json {
+            if self.among.json {
                 let queue = &queue.name();
                 print_json(&Released { id: *id, queue })?;
             } else {

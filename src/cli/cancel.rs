@@ -5,7 +5,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    args::StoreArgs,
+    among::Among,
     exit::{Exit, Failure},
     look,
     output::{print, print_json},
@@ -26,17 +26,11 @@ pub(crate) struct CancelArgs {
     /// The ids of the requests, as push printed them
     #[arg(value_name = "ID", value_parser = look::id, required = true)]
     ids: Vec<RequestId>,
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
     /// Change nothing, and print what would become of each
     #[arg(long)]
     dry_run: bool,
-    /// Print a line of JSON for each
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// What became of one.
@@ -50,13 +44,13 @@ struct Line<'a> {
 
 /// Cancels them.
 pub(super) async fn cancel(args: CancelArgs) -> Result<Exit, Failure> {
-    let open = args.store.existing().await?;
+    let open = args.among.store.existing().await?;
     let result = cancel_all(&args, &open).await;
     open.close(result).await
 }
 
 async fn cancel_all(args: &CancelArgs, open: &OpenStore) -> Result<Exit, Failure> {
-    let queues = open.existing(args.queue.as_ref()).await?;
+    let queues = open.existing(args.among.queue.as_ref()).await?;
     let find = async |id| look::find(&queues, id, |_| true).await;
     let picked = Picked::find(&args.ids, find, show::unknown).await?;
     let (mut cancelled, mut not) = (0, picked.missing);
@@ -97,7 +91,7 @@ impl CancelArgs {
             Cancelled::No => ("no", "no"),
         };
         let (id, state) = (entry.id, entry.state);
-        if self.json {
+        if self.among.json {
             print_json(&Line {
                 id,
                 queue,

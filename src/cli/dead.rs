@@ -17,7 +17,7 @@ use self::{
     pace::{Pace, Rate},
 };
 use super::{
-    args::StoreArgs,
+    among::Among,
     entries,
     exit::{Exit, Failure},
     look,
@@ -53,16 +53,10 @@ pub(crate) enum DeadVerb {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: batchyard dead ls --store ./store --reason exhausted")]
 pub(crate) struct LsArgs {
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Print a line of JSON for each, as export does
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// Options of `dead show`.
@@ -72,14 +66,8 @@ pub(crate) struct ShowArgs {
     /// The id of the dead letter
     #[arg(value_parser = look::id)]
     id: RequestId,
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
-    /// Print it as a line of JSON, as export does
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// Options of `dead redrive`.
@@ -103,17 +91,11 @@ pub(crate) struct PickArgs {
     all: bool,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Only this queue [default: all queues]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
     /// Change nothing, and print what would be changed
     #[arg(long)]
     dry_run: bool,
-    /// Print each id as JSON, with its queue
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    among: Among,
 }
 
 /// What happens to dead letters that were picked.
@@ -132,14 +114,14 @@ struct Changed<'a> {
 
 /// Does it.
 pub(super) async fn dead(verb: DeadVerb) -> Result<Exit, Failure> {
-    let store = match &verb {
-        DeadVerb::Ls(LsArgs { store, .. })
-        | DeadVerb::Show(ShowArgs { store, .. })
+    let among = match &verb {
+        DeadVerb::Ls(LsArgs { among, .. })
+        | DeadVerb::Show(ShowArgs { among, .. })
         | DeadVerb::Redrive(RedriveArgs {
-            pick: PickArgs { store, .. },
+            pick: PickArgs { among, .. },
             ..
         })
-        | DeadVerb::Purge(PickArgs { store, .. }) => store,
+        | DeadVerb::Purge(PickArgs { among, .. }) => among,
     };
     if let DeadVerb::Redrive(RedriveArgs { pick: args, .. }) | DeadVerb::Purge(args) = &verb
         && args.ids.is_empty()
@@ -148,7 +130,7 @@ pub(super) async fn dead(verb: DeadVerb) -> Result<Exit, Failure> {
         let text = "which dead letters? name their ids, as dead ls lists them, or give --all";
         return Err(Failure::new(Exit::Usage, text));
     }
-    let open = store.existing().await?;
+    let open = among.store.existing().await?;
     let result = match &verb {
         DeadVerb::Ls(args) => list(args, &open).await,
         DeadVerb::Show(args) => show(args, &open).await,
@@ -162,13 +144,13 @@ pub(super) async fn dead(verb: DeadVerb) -> Result<Exit, Failure> {
 
 async fn list(args: &LsArgs, open: &OpenStore) -> Result<Exit, Failure> {
     let mut table = Table::new(&["id", "queue", "reason", "since", "error", "attempts"], 5);
-    for queue in open.existing(args.queue.as_ref()).await? {
+    for queue in open.existing(args.among.queue.as_ref()).await? {
         let (name, mut list) = (queue.name(), List::new(State::Dead));
         while let Some(page) = look::next_page(&*queue, &mut list).await? {
             let mut lines = Vec::new();
             let now = queue.now();
             for entry in page.iter().filter(|entry| args.filter.fits(entry, now)) {
-                if args.json {
+                if args.among.json {
                     entries::write_line(&name, entry, &mut lines)?;
                 } else {
                     table.row(cells(&name, entry));
@@ -177,7 +159,7 @@ async fn list(args: &LsArgs, open: &OpenStore) -> Result<Exit, Failure> {
             print(&lines)?;
         }
     }
-    if !args.json {
+    if !args.among.json {
         print(table.text().as_bytes())?;
     }
     Ok(Exit::Ok)
@@ -201,11 +183,11 @@ fn shown_reason(entry: &Entry) -> String {
 }
 
 async fn show(args: &ShowArgs, open: &OpenStore) -> Result<Exit, Failure> {
-    let queues = open.existing(args.queue.as_ref()).await?;
+    let queues = open.existing(args.among.queue.as_ref()).await?;
     let Some((queue, entry)) = look::find(&queues, args.id, is_dead).await? else {
         return Err(Failure::new(Exit::NotFound, unknown(args.id)));
     };
-    look::print_whole(&**queue, entry, args.json).await?;
+    look::print_whole(&**queue, entry, args.among.json).await?;
     Ok(Exit::Ok)
 }
 
@@ -219,7 +201,7 @@ async fn change(
     rate: Option<Rate>,
     open: &OpenStore,
 ) -> Result<Exit, Failure> {
-    let queues = open.existing(args.queue.as_ref()).await?;
+    let queues = open.existing(args.among.queue.as_ref()).await?;
     let mut work = Work {
         args,
         change,
@@ -348,7 +330,7 @@ impl PickArgs {
     fn print(&self, queue: &QueueName, ids: &[RequestId]) -> io::Result<()> {
         let mut text = Vec::new();
         for id in ids {
-            if self.json {
+            if self.among.json {
                 serde_json::to_writer(&mut text, &Changed { id: *id, queue })?;
                 text.push(b'\n');
             } else {

@@ -264,10 +264,7 @@ pub fn size(text: &str) -> Result<NonZeroU64, String> {
 }
 
 /// An address with its port, or a port alone, of this machine.
-///
-/// # Errors
-/// What would be right.
-pub fn address(text: &str) -> Result<SocketAddr, String> {
+fn address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok(([127, 0, 0, 1], port).into());
     }
