@@ -1,9 +1,9 @@
 //! What a setting can be, and how that is written: on the command line, in the environment, in a file.
 
+use core::net::SocketAddr;
 use std::{
     ffi::{OsStr, OsString},
     fmt::{self, Write},
-    net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
     path::PathBuf,
     time::Duration,

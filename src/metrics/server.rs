@@ -73,12 +73,12 @@ async fn accept(listener: TcpListener, metrics: Metrics) {
 /// Who is served, in the order in which they came.
 #[derive(Default)]
 struct Clients {
-    tasks: JoinSet<()>,
+    serving: JoinSet<()>,
     served: VecDeque<Client>,
 }
 
 struct Client {
-    task: AbortHandle,
+    serving: AbortHandle,
     /// Its page is being made: it waits for us, not we for it.
     waits: Arc<AtomicBool>,
 }
@@ -86,23 +86,23 @@ struct Client {
 impl Clients {
     /// Serves one more, in place of another if there are too many.
     fn let_in(&mut self, stream: TcpStream, metrics: Metrics) {
-        while self.tasks.try_join_next().is_some() {}
-        self.served.retain(|client| !client.task.is_finished());
+        while self.serving.try_join_next().is_some() {}
+        self.served.retain(|client| !client.serving.is_finished());
         if self.served.len() >= CONNECTIONS {
             let silent = |client: &Client| !client.waits.load(Ordering::Relaxed);
             let first = self.served.iter().position(silent).unwrap_or_default();
             if let Some(client) = self.served.remove(first) {
-                client.task.abort();
+                client.serving.abort();
             }
         }
         let waits = Arc::new(AtomicBool::new(false));
         let is_waiting = Arc::clone(&waits);
-        let task = self.tasks.spawn(async move {
+        let serving = self.serving.spawn(async move {
             if let Err(error) = serve(stream, &metrics, &is_waiting).await {
                 tracing::debug!(%error, "a client of the metrics was left");
             }
         });
-        self.served.push_back(Client { task, waits });
+        self.served.push_back(Client { serving, waits });
     }
 }
 
