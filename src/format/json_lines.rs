@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     batch::{Member, Outcome},
+    format::fields::{write_flat, write_string},
     request::RequestId,
 };
 
@@ -51,20 +52,11 @@ impl<'a> PayloadField<'a> {
         match self {
             Self::Json(json) => {
                 line.extend_from_slice(format!("\"{name}\":").as_bytes());
-                // A string can't hold a raw line break, so those of valid JSON are white space.
-                let flat = |byte| {
-                    if matches!(byte, b'\n' | b'\r') {
-                        b' '
-                    } else {
-                        byte
-                    }
-                };
-                line.extend(json.bytes().map(flat));
+                write_flat(json, line);
             }
             Self::Text(text) => {
                 line.extend_from_slice(format!("\"{name}_text\":").as_bytes());
-                let quoted = serde_json::Value::from(text).to_string();
-                line.extend_from_slice(quoted.as_bytes());
+                write_string(text, line);
             }
             Self::Bytes(bytes) => {
                 line.extend_from_slice(format!("\"{name}_base64\":\"").as_bytes());

@@ -3,17 +3,13 @@
 //! The template in force when a batch is formed is stored with it as its context, so that one batch
 //! id never carries two bodies, whatever the configuration is at a redelivery.
 
-use std::fmt;
-
 use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
-    ser::SerializeMap,
-};
-use serde_json::value::RawValue;
+use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    format::fields::Fields,
+};
 
 /// What a payload is, and what is merged under it. The default changes nothing.
 ///
@@ -62,23 +58,21 @@ impl Template {
     /// [`Invalid`](crate::ErrorKind::Invalid): not a JSON object, a field named twice, more than 60 KiB,
     /// or `request_kwargs` with full requests, which would be ignored.
     pub fn new(requests_type: RequestsType, request_kwargs: &str) -> Result<Self> {
-        let kwargs: Fields = match request_kwargs.trim() {
+        let kwargs = match request_kwargs.trim() {
             "" => Fields::default(),
             json => serde_json::from_str(json).map_err(|error| {
                 Error::invalid(format!("request_kwargs is not a JSON object: {error}"))
             })?,
         };
-        if requests_type == RequestsType::Full && !kwargs.0.is_empty() {
+        if requests_type == RequestsType::Full && !kwargs.is_empty() {
             return Err(Error::invalid(
                 "request_kwargs have no effect on full requests; leave them out or use partial ones",
             ));
         }
-        for (index, (name, _)) in kwargs.0.iter().enumerate() {
-            if kwargs.has_before(name, index) {
-                return Err(Error::invalid(format!(
-                    "request_kwargs names {name:?} twice"
-                )));
-            }
+        if let Some(name) = kwargs.named_twice() {
+            return Err(Error::invalid(format!(
+                "request_kwargs names {name:?} twice"
+            )));
         }
         let template = Self {
             requests_type,
@@ -100,19 +94,20 @@ impl Template {
     /// # Errors
     /// Why the payload can't be merged: it is not a JSON object.
     pub fn apply(&self, payload: Bytes) -> Result<Bytes, String> {
-        if self.kwargs.0.is_empty() {
+        if self.kwargs.is_empty() {
             return Ok(payload);
         }
         let own: Fields = serde_json::from_slice(&payload).map_err(|error| {
             format!("request_kwargs can only be merged under a JSON object, and the payload is none: {error}")
         })?;
-        let mut merged = self.kwargs.clone();
-        merged
-            .0
-            .retain(|(name, _)| !own.0.iter().any(|(own, _)| own == name));
-        merged.0.extend(own.0);
+        let merged = self.merge(own);
         let json = serde_json::to_vec(&merged).map_err(|error| error.to_string())?;
         Ok(json.into())
+    }
+
+    /// `request_kwargs` under fields, which win.
+    pub(crate) fn merge(&self, own: Fields) -> Fields {
+        own.over(&self.kwargs)
     }
 
     /// The template as the context of a batch; empty for the default one.
@@ -155,64 +150,6 @@ impl Template {
 struct Stored {
     requests_type: RequestsType,
     request_kwargs: Fields,
-}
-
-/// The fields of a JSON object in their order, duplicates included, each value exactly as written.
-#[derive(Clone, Debug, Default)]
-struct Fields(Vec<(String, Box<RawValue>)>);
-
-impl Fields {
-    fn has_before(&self, name: &str, index: usize) -> bool {
-        self.0
-            .iter()
-            .take(index)
-            .any(|(earlier, _)| earlier == name)
-    }
-}
-
-impl PartialEq for Fields {
-    fn eq(&self, other: &Self) -> bool {
-        let view = |fields: &Self| -> Vec<(String, String)> {
-            let pair =
-                |(name, value): &(String, Box<RawValue>)| (name.clone(), value.get().to_owned());
-            fields.0.iter().map(pair).collect()
-        };
-        view(self) == view(other)
-    }
-}
-
-impl Eq for Fields {}
-
-impl Serialize for Fields {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in &self.0 {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor;
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Fields(fields))
-            }
-        }
-        deserializer.deserialize_map(FieldsVisitor)
-    }
 }
 
 /// Under the 64 KiB that a backend takes as context.
