@@ -15,6 +15,9 @@ pub mod operations {}
 #[doc = include_str!("_documentation/configuration.md")]
 pub mod configuration {}
 
+#[doc = include_str!("_documentation/remote_batches.md")]
+pub mod remote_batches {}
+
 #[doc = include_str!("_documentation/safety.md")]
 pub mod safety {}
 

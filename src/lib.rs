@@ -8,8 +8,9 @@
 //!   (`HttpHandler`).
 //! - [`Batch`] is what a handler works with: members, outcomes, a checkpoint, and an id that stays the
 //!   same at every redelivery.
+//! - [`remote`] is how requests to the batch APIs of OpenAI, Anthropic and others are written, and their answers read.
 //! - The guides are in [`documentation`]: [how it works](documentation::how_it_works),
-//!   [durability](documentation::durability), [your own queue](documentation::your_own_queue),
+//!   [remote batches](documentation::remote_batches), [durability](documentation::durability), [your own queue](documentation::your_own_queue),
 //!   [coming from LangBatch](documentation::coming_from_langbatch), [metrics](documentation::metrics),
 //!   [tracing](documentation::tracing), [upgrades](documentation::upgrades), [design](documentation::design).
 
@@ -37,6 +38,7 @@ mod handler;
 mod metrics;
 mod policy;
 mod queue;
+pub mod remote;
 mod request;
 mod retry;
 mod stats;

@@ -7,7 +7,7 @@ use std::{ffi::OsString, fs, path::Path};
 /// The layers of the design; a module belongs to the longest prefix of its path.
 const ROWS: [&str; 7] = [
     "error request batch stats clock fault sync trace",
-    "policy retry format",
+    "policy retry format remote",
     "queue handler",
     "queue/memory queue/sled queue/journal queue/redis",
     "dispatcher handler/command handler/http provider",
@@ -38,15 +38,15 @@ std/time/SystemTime | clock torture/forgetful | take `now` as an argument
 tokio | clock sync queue handler dispatcher provider metrics control server bench torture cli main testing fuzzing | it is pure: move this
 std/fs | fault queue handler provider metrics control server bench torture cli main testing | it is pure: move this
 std/net | handler provider server cli testing | it is pure: move this";
-/// A word | what, in its line or path, makes it legal (the runtime has tasks) | what to say instead.
-const WORDS: &str = "job | | request or batch
-jobs | | requests or batches
+/// A word | what, in its line or path, makes it legal (the runtime has tasks, and providers have messages) | what to say instead.
+const WORDS: &str = "job | remote | request or batch
+jobs | remote | requests or batches
 task | tokio async spawn task:: dispatcher | request or batch
 tasks | tokio async spawn dispatcher | requests or batches
-messages | error ` | requests
+messages | error ` remote | requests
 nack | | release or defer
-processed | | handled or settled
-processing | | handling
+processed | remote | handled or settled
+processing | remote | handling
 exactly once | not never | at least once, under the same id";
 
 /// The text of a file, or of each file below a folder.
