@@ -11,6 +11,7 @@
 //! | `answers` | what a command prints | each request has the first answer to it, or its lack is told |
 //! | `json_lines` | answers, payloads, `request_kwargs` | nothing is lost on the way |
 //! | `redis_replies` | replies of a Redis server | a value or an error |
+//! | `remote` | payloads for batch APIs, and what those answer | each member is written or told; each line is one, and says the same when it is read again |
 //! | `configuration` | names, times, policies, configuration and FORMAT files | what is accepted is written and read as the same |
 //!
 //! The same functions run over the stored corpora in `tests/fuzz_corpora.rs`, on the stable compiler: so this is a
@@ -23,6 +24,7 @@ mod json_lines;
 mod lives;
 mod recovery;
 mod redis_replies;
+mod remote;
 
 use std::future::Future;
 
@@ -30,7 +32,7 @@ use tokio::runtime::Runtime;
 
 pub use self::{
     answers::answers, configuration::configuration, dumps::dumps, json_lines::json_lines,
-    lives::lives, recovery::journal_recovery, redis_replies::redis_replies,
+    lives::lives, recovery::journal_recovery, redis_replies::redis_replies, remote::remote,
 };
 use crate::queue::journal;
 
@@ -38,7 +40,7 @@ use crate::queue::journal;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, as in `fuzz/fuzz_targets` and `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("answers", answers),
     ("configuration", configuration),
     ("dumps", dumps),
@@ -48,6 +50,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("json_lines", json_lines),
     ("lives", lives),
     ("redis_replies", redis_replies),
+    ("remote", remote),
     ("sled_entries", sled_entries),
 ];
 

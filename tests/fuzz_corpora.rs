@@ -38,6 +38,7 @@ targets! {
     json_lines, "G9", "all";
     lives, "G1 G2 G3 G4 G5", "journal";
     redis_replies, "G8", "redis";
+    remote, "G9", "all";
     sled_entries, "G8", "sled";
 }
 
