@@ -8,6 +8,7 @@
 //! and a sync is never tried again.
 
 mod count;
+mod left;
 mod moments;
 
 use std::{
@@ -192,26 +193,6 @@ impl Db {
         };
         queues.insert(id, newest.clone());
         newest
-    }
-
-    /// Drops the windows of which a crash left the note only.
-    pub(super) fn drop_noted(&self) -> Result<()> {
-        for window in held(&self.dropped).iter() {
-            self.guard("a write", || self.windows.drop_tree(*window))?;
-        }
-        Ok(())
-    }
-
-    /// Drops the windows that were made for what was then cut off: nothing is in them, and they would hide what comes to lie
-    /// behind their beginning.
-    pub(super) fn drop_windows_after(&self, queue: u32, position: u64) -> Result<()> {
-        for window in self.windows.all().into_keys() {
-            if window.0 == queue && window.1 > position {
-                self.windows.end(window);
-                self.guard("a write", || self.windows.drop_window(window))?;
-            }
-        }
-        Ok(())
     }
 
     /// Fails if something failed before.
