@@ -18,6 +18,7 @@ mod full;
 mod grown;
 mod life;
 mod long;
+mod neighbours;
 mod planted;
 mod program;
 mod reads;

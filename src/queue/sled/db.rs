@@ -77,7 +77,7 @@ impl Db {
         (synced, redo): (Synced, Redo),
     ) -> Result<Self> {
         let sled = Arc::new(sled);
-        let sentinel = Sentinel::start(&sled, config)?;
+        let sentinel = Sentinel::start(&sled, &config)?;
         let mut db = Self {
             trees: Vec::new(),
             windows: Windows::new((*sled).clone()),

@@ -325,7 +325,7 @@ impl Saved {
         let config = recovery::config(&folder, CACHE_BYTES);
         let sled = guarded(|| config.open())?;
         let sled = Arc::new(sled);
-        let sentinel = Some(Sentinel::start(&sled, config)?);
+        let sentinel = Some(Sentinel::start(&sled, &config)?);
         Ok(Self {
             sled: Some(sled),
             folder,
