@@ -113,6 +113,9 @@ sled.database_folder | the folder of a new database is made
 sled.snapshot | what sled recovers from is made durable, before it opens its database
 sled.snapshot_kept | a copy of sled's snapshot was made and synced
 sled.snapshot_made | sled has made a snapshot of the end of its log, whose name was not synced
+sled.slack | a file is left as it is while it is not much larger than what lies in it
+sled.trim | the end of sled's file, where nothing lies, is cut off
+sled.trimmed | it was cut off, and the file was not synced
 sled.opened | sled has opened its database
 sled.proved | the database is the one that belongs here
 sled.unmark | the mark of a clean close is removed
@@ -138,6 +141,8 @@ sled.finish | a batch is ended
 sled.flush | sled writes what it has in memory
 sled.sync | what sled wrote is synced
 sled.make_way | what is unsynced is synced, before much more is written
+sled.move | sled moves some pages out of segments that are nearly empty
+sled.moved | it has moved some, and not synced them
 sled.sync_folder | the files and folders of a store that was just opened are synced
 sled.write_anew | what a failed sync has left in memory only is written anew
 sled.synced | a group was synced, nobody was answered

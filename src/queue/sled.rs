@@ -17,6 +17,7 @@
 //! | `clean` | the note of a clean close |
 //! | `copy` | copying a database that is not to be changed |
 //! | `synced` | the note of what is durable |
+//! | `usage` | what of the file is in use: giving the rest back |
 //! | `handle` | the callers' end of the writer |
 //! | `writer` | the one thread that changes anything, and its groups |
 //! | `apply` | each verb as a step: what it decides, what it writes |
@@ -87,6 +88,7 @@ mod sentinel;
 mod state;
 mod synced;
 mod transfer;
+mod usage;
 mod verify;
 mod write;
 mod writer;
@@ -145,6 +147,7 @@ pub struct SledOptions {
     cache_bytes: u64,
     open_timeout: Duration,
     offer_held: bool,
+    moves_pages: bool,
 }
 
 impl Default for SledOptions {
@@ -155,6 +158,7 @@ impl Default for SledOptions {
             cache_bytes: 32 << 20,
             open_timeout: Duration::from_mins(10),
             offer_held: true,
+            moves_pages: true,
         }
     }
 }
@@ -218,6 +222,9 @@ impl SledOptions {
             Ok(mut opened) => {
                 if self.offer_held {
                     opened.queues.values_mut().for_each(QueueState::offer_held);
+                }
+                if !self.moves_pages {
+                    opened.db.move_nothing();
                 }
                 let (writer, handle) = Writer::new(opened, self.queues, self.low_space_mark);
                 // Nobody waits any more: the handle is dropped, and the writer ends at once.
@@ -347,7 +354,9 @@ impl Compact for SledStore {
 
     async fn open_at(path: &Path) -> Result<Self> {
         let kept = QueueOptions::default().retention(Duration::MAX);
-        Self::options().queues(kept).open(path).await
+        let mut options = Self::options().queues(kept);
+        options.moves_pages = false;
+        options.open(path).await
     }
 
     async fn locks(&self) -> Result<Vec<File>> {

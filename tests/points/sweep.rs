@@ -165,12 +165,15 @@ pub(crate) fn show(backend: &str, kills: usize, caught: &[&str]) {
     proof("G1 G2 G3 G4 G5", backend, format!("{kills} kills"), caught);
 }
 
-/// Points that only come after a torn write or a pause, or in the program: killed at in tests of their own.
-const ELSEWHERE: [&str; 6] = [
+/// Points that only come after a torn write or a pause, in a large file, or in the program: killed at in tests of their own.
+const ELSEWHERE: [&str; 9] = [
     "journal.set_aside",
     "journal.cut",
     "journal.idle",
     "redis.taken_in",
     "sled.save",
+    "sled.trim",
+    "sled.trimmed",
+    "sled.moved",
     "sled.write_anew",
 ];

@@ -142,13 +142,18 @@ async fn cut_large(disk: &Disk, steps: impl IntoIterator<Item = Step>, short: u6
     cuts
 }
 
-fn step(short: u64, long: u64) -> usize {
+pub(crate) fn step(short: u64, long: u64) -> usize {
     usize::try_from(stride(short, long)).unwrap()
 }
 
 /// Now that the power is gone, tears what was not synced in some ways, and opens what is left each time; how often, or
 /// none if it was not gone.
-async fn tear(disk: &Disk, cut: (Rules, u64), life: &Life, answered: usize) -> Option<u64> {
+pub(crate) async fn tear(
+    disk: &Disk,
+    cut: (Rules, u64),
+    life: &Life,
+    answered: usize,
+) -> Option<u64> {
     let what = disk.forgetful.cut_was_at()?;
     let dark = disk.forgetful.keep();
     let ways = cycles(3, 12);
@@ -227,12 +232,12 @@ async fn try_grow(disk: &Disk) -> Option<(Kept, Life)> {
     None
 }
 
-async fn open(disk: &Disk) -> Opened {
+pub(crate) async fn open(disk: &Disk) -> Opened {
     let path = disk.store();
     in_time("opening", Backend::Sled.open(&path)).await.unwrap()
 }
 
-async fn settle_all(queue: &dyn Queue, now: Timestamp) {
+pub(crate) async fn settle_all(queue: &dyn Queue, now: Timestamp) {
     let then = Then::Finish {
         rest: Outcome::done(),
         retries: Retries {

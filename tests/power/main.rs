@@ -18,6 +18,7 @@ mod full;
 mod grown;
 mod life;
 mod long;
+mod moved;
 mod neighbours;
 mod planted;
 mod program;

@@ -9,6 +9,7 @@ mod moments;
 mod refusals;
 mod repair;
 mod restoring;
+mod sparse;
 mod support;
 mod syncs;
 mod windows;

@@ -8,6 +8,8 @@ use batchyard::{
     transfer::{DumpFrom, Moment, Record},
 };
 
+#[cfg(feature = "faults")]
+use crate::support::with_failpoints;
 use crate::support::{self, NOW};
 
 async fn open(path: &Path) -> (SledStore, SledQueue) {
@@ -178,20 +180,6 @@ fn what_a_moment_says_is_what_was_there_whatever_comes_and_goes() {
         assert!(stats.adds_up(), "{stats:?}");
         store.close().await.expect("closes");
     });
-}
-
-/// This very test in a process of its own; whether it passed, and what it said.
-#[cfg(feature = "faults")]
-fn with_failpoints(test: &str, points: &str, store: &Path) -> (std::process::ExitStatus, String) {
-    let program = std::env::current_exe().expect("this program");
-    let output = std::process::Command::new(program)
-        .args(["--exact", test, "--nocapture", "--include-ignored"])
-        .env("FAILPOINTS", points)
-        .env("STORE", store)
-        .output()
-        .expect("it is started");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status, String::from_utf8_lossy(&said).into_owned())
 }
 
 #[cfg(feature = "faults")]

@@ -47,3 +47,21 @@ pub(crate) fn snapshot(path: &Path) -> BTreeMap<String, Vec<u8>> {
     }
     files
 }
+
+/// A test in a process of its own; whether it passed, and what it said.
+#[cfg(feature = "faults")]
+pub(crate) fn with_failpoints(
+    test: &str,
+    points: &str,
+    store: &Path,
+) -> (std::process::ExitStatus, String) {
+    let program = std::env::current_exe().expect("this program");
+    let output = std::process::Command::new(program)
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .env("FAILPOINTS", points)
+        .env("STORE", store)
+        .output()
+        .expect("it is started");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status, String::from_utf8_lossy(&said).into_owned())
+}

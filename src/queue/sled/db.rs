@@ -10,6 +10,7 @@
 mod count;
 mod left;
 mod moments;
+mod moving;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ use std::{
 
 use sled::IVec;
 
+use self::moving::Moving;
 use super::{
     keys::{self, Tree},
     moment::Past,
@@ -62,6 +64,7 @@ pub(super) struct Db {
     syncs: AtomicU64,
     /// What was given to sled since the last sync.
     unsynced: AtomicUsize,
+    moving: Mutex<Moving>,
     synced: Synced,
     redo: Redo,
     /// Looks after `sled`.
@@ -91,6 +94,7 @@ impl Db {
             poison: Arc::default(),
             syncs: AtomicU64::new(0),
             unsynced: AtomicUsize::new(0),
+            moving: Mutex::default(),
             synced,
             redo,
             _sentinel: sentinel,
@@ -532,31 +536,12 @@ impl Db {
         Ok(())
     }
 
-    /// Syncs first if too much would be unsynced with so many bytes more.
-    ///
-    /// sled takes for granted that what it wrote before its last two segments is on the disk: it looks for the end of its
-    /// log there only, and writes over a segment when what has replaced it lies further back. With less than a segment
-    /// unsynced that is so. Else a disk that keeps some of it leaves a gap that sled does not see, or keeps what was written
-    /// over a segment and loses what had replaced it.
-    fn make_way(&self, bytes: usize) -> Result<()> {
-        let unsynced = self.unsynced.load(Ordering::Acquire);
-        let is_too_much = unsynced > 0 && unsynced + bytes > MAX_UNSYNCED_BYTES;
-        if is_too_much && self.guard("a sync", || Ok(step("sled.make_way")?))? {
-            self.sync()?;
-        }
-        self.unsynced.fetch_add(bytes, Ordering::AcqRel);
-        Ok(())
-    }
-
     /// How many commits that were durable are not there.
     pub(super) fn lost_commits(&self) -> u64 {
         let synced = self.synced.found.unwrap_or(0);
         synced.saturating_sub(self.commits())
     }
 }
-
-/// sled was seen to write up to five times as much, and a segment is eight times as large.
-const MAX_UNSYNCED_BYTES: usize = 1 << 20;
 
 /// By chunk: the rows that are left of it.
 type Left = BTreeMap<u64, Vec<(u64, IVec)>>;

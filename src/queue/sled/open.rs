@@ -34,6 +34,7 @@ use super::{
     recovery::{self, SEGMENT_BYTES, refuse_blobs},
     state::{Live, QueueState},
     synced::{SYNCED, Synced},
+    usage,
     write::Write,
 };
 pub(super) use crate::queue::lock::unusable;
@@ -352,11 +353,15 @@ pub(super) fn open_database(
         Synced::open(path, !format.made).map_err(io)?,
         Redo::of(path),
     );
-    if format.made {
+    let moves = if format.made {
         recovery::advance(&folder)?;
-    }
+        usage::trim(&folder, &file).map_err(io)?
+    } else {
+        (0, 0)
+    };
     let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, notes)?;
     point("sled.opened");
+    let (db, ()) = or_let_go(db, |db| db.plan_moves(moves))?;
     let proved = or_let_go(db, |db| prove(db, path, format, pulse))?;
     point("sled.proved");
     Ok(proved.0)

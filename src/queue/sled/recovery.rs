@@ -113,7 +113,7 @@ pub(super) fn is_snapshot(name: &OsStr) -> bool {
 }
 
 /// sled's snapshots: their names and paths.
-fn snapshots(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+pub(super) fn snapshots(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     files(folder, SNAPSHOT)
 }
 

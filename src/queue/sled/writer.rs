@@ -106,14 +106,14 @@ impl Writer {
 
     /// Runs until the store is closed or the last handle is gone.
     pub(super) fn run(mut self) {
-        let mut unsettled = self
-            .core
-            .read_gate()
-            .queues
-            .values()
-            .any(|queue| !queue.ending.is_empty());
+        let moves = self.core.read_gate().db.as_ref().map_or(0, Db::moves);
+        if moves > 0 {
+            let path = self.core.path.display();
+            tracing::info!(%path, moves, "the file of the store is nearly empty in parts: pages are moved");
+        }
+        let mut has_more = true;
         let reply = loop {
-            let first = if unsettled {
+            let first = if has_more {
                 match self.commands.try_recv() {
                     Err(mpsc::error::TryRecvError::Disconnected) => break None,
                     first => first.ok(),
@@ -128,7 +128,8 @@ impl Writer {
             if close.is_some() {
                 break close;
             }
-            unsettled = self.settle_slice();
+            has_more = self.settle_slice();
+            has_more |= self.move_some();
         };
         self.finish(reply);
     }
@@ -332,6 +333,26 @@ impl Writer {
             self.let_readers_go(synced);
         }
         more
+    }
+
+    /// Moves some pages, so that the file gets smaller; whether there are more to be moved.
+    fn move_some(&mut self) -> bool {
+        let core = self.core.clone();
+        let gate = core.read_gate();
+        let Some(db) = gate.db.as_ref().filter(|db| db.has_moves()) else {
+            return false;
+        };
+        // What moves needs room before it makes some.
+        if low_space(&core.path, core.low_space_mark.saturating_mul(2)).is_some() {
+            return false;
+        }
+        let moved = db.move_some();
+        let has_more = db.has_moves();
+        drop(gate);
+        if moved.is_err() {
+            self.publish(&BTreeSet::new());
+        }
+        moved.is_ok() && has_more
     }
 
     /// Brings all queues to `now`, and keeps what they hold for whoever reads it.
