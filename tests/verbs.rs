@@ -1282,8 +1282,9 @@ fn results_that_are_followed_hear_a_signal_while_they_print_what_there_is() {
     follow.kill("INT");
     let ran = follow.end();
     assert_eq!((ran.code, &*ran.err), (Some(130), ""));
-    // The rest of the page that was being printed.
-    assert_eq!(ran.out.lines().count(), 999);
+    // The rest of the page that was being printed, and at most one that was being read.
+    let lines = 1 + ran.out.lines().count();
+    assert!(lines == 1000 || lines == 2000, "{lines}");
 }
 
 #[test]

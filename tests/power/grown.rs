@@ -68,7 +68,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
     let Some(disk) = Disk::new() else { return };
     planted::begin();
     let steps = [
-        Step::Push(vec![New::Ready(900); 12_000]),
+        Step::Push(vec![New::Ready(900); 6_000]),
         Step::Claim(10_000),
         Step::Update(0, vec![], Ending::Finish(Fate::Reject)),
         Step::RedriveAll,
@@ -76,8 +76,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
         Step::Update(0, vec![], Ending::Finish(Fate::Reject)),
         Step::PurgeAll,
     ];
-    let mut cuts = cut_large(&disk, steps, 60).await;
-    println!("{cuts} redrive, purge");
+    let mut cuts = cut_large(&disk, steps, 170).await;
     let both = (0..3_500).map(|n| {
         if n % 50 == 0 {
             New::Mortal(900)
@@ -91,8 +90,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
         Step::Wait(Duration::from_secs(6)),
         Step::CancelSome(2),
     ];
-    cuts += cut_large(&disk, steps, 29).await;
-    println!("{cuts} with cancel");
+    cuts += cut_large(&disk, steps, 97).await;
     let steps = [
         Step::Push(vec![New::Ready(400_000); 100]),
         Step::Claim(10_000),
@@ -102,7 +100,7 @@ async fn a_grown_sled_store_survives_a_torn_loss_at_the_changes_of_large_calls()
         Step::Update(0, vec![], Ending::Finish(Fate::Reject)),
         Step::PurgeAll,
     ];
-    cuts += cut_large(&disk, steps, 43).await;
+    cuts += cut_large(&disk, steps, 97).await;
     let done = format!("{cuts} power cuts during large calls on a grown store");
     proof("G1 G8", "sled", done, &[]);
 }
