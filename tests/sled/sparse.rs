@@ -13,6 +13,7 @@ use crate::support::{self, NOW};
 const MOST_MEBIBYTES: u64 = 160;
 const ROUNDS: u32 = 36;
 /// Without moves the file grows by about eight mebibytes a round.
+#[cfg(feature = "faults")]
 const FEW_ROUNDS: u32 = 24;
 /// The end of the file has to be empty before it can be cut off.
 #[cfg(feature = "faults")]
