@@ -20,7 +20,7 @@ use crate::{
 /// are unknown, or in a state that the verb does not apply to, are passed over and not counted.
 ///
 /// A cancel, redrive or purge that a crash cuts off before it is answered may be done for some of its requests, each of them as a
-/// whole, if they are more than a few hundred. Make the call again: those that are through are passed over.
+/// whole, if they are many or large. Make the call again: those that are through are passed over.
 #[async_trait]
 pub trait Administration: Send + Sync {
     /// Where a request is and what is known of it, without its payload; `None` if it was never

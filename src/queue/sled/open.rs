@@ -361,10 +361,10 @@ pub(super) fn open_database(
     };
     let db = Db::new(open_sled(&folder, cache_bytes)?, file, lock, notes)?;
     point("sled.opened");
-    let (db, ()) = or_let_go(db, |db| db.plan_moves(moves))?;
-    let proved = or_let_go(db, |db| prove(db, path, format, pulse))?;
+    let (db, ()) = or_let_go(db, |db| prove(db, path, format, pulse))?;
     point("sled.proved");
-    Ok(proved.0)
+    let planned = or_let_go(db, |db| db.plan_moves(moves))?;
+    Ok(planned.0)
 }
 
 /// A made store holds its uuid and as many entries as it wrote; a new one gets its uuid.

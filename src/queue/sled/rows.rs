@@ -172,6 +172,19 @@ impl Windows {
         self.lock().trees.clone()
     }
 
+    /// The windows of a queue that begin after a position.
+    pub(super) fn after(&self, queue: u32, position: u64) -> Vec<(u32, u64)> {
+        let after = (
+            Bound::Excluded((queue, position)),
+            Bound::Included((queue, u64::MAX)),
+        );
+        self.lock()
+            .trees
+            .range(after)
+            .map(|(window, _)| *window)
+            .collect()
+    }
+
     /// The tree for a queue's next chunk, which begins behind all others and has so many bytes.
     pub(super) fn tail(
         &self,

@@ -59,13 +59,10 @@ impl Ledger {
                 Verb::Claim => claims += 1,
                 Verb::Push { .. } | Verb::Update(_) => {}
                 Verb::Redrive(ids) => self.redriven(&ids),
-                Verb::Purge(ids) if ids.iter().all(gone) => self.purged(&ids),
-                Verb::Purge(ids) => {
-                    if ids.iter().any(gone) {
-                        let gone: Vec<_> = ids.iter().filter(|id| gone(id)).collect();
-                        let what = format!("of a purge of {ids:?} a part was done: {gone:?}");
-                        self.damaged(Kind::Lost, what);
-                    }
+                // It may be done for some of them.
+                Verb::Purge(mut ids) => {
+                    ids.retain(gone);
+                    self.purged(&ids);
                 }
                 Verb::Cancel(ids) => {
                     for id in ids {

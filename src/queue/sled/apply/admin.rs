@@ -29,9 +29,12 @@ impl Step<'_> {
     ) -> Result<Vec<Cancelled>> {
         self.advance(now)?;
         self.settle_all()?;
-        let mut cancelled = Vec::with_capacity(ids.len());
-        for id in ids {
-            cancelled.push(self.cancel_one(id.as_u64())?);
+        // In the order in which most of them lie, so that few chunks are written anew more than once.
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by_key(|index| ids[*index]);
+        let mut cancelled = vec![Cancelled::No; ids.len()];
+        for index in order {
+            cancelled[index] = self.cancel_one(ids[index].as_u64())?;
             if self.write.is_large() {
                 self.commit()?;
             }

@@ -19,11 +19,9 @@ impl Db {
         queue: u32,
         position: u64,
     ) -> Result<()> {
-        for window in self.windows.all().into_keys() {
-            if window.0 == queue && window.1 > position {
-                self.windows.end(window);
-                self.guard("a write", || self.windows.drop_window(window))?;
-            }
+        for window in self.windows.after(queue, position) {
+            self.windows.end(window);
+            self.guard("a write", || self.windows.drop_window(window))?;
         }
         Ok(())
     }

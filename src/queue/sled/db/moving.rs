@@ -53,7 +53,7 @@ impl Moving {
 
     /// Notes that some moves were made, and what sled wrote for them.
     fn made(&mut self, moves: u64, written: usize) {
-        self.left -= moves;
+        self.left = self.left.saturating_sub(moves);
         if self
             .idle_bytes
             .is_some_and(|idle| written <= idle + MORE_BYTES)
@@ -124,23 +124,22 @@ impl Db {
     /// Moves some pages, more of them after large writes.
     ///
     /// What is moved is the same before and after, and sled writes over the old place only once the new one is far behind
-    /// in its log. So it is synced once there is much of it, as all that sled writes is ([`make_way`](Db::make_way)).
+    /// in its log. Few moves may be most of a segment, so they are all that is unsynced then ([`make_way`](Db::make_way)).
     pub(in crate::queue::sled) fn move_some(&self) -> Result<()> {
         let given = std::mem::take(&mut held(&self.moving).given);
-        for _ in 0..=given / GIVEN_BYTES {
+        for _ in 0..=(given / GIVEN_BYTES).min(MOST_ROUNDS) {
             let moves = held(&self.moving).left.min(MOVES);
             if moves == 0 {
                 break;
             }
             self.write_all()?;
+            if self.unsynced.load(Ordering::Acquire) > MAX_UNSYNCED_BYTES / 8 {
+                self.sync()?;
+            }
             let written = self.change(moves)?;
             point("sled.moved");
             held(&self.moving).made(moves, written);
-            if self.unsynced.load(Ordering::Acquire) > MAX_UNSYNCED_BYTES {
-                self.sync()?;
-            }
-        }
-        if held(&self.moving).left == 0 {
+            // How much was written is known of what sled did not write meanwhile.
             self.sync()?;
         }
         Ok(())
@@ -178,6 +177,8 @@ const CHANGES: u64 = 10;
 const CHANGED: &[u8] = b"moved";
 /// So much may be written for each time that some are moved.
 const GIVEN_BYTES: u64 = 32 << 10;
+/// How often some are moved at most, and once more, while callers wait.
+const MOST_ROUNDS: u64 = 7;
 /// How many moves are made for a file that has grown.
 const GROWN_MOVES: u64 = 2_048;
 /// How often nothing is moved before no more is tried.
@@ -235,7 +236,7 @@ mod tests {
             moving.made(MOVES, if made % 20 == 0 { 720 } else { 700 });
         }
         assert_eq!(made, GROWN_MOVES / MOVES);
-        moving.look(10 * SEGMENT);
+        moving.look(11 * SEGMENT);
         moving.idle_bytes = None;
         (0..MAX_IN_VAIN).for_each(|_| moving.made(MOVES, 700));
         assert!(
