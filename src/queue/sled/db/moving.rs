@@ -178,7 +178,7 @@ const CHANGED: &[u8] = b"moved";
 /// So much may be written for each time that some are moved.
 const GIVEN_BYTES: u64 = 32 << 10;
 /// How often some are moved at most, and once more, while callers wait.
-const MOST_ROUNDS: u64 = 7;
+const MOST_ROUNDS: u64 = 31;
 /// How many moves are made for a file that has grown.
 const GROWN_MOVES: u64 = 2_048;
 /// How often nothing is moved before no more is tried.
