@@ -353,8 +353,8 @@ pub(super) fn open_database(
         Synced::open(path, !format.made).map_err(io)?,
         Redo::of(path),
     );
-    let moves = if format.made {
-        recovery::advance(&folder)?;
+    // What an older snapshot says is not to be relied on.
+    let moves = if format.made && recovery::advance(&folder)? {
         usage::trim(&folder, &file).map_err(io)?
     } else {
         (0, 0)

@@ -44,11 +44,11 @@ pub(super) fn open_sled(folder: &Path, cache_bytes: u64) -> Result<(sled::Db, sl
     }
 }
 
-/// Has sled write the snapshot of the end of its log, and makes that durable, before anything is built on it.
-pub(super) fn advance(folder: &Path) -> Result<()> {
+/// Has sled write the snapshot of the end of its log, and makes that durable, before anything is built on it; whether it did.
+pub(super) fn advance(folder: &Path) -> Result<bool> {
     let io = |error| unusable(folder, "can't be written", error);
     if !step("sled.snapshot").map_err(io)? {
-        return Ok(());
+        return Ok(false);
     }
     tidy(folder).and_then(|()| keep(folder)).map_err(io)?;
     point("sled.snapshot_kept");
@@ -59,7 +59,8 @@ pub(super) fn advance(folder: &Path) -> Result<()> {
         failed => return Err(refusal(folder, failed)),
     }
     point("sled.snapshot_made");
-    sync(folder).and_then(|()| tidy(folder)).map_err(io)
+    sync(folder).and_then(|()| tidy(folder)).map_err(io)?;
+    Ok(true)
 }
 
 /// Removes what an opening left that was cut off, and brings a lost snapshot back.
