@@ -26,7 +26,7 @@ use super::{
 #[command(
     after_help = "It is well if the store is open, its recovery is done, every queue can be read, and the dispatcher is at work: its loop \
 answers, and what is due is claimed. That a queue is paused, its handler down, all slots taken or the dispatcher shutting down is told, and is well. Exit 0 if it is, 3 if \
-no dispatcher or run serves the store, 7 if who does can't be asked or does not answer in time, 8 if it is damaged, 1 else. For a store on a \
+no dispatcher or run serves the store, 7 if who does can't be asked or does not answer in time, 8 if it was found damaged when it was opened, 1 else. For a store on a \
 server: if that can be reached and read.\n\nExample: batchyard health --store ./store --json"
 )]
 pub(crate) struct HealthArgs {
